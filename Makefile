@@ -1,0 +1,41 @@
+# Every target works as the first command in a fresh clone: it makes .venv and installs what is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-full lint format bench
+
+help:  ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Make .venv with the tested versions of everything
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -c "import torch, torchvision; torchvision.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)"
+	touch $@
+
+demo: install  ## Train a first stage on embedded data (minutes on two cores) and show what it reached
+	$(BIN)/python -m ldm_lightning.train experiment=vq_f4 name=demo
+
+test: install  ## Run the tests that take minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-full: install  ## Run every test this machine can run
+	$(BIN)/python -m pytest -n 2
+
+lint: install  ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## Time our update against others' (needs benchmarks/)
+	$(BIN)/python -m benchmarks

@@ -1,0 +1,1 @@
+"""Train latent diffusion models from the first convolution on."""
