@@ -1,0 +1,174 @@
+"""Checkpoint files: written whole or not at all, and read without running anything they carry."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm_lightning.utils.files import atomic_writer
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or does not fit; the message says why and what to do."""
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        OSError: If it could not be written, usually because the disk is full. What ``path`` held
+            before is still there, unharmed.
+    """
+    try:
+        with atomic_writer(path) as file:
+            torch.save(dict(checkpoint), file)
+    except (OSError, RuntimeError) as err:
+        # torch reports a full disk as a RuntimeError about file positions.
+        kept = "The previous checkpoint there is still valid." if path.exists() else ""
+        raise OSError(
+            f"The checkpoint {path} could not be written ({err}). Most often the disk is full or a "
+            "quota "
+            f"is reached: free some space, then continue with resume=auto. {kept}".rstrip()
+        ) from err
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; only tensors and plain values, never code.
+
+    torch does not notice flipped bits inside a tensor, so the checksums that the file carries are
+    compared first.
+
+    Raises:
+        CheckpointError: If the file is missing, is damaged, or carries pickled code (nothing is
+        run).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint={path} does not exist or is not a file.")
+    damaged = f"checkpoint={path} is damaged or is no checkpoint"
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if (member := archive.testzip()) is not None:
+                    raise CheckpointError(f"{damaged}: the checksum of {member} is wrong.")
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as err:
+        if names := _unsafe_names(path):
+            raise CheckpointError(
+                f"checkpoint={path} carries pickled code ({', '.join(names)}) and is refused; "
+                "nothing in it was run. A checkpoint must hold tensors and plain values only."
+            ) from err
+        raise CheckpointError(f"{damaged}: its contents cannot be decoded.") from err
+    except PermissionError as err:
+        raise CheckpointError(f"checkpoint={path} may not be read: permission denied.") from err
+    except Exception as err:  # torch raises many types on bytes that are no checkpoint
+        raise CheckpointError(
+            f"{damaged}: {type(err).__name__} while reading it. It may have been cut off while it "
+            "was copied; take last.ckpt or best.ckpt, whichever of them is intact."
+        ) from err
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f"checkpoint={path} holds a {type(checkpoint).__name__}; expected a dictionary."
+        )
+    return checkpoint
+
+
+def _unsafe_names(path: Path) -> list[str]:
+    """Names of what a file wants to call when loaded; empty where even that cannot be read."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # as above: any type, on arbitrary bytes
+        return []
+
+
+def check_fits(module: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path) -> None:
+    """Say how two architectures differ, if they do.
+
+    Args:
+        module: Would receive the weights; not changed.
+        state_dict: Weights by name.
+        path: Where they come from, for the message.
+
+    Raises:
+        CheckpointError: If a name is missing, unexpected or has another shape.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in own]
+    shapes = [
+        f"{name} {tuple(state_dict[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state_dict and state_dict[name].shape != own[name].shape
+    ]
+    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    told = [f"{len(names)} {what} ({_first(names)})" for what, names in problems if names]
+    if told:
+        raise CheckpointError(
+            f"checkpoint={path} is of another architecture than {type(module).__name__}; tensors: "
+            f"{'; '.join(told)}. Use the configuration that it was trained with, or another "
+            "checkpoint."
+        )
+
+
+def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load weights that fit exactly; otherwise change nothing and say how they differ.
+
+    Args:
+        module: Receives the weights; unchanged when they do not fit.
+        state_dict: Its weights by name.
+        path: Where they come from, for the message.
+
+    Raises:
+        CheckpointError: If a name is missing, unexpected or has another shape.
+    """
+    check_fits(module, state_dict, path)
+    module.load_state_dict(state_dict, strict=True)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    """Join the first few of many names."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+@dataclass(frozen=True)
+class AutoencoderWeights:
+    """Weights of an autoencoder, and whether they are the averaged ones (``ema``) or ``raw``."""
+
+    tensors: dict[str, Tensor]
+    kind: str
+
+
+def autoencoder_weights(checkpoint: Mapping[str, Any], weights: str = "ema") -> AutoencoderWeights:
+    """Choose the autoencoder's weights from a checkpoint of a run.
+
+    Args:
+        checkpoint: As ``load_checkpoint`` returns it.
+        weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
+            takes the raw weights.
+
+    Raises:
+        ValueError: If ``weights`` is neither.
+        CheckpointError: If there is no autoencoder in the checkpoint.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}.")
+    if weights == "ema" and "ema" in checkpoint:
+        return AutoencoderWeights(dict(checkpoint["ema"]), "ema")
+    prefix = "autoencoder."
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint.get("state_dict", {}).items()
+        if name.startswith(prefix)
+    }
+    if not tensors:
+        raise CheckpointError(
+            "The checkpoint holds no autoencoder; it was not written by a run of ours."
+        )
+    return AutoencoderWeights(tensors, "raw")
