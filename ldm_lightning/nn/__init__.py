@@ -1,0 +1,1 @@
+"""Layers and frozen networks shared by several parts."""
