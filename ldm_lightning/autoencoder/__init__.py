@@ -1,0 +1,1 @@
+"""Encoder, decoder, and the autoencoder that joins them around a bottleneck."""

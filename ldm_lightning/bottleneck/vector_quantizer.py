@@ -1,0 +1,153 @@
+"""Vector quantizer: every latent vector is replaced by its nearest code.
+
+Source: van den Oord et al. 2017, "Neural Discrete Representation Learning", Eq. 1-3. The remedies
+against collapse are options: an unquantised start with k-means codes (Zeghidour et al. 2021,
+"SoundStream", III.C), restart of dead codes (Dhariwal et al. 2020, "Jukebox", 3.1), normalised
+codes (Yu et al. 2022, ViT-VQGAN, 3.2).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_lightning.bottleneck.base import Bottleneck, BottleneckOutput
+from ldm_lightning.bottleneck.kmeans import kmeans, nearest
+from ldm_lightning.utils.distributed import all_gather_rows, all_reduce_sum
+from ldm_lightning.utils.random import generator_for
+
+KMEANS_VECTORS_PER_CODE = 8
+
+
+class VectorQuantizer(Bottleneck):
+    """Nearest-code quantisation with a straight-through gradient.
+
+    Args:
+        num_codes: Size of the codebook, K.
+        latent_channels: Length of a code.
+        normalize: Compare, and hand on, vectors of unit length (cosine similarity).
+        unquantised_steps: First updates in which latents pass unquantised; then the codes are
+            placed by k-means on the latest encoder outputs. 0 starts with random codes near zero,
+            as published models did.
+        restart_every_steps: Every so many updates, codes that nothing used since the last time move
+            to random encoder outputs. 0 never.
+
+    Raises:
+        ValueError: If a count is negative or there are fewer than two codes.
+    """
+
+    term_names = ("codebook", "commitment")
+
+    def __init__(
+        self,
+        *,
+        num_codes: int,
+        latent_channels: int,
+        normalize: bool = False,
+        unquantised_steps: int = 0,
+        restart_every_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        if num_codes < 2 or unquantised_steps < 0 or restart_every_steps < 0:
+            raise ValueError(
+                f"A vector quantizer needs num_codes >= 2, unquantised_steps >= 0 and "
+                f"restart_every_steps >= 0; "
+                f"got {num_codes}, {unquantised_steps} and {restart_every_steps}."
+            )
+        self.num_codes: int = num_codes
+        self.normalize = normalize
+        self.unquantised_steps = unquantised_steps
+        self.restart_every_steps = restart_every_steps
+        self.embedding = nn.Embedding(num_codes, latent_channels)
+        nn.init.uniform_(self.embedding.weight, -1.0 / num_codes, 1.0 / num_codes)
+        self.is_quantising: Tensor
+        self.counts: Tensor
+        self.pool: Tensor
+        self.register_buffer("is_quantising", torch.tensor(unquantised_steps == 0))
+        # Uses of each code since the last restart, over all processes.
+        self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.int64))
+        # Encoder outputs of the last unquantised updates, for k-means; empty where that is not
+        # asked for.
+        num_pooled = KMEANS_VECTORS_PER_CODE * num_codes if unquantised_steps else 0
+        self.register_buffer("pool", torch.full((num_pooled, latent_channels), torch.nan))
+        # Of the running update only, so not in the state.
+        self._batch_vectors: Tensor | None = None
+        self._batch_counts: Tensor | None = None
+
+    def codes(self) -> Tensor:
+        """The codebook as it is used, [K, c]: of unit length where normalised."""
+        return (
+            F.normalize(self.embedding.weight, dim=1) if self.normalize else self.embedding.weight
+        )
+
+    def forward(self, encoded: Tensor, *, noise: Tensor | None = None) -> BottleneckOutput:
+        """Quantise ``encoded`` [B, c, h, w]; while unquantised, hand it on with zero terms."""
+        with torch.autocast(encoded.device.type, enabled=False):
+            # Distances in half precision pick wrong codes.
+            encoded = encoded.to(self.embedding.weight.dtype)
+            if self.normalize:
+                encoded = F.normalize(encoded, dim=1)
+            vectors = encoded.movedim(1, -1)  # [B, h, w, c]
+            if self.training:
+                self._batch_vectors = vectors.detach().flatten(0, 2)
+            if not self.is_quantising:
+                zero = encoded.new_zeros(())
+                terms = {"codebook": zero, "commitment": zero}
+                return BottleneckOutput(latents=encoded, continuous=encoded, terms=terms)
+            codes = self.codes()
+            indices = nearest(vectors.detach().flatten(0, 2), codes.detach())
+            if self.training:
+                counts = torch.bincount(indices, minlength=self.num_codes)
+                self._batch_counts = (
+                    counts if self._batch_counts is None else self._batch_counts + counts
+                )
+            indices = indices.view(vectors.shape[:-1])
+            quantised = F.embedding(indices, codes).movedim(-1, 1)  # [B, c, h, w]
+            terms = {
+                "codebook": (quantised - encoded.detach()).square().flatten(1).mean(dim=1),
+                "commitment": (encoded - quantised.detach()).square().flatten(1).mean(dim=1),
+            }
+            latents = encoded + (quantised - encoded).detach()
+            return BottleneckOutput(
+                latents=latents, continuous=encoded, terms=terms, indices=indices
+            )
+
+    @torch.no_grad()
+    def after_update(self, *, step: int, seed: int) -> None:
+        """Count uses, place the first codes, restart dead ones; alike on every process."""
+        vectors, self._batch_vectors = self._batch_vectors, None
+        counts, self._batch_counts = self._batch_counts, None
+        if vectors is None:
+            return
+        if not self.is_quantising:
+            self._add_to_pool(all_gather_rows(vectors), step=step, seed=seed)
+            if step + 1 >= self.unquantised_steps:
+                self._place_codes(step=step, seed=seed)
+            return
+        if self.restart_every_steps and counts is not None:
+            self.counts += all_reduce_sum(counts)
+            if (step + 1) % self.restart_every_steps == 0:
+                self._restart_dead_codes(all_gather_rows(vectors), step=step, seed=seed)
+                self.counts.zero_()
+
+    def _add_to_pool(self, vectors: Tensor, *, step: int, seed: int) -> None:
+        """Keep the newest encoder outputs, at most half the pool from one update."""
+        limit = max(1, len(self.pool) // 2)
+        if len(vectors) > limit:
+            order = torch.randperm(len(vectors), generator=generator_for(seed, "pool", step))
+            vectors = vectors[order[:limit].to(vectors.device)]
+        self.pool.copy_(torch.cat([vectors, self.pool[: len(self.pool) - len(vectors)]]))
+
+    def _place_codes(self, *, step: int, seed: int) -> None:
+        filled = self.pool[~self.pool.isnan().any(dim=1)]
+        centres = kmeans(filled, self.num_codes, generator=generator_for(seed, "kmeans", step))
+        self.embedding.weight.copy_(centres)
+        self.is_quantising.fill_(True)
+
+    def _restart_dead_codes(self, vectors: Tensor, *, step: int, seed: int) -> None:
+        dead = self.counts == 0
+        generator = generator_for(seed, "restart", step)
+        picks = torch.randint(len(vectors), (self.num_codes,), generator=generator)
+        replacements = vectors[picks.to(vectors.device)]
+        self.embedding.weight.copy_(
+            torch.where(dead.unsqueeze(1), replacements, self.embedding.weight)
+        )

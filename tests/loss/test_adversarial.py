@@ -1,0 +1,93 @@
+"""Adversarial losses, schedule and regularisers (requirements A2, A4)."""
+
+import math
+
+import pytest
+import torch
+
+from ldm_lightning.loss.adversarial import (
+    FORMS,
+    AdversarialLoss,
+    AdversarialSchedule,
+    LeCam,
+    adaptive_weight,
+    r1_penalty,
+)
+
+
+def test_hinge_discriminator_loss_is_zero_beyond_the_margin():
+    loss = FORMS["hinge"].discriminator(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -2.0]))
+    assert loss.item() == 0
+
+
+def test_hinge_discriminator_loss_at_zero_logits_is_one():
+    assert FORMS["hinge"].discriminator(torch.zeros(4), torch.zeros(4)).item() == 1
+
+
+@pytest.mark.parametrize("form", ["vanilla", "non_saturating"])
+def test_cross_entropy_at_zero_logits_is_two_bits(form):
+    loss = FORMS[form].discriminator(torch.zeros(4), torch.zeros(4))
+    assert loss.item() == pytest.approx(2 * math.log(2))
+
+
+def test_generator_losses_are_those_of_the_literature():
+    logits = torch.tensor([0.7])
+    probability = torch.sigmoid(logits)
+    assert FORMS["hinge"].generator(logits).item() == pytest.approx(-0.7)
+    assert FORMS["vanilla"].generator(logits).item() == pytest.approx(
+        torch.log(1 - probability).item(), abs=1e-6
+    )
+    assert FORMS["non_saturating"].generator(logits).item() == pytest.approx(
+        -torch.log(probability).item(), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_generator_loss_falls_as_reconstructions_look_more_real(form):
+    logits = torch.tensor([-1.0], requires_grad=True)
+    FORMS[form].generator(logits).backward()
+    assert logits.grad.item() < 0
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match=r"adversarial_form must be one of .*got 'wgan'"):
+        AdversarialLoss("wgan", weight=1.0, adaptive=True, schedule=AdversarialSchedule(0))
+
+
+def test_discriminator_warms_up_before_the_generator_sees_it_and_the_weight_ramps():
+    schedule = AdversarialSchedule(start_step=10, warmup_steps=4, ramp_steps=3)
+    assert [schedule.discriminator_learns(step) for step in (5, 6, 12)] == [False, True, True]
+    shares = [schedule.generator_share(step) for step in range(9, 15)]
+    assert shares == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert schedule.fully_on_step == 13
+
+
+def test_a_warm_up_longer_than_the_start_delays_the_generator():
+    schedule = AdversarialSchedule(start_step=2, warmup_steps=5)
+    assert schedule.discriminator_learns(0)
+    assert schedule.generator_share(4) == 0
+    assert schedule.generator_share(5) == 1
+
+
+def test_adaptive_weight_is_the_ratio_of_norms_within_its_clamp():
+    ratio = adaptive_weight(torch.full((4,), 3.0), torch.full((4,), 1.5))
+    assert ratio.item() == pytest.approx(6 / (3 + 1e-4))
+    assert adaptive_weight(torch.full((4,), 1e6), torch.zeros(4)).item() == 1e4
+
+
+def test_r1_of_a_linear_discriminator_is_half_its_squared_weight():
+    weight = torch.randn(3, 4, 4)
+    images = torch.randn(5, 3, 4, 4, requires_grad=True)
+    logits = (images * weight).sum(dim=(1, 2, 3))
+    expected = 0.5 * weight.square().sum()
+    torch.testing.assert_close(r1_penalty(logits, images), expected)
+
+
+def test_lecam_follows_the_means_and_punishes_distance_from_the_other_side():
+    lecam = LeCam(decay=0.5)
+    real, fake = torch.full((4,), 2.0), torch.full((4,), -2.0)
+    for _ in range(20):
+        lecam.update(real, fake)
+    assert lecam.mean_real.item() == pytest.approx(2.0, abs=1e-4)
+    assert lecam(real, fake).item() == pytest.approx(32.0, rel=1e-3)
+    assert lecam(fake, real).item() == pytest.approx(0.0, abs=1e-6)
