@@ -1,0 +1,1 @@
+"""Data sets and the LightningDataModule that turns them into batches."""

@@ -1,0 +1,285 @@
+"""Data sets of encoded images, in folders or tars: read, decode, crop; skip what is damaged."""
+
+from typing import Protocol
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_lightning.data.bad_files import BadFileLog
+from ldm_lightning.data.decoding import UnreadableImageError, decode_image
+from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.samples import Sample, digest_of
+from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.data.transforms import EvalTransform, TrainTransform, as_size
+from ldm_lightning.utils.random import derive_seed, generator_for
+
+# A training sample that cannot be read is replaced by another, which may be damaged too.
+MAX_REPLACEMENTS = 100
+
+
+class ImageSource(Protocol):
+    """Encoded images by index, in an order that depends on their names alone."""
+
+    data_name: str
+    root: str
+    split: str
+    num_classes: int | None
+    class_names: list[str] | None
+
+    def __len__(self) -> int:
+        """Images of the source."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Name of an image, unique, relative to the root."""
+        ...
+
+    def size_bytes(self, index: int) -> int:
+        """Size of the encoded image."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded image."""
+        ...
+
+    def annotations(self, index: int) -> tuple[int | None, str | None]:
+        """Return the image's label and caption, where known."""
+        ...
+
+
+class EncodedImages(Dataset[Sample | None]):
+    """What both kinds of data set below share.
+
+    Args:
+        source: Where the encoded images come from.
+        resolution: Height and width of the samples.
+        image_channels: Channels of the samples.
+        max_bad_share: Share of the source that may be unreadable before the run is stopped.
+    """
+
+    crop: str
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        resolution: tuple[int, int],
+        image_channels: int,
+        max_bad_share: float,
+    ) -> None:
+        self.source = source
+        self.resolution = resolution
+        self.image_channels = image_channels
+        self.data_name = source.data_name
+        self.root = source.root
+        self.split = source.split
+        self.num_classes = source.num_classes
+        self.class_names = source.class_names
+        self._digest: str | None = None
+        self.bad_file_log = BadFileLog(
+            split=source.split, num_files=len(source), max_bad_share=max_bad_share
+        )
+
+    def digest(self) -> str:
+        """Short hash of names and sizes of the files, as they were at the first call."""
+        if self._digest is None:
+            self._digest = digest_of(
+                f"{self.source.name(index)}\x1e{self.source.size_bytes(index)}"
+                for index in range(len(self.source))
+            )
+        return self._digest
+
+    def _decode(self, index: int) -> Tensor | None:
+        """Decode an image, uint8 [C, H, W]; None, kept in the log, where that is impossible."""
+        name = self.source.name(index)
+        try:
+            return decode_image(self.source.read(index), channels=self.image_channels, name=name)
+        except (OSError, UnreadableImageError) as err:
+            self.bad_file_log.add(name, str(err))
+            return None
+
+    def _sample(self, image: Tensor, index: int, key: str) -> Sample:
+        sample = Sample(image=image, key=key)
+        label, caption = self.source.annotations(index)
+        if label is not None:
+            sample["label"] = label
+        if caption is not None:
+            sample["caption"] = caption
+        return sample
+
+
+class TrainImages(EncodedImages):
+    """Training split: an unreadable image is replaced by another, drawn from (seed, epoch, index).
+
+    Args:
+        source: Where the encoded images come from.
+        transform: Crop and flip.
+        seed: The run's seed.
+        image_channels: Channels of the samples.
+        max_bad_share: Share of the source that may be unreadable before the run is stopped.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        transform: TrainTransform,
+        seed: int,
+        image_channels: int,
+        max_bad_share: float,
+    ) -> None:
+        super().__init__(
+            source,
+            resolution=transform.size,
+            image_channels=image_channels,
+            max_bad_share=max_bad_share,
+        )
+        self.transform = transform
+        self.seed = seed
+        self.crop = transform.description
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def key(self, index: int) -> str:
+        """Name of a sample."""
+        return self.source.name(index)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        epoch, index = key.epoch, key.index
+        generator = generator_for(self.seed, "augment", epoch, index)
+        chosen = index
+        for attempt in range(MAX_REPLACEMENTS):
+            image = self._decode(chosen)
+            if image is not None:
+                return self._sample(self.transform(image, generator), chosen, self.key(chosen))
+            chosen = derive_seed(self.seed, "replacement", epoch, index, attempt) % len(self)
+        raise ValueError(
+            f"None of {MAX_REPLACEMENTS} images tried under {self.root} can be read. The latest: "
+            f"{self.source.name(chosen)}."
+        )
+
+
+class EvalImages(EncodedImages):
+    """Evaluation split: an unreadable image is left out (None).
+
+    Sample i is window ``i % crops_per_image`` of image ``i // crops_per_image``.
+
+    Args:
+        source: Where the encoded images come from.
+        transform: Crop, one or several an image.
+        image_channels: Channels of the samples.
+        max_bad_share: Share of the source that may be unreadable before the run is stopped.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        transform: EvalTransform,
+        image_channels: int,
+        max_bad_share: float,
+    ) -> None:
+        super().__init__(
+            source,
+            resolution=transform.size,
+            image_channels=image_channels,
+            max_bad_share=max_bad_share,
+        )
+        self.transform = transform
+        self.crop = transform.description
+        # Windows of one image follow one another: keep the image instead of decoding it for each.
+        self._latest: tuple[int, Tensor | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source) * self.transform.crops_per_image
+
+    def key(self, index: int) -> str:
+        """Name of a sample: the file's, and the window's number where there are several."""
+        image, number = divmod(index, self.transform.crops_per_image)
+        name = self.source.name(image)
+        return name if self.transform.crops_per_image == 1 else f"{name}#{number}"
+
+    def __getitem__(self, key: SampleKey) -> Sample | None:
+        index, number = divmod(key.index, self.transform.crops_per_image)
+        if self._latest is None or self._latest[0] != index:
+            self._latest = (index, self._decode(index))
+        image = self._latest[1]
+        if image is None:
+            return None
+        window = self.transform(image, name=self.source.name(index), number=number)
+        return self._sample(window, index, self.key(key.index))
+
+
+def is_validation_name(name: str, val_share: float) -> bool:
+    """Whether a file without a split of its own is held out.
+
+    A hash of the name decides, so a file never changes sides when others are added or removed.
+    """
+    return derive_seed("validation split", name) < val_share * 2**63
+
+
+def check_split(num_train: int, num_val: int, *, root: str, val_share: float) -> None:
+    """Stop where one side of a split by ``val_share`` is empty.
+
+    Raises:
+        ValueError: If either number is 0.
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"data.val_share must lie between 0 and 1, got {val_share}.")
+    if num_train == 0 or num_val == 0:
+        raise ValueError(
+            f"Holding out data.val_share={val_share:g} of {num_train + num_val} image(s) under "
+            f"{root} leaves {num_train} to train on and {num_val} to validate on. Add images, "
+            "change data.val_share, or give data.val_root."
+        )
+
+
+def encoded_data_module(
+    train_source: ImageSource,
+    val_source: ImageSource,
+    *,
+    resolution: int | tuple[int, int],
+    image_channels: int,
+    train_crop: str,
+    crop_scale: tuple[float, float],
+    flip: bool,
+    eval_crop: str,
+    val_crops_per_image: int,
+    max_bad_share: float,
+    batch_size: int,
+    val_batch_size: int,
+    num_workers: int,
+    max_val_images: int | None,
+    seed: int,
+) -> ImageDataModule:
+    """Join two sources of encoded images and the settings that folders and tars have in common."""
+    size = as_size(resolution)
+    train_transform = TrainTransform(
+        size=size, crop=train_crop, scale=(crop_scale[0], crop_scale[-1]), flip=flip
+    )
+    eval_transform = EvalTransform(
+        size=size,
+        crop=eval_crop,
+        crops_per_image=val_crops_per_image if eval_crop == "crops" else 1,
+    )
+    return ImageDataModule(
+        TrainImages(
+            train_source,
+            transform=train_transform,
+            seed=seed,
+            image_channels=image_channels,
+            max_bad_share=max_bad_share,
+        ),
+        EvalImages(
+            val_source,
+            transform=eval_transform,
+            image_channels=image_channels,
+            max_bad_share=max_bad_share,
+        ),
+        batch_size=batch_size,
+        val_batch_size=val_batch_size,
+        num_workers=num_workers,
+        seed=seed,
+        max_val_images=max_val_images,
+    )

@@ -1,0 +1,258 @@
+"""The LightningDataModule of all data sets; its loaders resume at any batch."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from ldm_lightning.data.samples import ImageDataset, collate, digest_of
+from ldm_lightning.data.sampling import EvaluationSampler, TrainBatchSampler
+from ldm_lightning.utils.distributed import num_processes, process_rank
+from ldm_lightning.utils.random import derive_seed
+
+logger = logging.getLogger(__name__)
+
+
+def _use_one_thread(_worker: int) -> None:
+    """Keep a worker process from starting as many threads as there are cores."""
+    torch.set_num_threads(1)
+
+
+class EvaluationLoader(DataLoader):
+    """Passes over batches of which no image could be read."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        return (batch for batch in super().__iter__() if batch is not None)
+
+
+class TrainLoader(DataLoader):
+    """Loader whose position Lightning stores in checkpoints.
+
+    Lightning calls ``state_dict`` when it saves, and ``load_state_dict`` before it makes the first
+    iterator. What counts is what the trainer has consumed; workers have fetched more by then.
+
+    Args:
+        data_module: Knows the data set and how many batches the trainer has consumed.
+        batch_sampler: Chooses the samples; its ``start`` moves on resuming.
+    """
+
+    def __init__(self, data_module: "ImageDataModule", batch_sampler: TrainBatchSampler) -> None:
+        super().__init__(
+            data_module.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=batch_sampler,
+            num_workers=data_module.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_use_one_thread,
+            persistent_workers=data_module.num_workers > 0,
+        )
+        self._data_module = data_module
+        self._train_sampler = batch_sampler
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the position, and what it is a position in."""
+        return {
+            "batches_consumed": self._data_module.batches_consumed(),
+            "global_batch_size": self._train_sampler.global_batch_size,
+            "seed": self._train_sampler.seed,
+            "images": self._data_module.train_dataset.digest(),
+        }
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Continue after the batches that were consumed when the state was stored."""
+        now = self.state_dict()
+        for name in ("global_batch_size", "seed", "images"):
+            if state[name] != now[name]:
+                logger.warning(
+                    "The checkpoint was made with %s=%s of the training data, now it is %s: the "
+                    "run continues, but not with the images of an uninterrupted run.",
+                    name,
+                    state[name],
+                    now[name],
+                )
+        self._train_sampler.start = int(state["batches_consumed"])
+
+
+class ImageDataModule(LightningDataModule):
+    """Training and evaluation batches of two data sets.
+
+    Order and augmentation are functions of (seed, epoch, sample). Lightning sees one epoch of
+    ``num_train_batches`` batches, which the entry point sets before ``fit``; passes over the data
+    are counted here. The Trainer must be made with ``use_distributed_sampler=False``.
+
+    Args:
+        train_dataset: Training split.
+        val_dataset: Evaluation split.
+        batch_size: Training images per process and batch.
+        val_batch_size: Evaluation images per process and batch.
+        num_workers: Processes that read images, for each loader; 0 reads in the main process.
+        seed: The run's seed.
+        max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names;
+            None evaluates all.
+
+    Raises:
+        ValueError: If a number is out of range, or the two data sets differ in size or channels.
+    """
+
+    def __init__(
+        self,
+        train_dataset: ImageDataset,
+        val_dataset: ImageDataset,
+        *,
+        batch_size: int,
+        val_batch_size: int,
+        num_workers: int,
+        seed: int,
+        max_val_images: int | None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("max_val_images", 1 if max_val_images is None else max_val_images, 1),
+        ):
+            if value < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {value}.")
+        self.train_dataset = train_dataset
+        self.val_dataset = val_dataset
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.resolution = train_dataset.resolution
+        self.image_channels = train_dataset.image_channels
+        self.num_classes = train_dataset.num_classes
+        self.class_names = train_dataset.class_names
+        self.num_train_batches: int | None = None
+        self.val_indices = _evaluated_indices(val_dataset, max_val_images)
+        self._bad_files_path: Path | None = None
+
+    @property
+    def bad_files_path(self) -> Path:
+        """File that all processes append unreadable files to; set it before using a loader."""
+        if self._bad_files_path is None:
+            # The file appears only once something is unreadable.
+            handle, name = tempfile.mkstemp(prefix="ldm_bad_files_", suffix=".tsv")
+            os.close(handle)
+            os.unlink(name)
+            self.bad_files_path = Path(name)
+        assert self._bad_files_path is not None
+        return self._bad_files_path
+
+    @bad_files_path.setter
+    def bad_files_path(self, path: Path) -> None:
+        self._bad_files_path = path
+        for dataset in (self.train_dataset, self.val_dataset):
+            if dataset.bad_file_log is not None:
+                dataset.bad_file_log.write_to(path)
+
+    def bad_files(self) -> list[str]:
+        """Every unreadable file met so far by any process, with the reason."""
+        lines: list[str] = []
+        for dataset in (self.train_dataset, self.val_dataset):
+            if dataset.bad_file_log is not None:
+                lines += [
+                    f"{dataset.split}: {reason}"
+                    for reason in dataset.bad_file_log.entries().values()
+                ]
+        return lines
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches of the whole run, from the position of the checkpoint on where there is one.
+
+        Raises:
+            ValueError: If ``num_train_batches`` was not set or the split cannot fill a batch.
+        """
+        if self.num_train_batches is None:
+            raise ValueError("Set num_train_batches of the data module before fitting.")
+        self._prepare_workers()
+        sampler = TrainBatchSampler(
+            len(self.train_dataset),
+            batch_size=self.batch_size,
+            num_batches=self.num_train_batches,
+            seed=self.seed,
+            rank=process_rank(),
+            num_processes=num_processes(),
+        )
+        return TrainLoader(self, sampler)
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Each evaluated image once over all processes; the last batch may be short."""
+        self._prepare_workers()
+        return EvaluationLoader(
+            self.val_dataset,  # type: ignore[arg-type]
+            batch_size=self.val_batch_size,
+            sampler=EvaluationSampler(
+                self.val_indices, rank=process_rank(), num_processes=num_processes()
+            ),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_use_one_thread,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Same as ``val_dataloader``: the held-out split is what is evaluated."""
+        return self.val_dataloader()
+
+    def batches_consumed(self) -> int:
+        """Batches whose training step is over, before and after resuming."""
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return progress.processed  # type: ignore[attr-defined]
+
+    def protocol(self, split: str) -> dict[str, str | int | float]:
+        """Describe what a figure on this split was measured on; differs for other images.
+
+        ``num_images`` counts what was listed. Files that turn out unreadable are left out: see
+        ``bad_files``, and the number a metric has counted.
+
+        Args:
+            split: ``train`` or ``val``.
+
+        Raises:
+            ValueError: For another split.
+        """
+        if split not in ("train", "val"):
+            raise ValueError(f"split must be train or val, got {split!r}.")
+        dataset = self.train_dataset if split == "train" else self.val_dataset
+        digest = dataset.digest()
+        num_images = len(dataset)
+        if split == "val" and len(self.val_indices) < num_images:
+            num_images = len(self.val_indices)
+            digest = digest_of([digest, *map(dataset.key, self.val_indices)])
+        height, width = dataset.resolution
+        return {
+            "data": dataset.data_name,
+            "root": dataset.root,
+            "split": dataset.split,
+            "num_images": num_images,
+            "resolution": f"{height}x{width}",
+            "channels": dataset.image_channels,
+            "crop": dataset.crop,
+            "images": digest,
+        }
+
+    def _prepare_workers(self) -> None:
+        if self.num_workers > 0:
+            _ = (
+                self.bad_files_path
+            )  # workers report through this file, so it must be chosen before they start
+
+
+def _evaluated_indices(dataset: ImageDataset, max_images: int | None) -> list[int]:
+    """All indices, or the ``max_images`` whose names have the smallest hash, in order."""
+    indices = list(range(len(dataset)))
+    if max_images is None or max_images >= len(indices):
+        return indices
+    indices.sort(key=lambda index: derive_seed("subset", dataset.key(index)))
+    return sorted(indices[:max_images])

@@ -1,0 +1,89 @@
+"""What a data set offers, what a sample is, and how samples become a batch."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, NotRequired, Protocol, TypedDict
+
+import torch
+from torch import Tensor
+
+from ldm_lightning.data.bad_files import BadFileLog
+from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.utils.image import from_uint8
+
+
+class Sample(TypedDict):
+    """One image: uint8 [C, H, W], the name of its file, and what else is known about it."""
+
+    image: Tensor
+    key: str
+    label: NotRequired[int]
+    caption: NotRequired[str]
+
+
+class ImageDataset(Protocol):
+    """A map-style data set of one split, prepared for training or for evaluation.
+
+    ``data_name`` and ``root`` say where the images come from, ``crop`` what is done to them,
+    ``digest`` which images they are: it changes when the set of images changes.
+    """
+
+    data_name: str
+    root: str
+    split: str
+    crop: str
+    resolution: tuple[int, int]
+    image_channels: int
+    num_classes: int | None
+    class_names: list[str] | None
+
+    @property
+    def bad_file_log(self) -> BadFileLog | None:
+        """What could not be read; None where no file is read."""
+        ...
+
+    def __len__(self) -> int:
+        """Images of the split."""
+        ...
+
+    def __getitem__(self, key: SampleKey) -> Sample | None:
+        """Return a sample; None for one that is left out because its file cannot be read."""
+        ...
+
+    def key(self, index: int) -> str:
+        """Name of a sample, unique within the data set and independent of where the data lie."""
+        ...
+
+    def digest(self) -> str:
+        """Short hash of the set of images."""
+        ...
+
+
+def collate(samples: list[Sample | None]) -> dict[str, Any] | None:
+    """Join samples to a batch; None where none of them could be read.
+
+    Returns:
+        ``image`` float32 in [-1, 1], [B, C, H, W]; ``key`` list of str; where every sample has one,
+        ``label`` int64 [B] and ``caption`` list of str.
+    """
+    read = [sample for sample in samples if sample is not None]
+    if not read:
+        return None
+    batch: dict[str, Any] = {
+        "image": from_uint8(torch.stack([sample["image"] for sample in read])),
+        "key": [sample["key"] for sample in read],
+    }
+    if all("label" in sample for sample in read):
+        batch["label"] = torch.tensor([sample["label"] for sample in read])
+    if all("caption" in sample for sample in read):
+        batch["caption"] = [sample["caption"] for sample in read]
+    return batch
+
+
+def digest_of(parts: Iterable[str]) -> str:
+    """Hash text parts to 16 hexadecimal digits."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part.encode("utf-8", errors="surrogateescape"))
+        hasher.update(b"\x1f")
+    return hasher.hexdigest()[:16]

@@ -1,0 +1,218 @@
+"""Crops and flips, on uint8 images [C, H, W].
+
+Whatever is random here is drawn from a generator that the caller derives from (seed, epoch, index),
+or from the file's name, so that it does not depend on workers, processes or order.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm_lightning.utils.random import generator_for
+
+TRAIN_CROPS = ("random_resized", "random", "center")
+EVAL_CROPS = ("center", "crops")
+
+
+def as_size(resolution: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """Return a resolution, one side or (height, width), as (height, width)."""
+    size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(
+            f"resolution must be a side or (height, width) in pixels, got {resolution!r}."
+        )
+    return int(size[0]), int(size[1])
+
+
+def resize(
+    image: Tensor,
+    size: tuple[int, int],
+    *,
+    box: tuple[int, int, int, int] | None = None,
+    filter_: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Tensor:
+    """Resize with Pillow, whose filters widen when they shrink (no aliasing).
+
+    Args:
+        image: uint8, [C, H, W].
+        size: Height and width of the result.
+        box: Part of the image to take: top, left, height, width.
+        filter_: Pillow's filter.
+
+    Returns:
+        uint8, [C, height, width].
+    """
+    channels, height, width = image.shape
+    top, left, box_height, box_width = box or (0, 0, height, width)
+    if (box_height, box_width) == size:
+        return image[:, top : top + box_height, left : left + box_width]
+    corners = (left, top, left + box_width, top + box_height)
+    if channels == 3:
+        layers = [np.ascontiguousarray(image.permute(1, 2, 0).numpy())]
+    else:
+        layers = [channel.contiguous().numpy() for channel in image]
+    resized = [
+        np.array(Image.fromarray(layer).resize((size[1], size[0]), filter_, box=corners))
+        for layer in layers
+    ]
+    if channels == 3:
+        return torch.from_numpy(resized[0]).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.stack(resized))
+
+
+def center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Shrink an image until it just covers the target, and take its centre.
+
+    Source: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis" (ADM): the image
+        is halved
+    with a box filter while its shorter side is at least twice the target, brought to the target
+    with a bicubic filter, and cropped at the centre. For a target that is not square, "shorter
+    side" is the side that covers its target with less room. Smaller images are enlarged.
+
+    Args:
+        image: uint8, [C, H, W].
+        size: Height and width of the result.
+
+    Returns:
+        uint8, [C, height, width].
+    """
+    while image.shape[1] >= 2 * size[0] and image.shape[2] >= 2 * size[1]:
+        half = (image.shape[1] // 2, image.shape[2] // 2)
+        image = resize(image, half, filter_=Image.Resampling.BOX)
+    image = resize(image, _covering_size(image, size))
+    top, left = (image.shape[1] - size[0]) // 2, (image.shape[2] - size[1]) // 2
+    return image[:, top : top + size[0], left : left + size[1]]
+
+
+def native_crop(image: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Cut a window at a uniformly drawn position, at native scale; small images are enlarged.
+
+    Args:
+        image: uint8, [C, H, W].
+        size: Height and width of the result.
+        generator: Where the position is drawn from.
+
+    Returns:
+        uint8, [C, height, width].
+    """
+    if image.shape[1] < size[0] or image.shape[2] < size[1]:
+        image = resize(image, _covering_size(image, size))
+    top = _draw(image.shape[1] - size[0] + 1, generator)
+    left = _draw(image.shape[2] - size[1] + 1, generator)
+    return image[:, top : top + size[0], left : left + size[1]]
+
+
+def _covering_size(image: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    """Smallest size with the image's aspect ratio that covers ``size``."""
+    scale = max(size[0] / image.shape[1], size[1] / image.shape[2])
+    return (
+        max(size[0], round(image.shape[1] * scale)),
+        max(size[1], round(image.shape[2] * scale)),
+    )
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTransform:
+    """Crop and flip of training.
+
+    ``random_resized`` takes a window of the target's aspect ratio whose area is a uniformly drawn
+    share, within ``scale``, of the largest such window, and resizes it. Differs from torchvision's
+    transform of that name: the aspect ratio is kept. ``random`` cuts a window at native scale.
+    ``center`` is ADM's centre crop.
+
+    Args:
+        size: Height and width of the result.
+        crop: ``random_resized``, ``random`` or ``center``.
+        scale: Smallest and largest share of the area, for ``random_resized``.
+        flip: Mirror left and right with probability one half.
+    """
+
+    size: tuple[int, int]
+    crop: str
+    scale: tuple[float, float]
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if self.crop not in TRAIN_CROPS:
+            raise ValueError(
+                f"data.train_crop must be one of {', '.join(TRAIN_CROPS)}, got {self.crop!r}."
+            )
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(
+                f"data.crop_scale must be two shares, 0 < least <= most <= 1, got {self.scale}."
+            )
+
+    @property
+    def description(self) -> str:
+        """What is done, for the protocol."""
+        scale = f" {self.scale[0]:g}-{self.scale[1]:g}" if self.crop == "random_resized" else ""
+        return f"{self.crop}{scale}{' + flip' if self.flip else ''}"
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Transform a uint8 image, [C, H, W], with what ``generator`` draws; [C, height, width]."""
+        if self.crop == "center":
+            image = center_crop(image, self.size)
+        elif self.crop == "random":
+            image = native_crop(image, self.size, generator)
+        else:
+            image = self._random_resized(image, generator)
+        return image.flip(-1) if self.flip and _draw(2, generator) else image
+
+    def _random_resized(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        height, width = image.shape[1:]
+        fit = min(height / self.size[0], width / self.size[1])
+        low, high = self.scale
+        share = low + (high - low) * float(torch.rand((), generator=generator))
+        side = fit * math.sqrt(share)
+        box_height = min(height, max(1, round(side * self.size[0])))
+        box_width = min(width, max(1, round(side * self.size[1])))
+        top = _draw(height - box_height + 1, generator)
+        left = _draw(width - box_width + 1, generator)
+        return resize(image, self.size, box=(top, left, box_height, box_width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """Crop of evaluation, a function of the image and its name alone.
+
+    Args:
+        size: Height and width of the result.
+        crop: ``center`` (ADM's) or ``crops``: fixed windows at native scale, whose positions are a
+            function of the file's name and the window's number.
+        crops_per_image: Windows cut from each image; 1 for ``center``.
+    """
+
+    size: tuple[int, int]
+    crop: str
+    crops_per_image: int
+
+    def __post_init__(self) -> None:
+        if self.crop not in EVAL_CROPS:
+            raise ValueError(
+                f"data.eval_crop must be one of {', '.join(EVAL_CROPS)}, got {self.crop!r}."
+            )
+        if self.crops_per_image < 1:
+            raise ValueError(
+                f"data.val_crops_per_image must be at least 1, got {self.crops_per_image}."
+            )
+
+    @property
+    def description(self) -> str:
+        """What is done, for the protocol."""
+        if self.crop == "center":
+            return "adm_center"
+        return f"{self.crops_per_image} fixed native crops an image"
+
+    def __call__(self, image: Tensor, *, name: str, number: int) -> Tensor:
+        """Cut window ``number`` from the uint8 image [C, H, W] of that name; [C, height, width]."""
+        if self.crop == "center":
+            return center_crop(image, self.size)
+        return native_crop(image, self.size, generator_for("crop", name, number))
