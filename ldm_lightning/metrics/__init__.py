@@ -1,0 +1,1 @@
+"""Numbers on images and latents, for validation and evaluation; nothing here is trained."""

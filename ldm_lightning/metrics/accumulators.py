@@ -1,0 +1,98 @@
+"""Sums that metrics are made of: exact over any batch size and any number of processes.
+
+Every state is a float64 sum or a count and is added up over processes; nothing is an average of
+averages. Updates replace a state rather than change it in place, so that they work in and out of
+inference mode.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class MeanAndCount(NamedTuple):
+    """Mean of a value over images, and how many images stand behind it."""
+
+    mean: float
+    num_images: int
+
+
+class MeanOverImages(Metric):
+    """Mean of one value an image over a whole set.
+
+    Zero values are a valid update: a process that holds no images still takes part.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Add values [B]."""
+        self.total = self.total + values.detach().double().sum()
+        self.count = self.count + values.numel()
+
+    def compute(self) -> MeanAndCount:
+        """Return mean (NaN where no image was seen) and number of images, over processes."""
+        count = int(self.count)
+        return MeanAndCount(float(self.total) / count if count else math.nan, count)
+
+
+class FeatureStatistics(NamedTuple):
+    """Gaussian fitted to the features of a set of images.
+
+    Attributes:
+        mean: float64, [D].
+        covariance: Unbiased, float64, [D, D].
+        num_images: Number of images.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    num_images: int
+
+
+class FeatureMoments(Metric):
+    """Mean and covariance of feature vectors, streamed: memory does not grow with the set.
+
+    Args:
+        feature_dim: D.
+    """
+
+    full_state_update = False
+    total: Tensor
+    outer: Tensor
+    count: Tensor
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(feature_dim, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state(
+            "outer",
+            torch.zeros(feature_dim, feature_dim, dtype=torch.float64),
+            dist_reduce_fx="sum",
+        )
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor) -> None:
+        """Add features [B, D]."""
+        features = features.detach().double()
+        self.total = self.total + features.sum(dim=0)
+        self.outer = self.outer + features.T @ features
+        self.count = self.count + features.shape[0]
+
+    def compute(self) -> FeatureStatistics:
+        """Fit the Gaussian; with fewer than two images the covariance is NaN."""
+        count = int(self.count)
+        mean = self.total / count
+        scatter = self.outer - count * torch.outer(mean, mean)
+        covariance = scatter / (count - 1 if count > 1 else math.nan)
+        return FeatureStatistics(mean, covariance, count)

@@ -1,0 +1,152 @@
+"""Everything that is measured on a first stage, for validation and for `evaluate` alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ldm_lightning.bottleneck.base import BottleneckOutput
+from ldm_lightning.metrics.accumulators import MeanOverImages
+from ldm_lightning.metrics.codebook import CodebookUsage
+from ldm_lightning.metrics.features import FeatureSet
+from ldm_lightning.metrics.latents import LatentStatistics
+from ldm_lightning.metrics.reconstruction import Protocol, ReconstructionMetrics
+
+
+@dataclass(frozen=True)
+class FirstStageReport:
+    """What one pass over a set of images showed.
+
+    Attributes:
+        scalars: Value by metric name, without the ``val/`` or ``test/`` that belongs in front:
+            ``psnr``, ``ssim``, the perceptual and Fréchet distances of the feature set, ``kl``,
+            ``codebook_usage``, ``codebook_perplexity``. What a bottleneck does not have is absent.
+        latent_scalars: ``latent/mean`` and ``latent/std``, whose names are complete.
+        per_channel: The same two names, one value a latent channel.
+        protocol: How each scalar was made, by the names of ``scalars``.
+        num_images: Number of images seen, over all processes.
+        codebook_histogram: How often each code was used, int64 [K] on the CPU; ``None`` without
+            codes.
+    """
+
+    scalars: dict[str, float]
+    latent_scalars: dict[str, float]
+    per_channel: dict[str, list[float]]
+    protocol: dict[str, Protocol]
+    num_images: int
+    codebook_histogram: Tensor | None
+
+
+class FirstStageMetrics:
+    """Image metrics, latent statistics, KL and codebook use in one pass.
+
+    A plain class: none of its networks and sums appears in any state_dict.
+
+    Args:
+        features: Feature networks, which also decide the metrics' names.
+        latent_channels: c.
+        num_codes: K; ``None`` for a bottleneck without codes.
+        protocol: Which images these are (`data.protocol(split)`), as plain JSON values with
+            ``num_images``.
+        cache_dir: Folder for the Fréchet statistics of the images; needs ``protocol``.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        *,
+        latent_channels: int,
+        num_codes: int | None = None,
+        protocol: Mapping[str, str | int | float] | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        self.reconstruction = ReconstructionMetrics(
+            features, protocol=protocol, cache_dir=cache_dir
+        )
+        self._protocol: Protocol = dict(protocol or {})
+        self._latents = LatentStatistics(latent_channels)
+        self._kl = MeanOverImages()
+        self._codebook = None if num_codes is None else CodebookUsage(num_codes)
+
+    def reset(self) -> None:
+        """Begin a pass over the set; call it on every process."""
+        self.reconstruction.reset()
+        self._latents.reset()
+        self._kl.reset()
+        if self._codebook is not None:
+            self._codebook.reset()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Self:
+        """Move networks and sums; ``dtype`` is what the feature networks compute in."""
+        self.reconstruction.to(device, dtype)
+        self._latents.to(device)
+        self._kl.to(device)
+        if self._codebook is not None:
+            self._codebook.to(device)
+        return self
+
+    @torch.no_grad()
+    def update(
+        self,
+        images: Tensor,
+        reconstructions: Tensor,
+        output: BottleneckOutput,
+        *,
+        sampled: bool = False,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            reconstructions: The same shape; clamped here.
+            output: What the bottleneck returned for these images.
+            sampled: Whether its latents are samples of a posterior. Otherwise they are taken as the
+                posterior's means, and its variance enters the latents' standard deviation.
+
+        Raises:
+            ValueError: If shapes do not fit, or the bottleneck has codes and ``num_codes`` was not
+                given.
+        """
+        self.reconstruction.update(images, reconstructions)
+        self._latents.update(output.latents, None if sampled else output.variance)
+        if "kl" in output.terms:
+            self._kl.update(output.terms["kl"].expand(images.shape[0]))
+        if output.indices is None:
+            return
+        if self._codebook is None:
+            raise ValueError("The bottleneck returned code indices: give num_codes to the metrics.")
+        self._codebook.update(output.indices)
+
+    def compute(self) -> FirstStageReport:
+        """Report over all processes; call it on every process."""
+        report = self.reconstruction.report()
+        scalars, protocol = dict(report.scalars), dict(report.protocol)
+        device = self._kl.device
+        # updates without images: all processes take part, and torchmetrics warns without one
+        self._kl.update(torch.empty(0, device=device))
+        kl = self._kl.compute()
+        if kl.num_images > 0:
+            scalars["kl"] = kl.mean
+            protocol["kl"] = {**self._protocol, "num_images": kl.num_images}
+        histogram = None
+        if self._codebook is not None:
+            self._codebook.update(torch.empty(0, dtype=torch.int64, device=device))
+            codes = self._codebook.compute()
+            histogram = codes.histogram.cpu()
+            scalars["codebook_usage"] = codes.usage
+            scalars["codebook_perplexity"] = codes.perplexity
+            for name in ("codebook_usage", "codebook_perplexity"):
+                protocol[name] = {**self._protocol, "num_images": report.num_images}
+        self._latents.update(torch.empty(0, self._latents.total.shape[0], 1, 1, device=device))
+        latents = self._latents.compute()
+        return FirstStageReport(
+            scalars=scalars,
+            latent_scalars={"latent/mean": latents.mean, "latent/std": latents.std},
+            per_channel={"latent/mean": latents.channel_means, "latent/std": latents.channel_stds},
+            protocol=protocol,
+            num_images=report.num_images,
+            codebook_histogram=histogram,
+        )

@@ -1,0 +1,58 @@
+"""What each metric is called, which way is better, and what it means in one line."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MetricMeaning:
+    """How to read a metric.
+
+    Attributes:
+        meaning: One line for the table at the end of a run, with the unit.
+        higher_is_better: ``None`` where neither way is better.
+    """
+
+    meaning: str
+    higher_is_better: bool | None
+
+
+METRICS: dict[str, MetricMeaning] = {
+    "psnr": MetricMeaning("peak signal-to-noise ratio in dB, mean over images", True),
+    "ssim": MetricMeaning("structural similarity, at most 1, mean over images", True),
+    "lpips": MetricMeaning("perceptual distance, AlexNet features, mean over images", False),
+    "lpips_vgg": MetricMeaning("perceptual distance, VGG features, mean over images", False),
+    "perceptual_tiny": MetricMeaning(
+        "perceptual distance, embedded tiny features (not LPIPS), mean over images", False
+    ),
+    "rfid": MetricMeaning("Fréchet distance of reconstructions to images, Inception", False),
+    "rfd_tiny": MetricMeaning(
+        "Fréchet distance of reconstructions to images, embedded tiny features (not FID)", False
+    ),
+    "fid": MetricMeaning("Fréchet distance of two sets of images, Inception", False),
+    "fd_tiny": MetricMeaning(
+        "Fréchet distance of two sets of images, embedded tiny features (not FID)", False
+    ),
+    "kl": MetricMeaning("information the posterior carries, in nats per image", None),
+    "codebook_usage": MetricMeaning("share of codes used at least once, 0 to 1", True),
+    "codebook_perplexity": MetricMeaning("effective number of codes, 1 to K", True),
+    "latent/mean": MetricMeaning("mean of the latents before the normalizer", None),
+    "latent/std": MetricMeaning("standard deviation of the latents before the normalizer", None),
+}
+
+higher_is_better: dict[str, bool] = {
+    name: metric.higher_is_better
+    for name, metric in METRICS.items()
+    if metric.higher_is_better is not None
+}
+"""Direction of every metric that has one."""
+
+
+def describe(name: str) -> MetricMeaning:
+    """Look a metric up by its full name, such as ``val/psnr`` or ``latent/std``.
+
+    Raises:
+        KeyError: If the metric is unknown.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    return METRICS[name.split("/", 1)[-1]]

@@ -1,0 +1,119 @@
+"""Two gloo processes measure what one process measures.
+
+Also when one of them holds no images, and when only one of them finds cached reference statistics.
+"""
+
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ldm_lightning.bottleneck.base import BottleneckOutput
+from ldm_lightning.metrics.features import tiny_features
+from ldm_lightning.metrics.first_stage import FirstStageMetrics
+
+NUM_IMAGES = 13
+PROTOCOL = {"data": "noise", "split": "val", "num_images": NUM_IMAGES}
+
+
+def batches(rank, num_processes):
+    """Batches of this process's share: every ``num_processes``-th image, three at a time."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(NUM_IMAGES, 3, 32, 32, generator=generator, dtype=torch.float64) * 2 - 1
+    noise = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    latents = torch.randn(NUM_IMAGES, 4, 2, 2, generator=generator, dtype=torch.float64)
+    indices = torch.randint(0, 8, (NUM_IMAGES, 2, 2), generator=generator)
+    for rows in torch.arange(rank, NUM_IMAGES, num_processes).split(3):
+        output = BottleneckOutput(
+            latents=latents[rows],
+            continuous=latents[rows],
+            terms={"kl": latents[rows].square().sum(dim=(1, 2, 3))},
+            indices=indices[rows],
+        )
+        yield images[rows], images[rows] + 0.2 * noise[rows], output
+
+
+def measured(rank, num_processes, cache_dir, idle_rank=None):
+    metrics = FirstStageMetrics(
+        tiny_features(),
+        latent_channels=4,
+        num_codes=8,
+        protocol=PROTOCOL if cache_dir else None,
+        cache_dir=cache_dir,
+    )
+    metrics.to("cpu", torch.float64)
+    reports = []
+    for _ in range(2):  # the second pass uses the statistics that the first one kept
+        metrics.reset()
+        if idle_rank is None:
+            shares = [(rank, num_processes)]
+        else:  # one process takes everything
+            shares = [] if rank == idle_rank else [(0, 1)]
+        for share in shares:
+            for batch in batches(*share):
+                metrics.update(*batch)
+        reports.append(metrics.compute())
+    return reports
+
+
+def work(rank, folder):
+    """Measure every scenario in one process group, because starting processes takes seconds."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reports = {
+            "shared": measured(rank, 2, None),
+            "idle": measured(rank, 2, None, idle_rank=0),
+            "cached": measured(rank, 2, Path(folder) / f"cache{rank}"),
+        }
+    plain = {name: [vars(report) for report in passes] for name, passes in reports.items()}
+    torch.save(plain, f"{folder}/report{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """What one process measures; its cache lies where rank 0 will look and rank 1 will not."""
+    folder = tmp_path_factory.mktemp("processes")
+    report, _ = measured(0, 1, folder / "cache0")
+    assert len(list((folder / "cache0").iterdir())) == 1
+    return folder, report
+
+
+@pytest.fixture(scope="module")
+def two_processes(expected):
+    folder, _ = expected
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"report{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_equal(report, expected):
+    assert report["num_images"] == NUM_IMAGES
+    assert report["scalars"] == pytest.approx(expected.scalars, rel=1e-10, abs=1e-10)
+    assert report["latent_scalars"] == pytest.approx(expected.latent_scalars, rel=1e-10)
+    for name, values in expected.per_channel.items():
+        assert report["per_channel"][name] == pytest.approx(values, rel=1e-10)
+    assert torch.equal(report["codebook_histogram"], expected.codebook_histogram)
+    assert {name: entry["num_images"] for name, entry in report["protocol"].items()} == {
+        name: NUM_IMAGES for name in expected.scalars
+    }
+
+
+@pytest.mark.parametrize("scenario", ["shared", "idle", "cached"])
+def test_two_processes_equal_one(scenario, two_processes, expected):
+    _, report = expected
+    for reports in two_processes:
+        for each in reports[scenario]:
+            assert_equal(each, report)
