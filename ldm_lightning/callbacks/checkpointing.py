@@ -1,0 +1,244 @@
+"""Checkpoints of a run: ``last.ckpt`` to continue from, ``best.ckpt`` to evaluate.
+
+When ``last.ckpt`` is written: every ``every_num_steps`` updates, after each validation, at the end,
+and on Ctrl-C or SIGTERM. An interrupted run always stops between two updates: a checkpoint from the
+middle of one would hold a stepped generator beside a discriminator that has not moved. A second
+Ctrl-C stops at once and saves nothing.
+"""
+
+import logging
+import math
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from ldm_lightning.utils.checkpoint import load_checkpoint, save_checkpoint
+from ldm_lightning.utils.files import link_or_copy
+from ldm_lightning.utils.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class InterruptedBetweenUpdates(KeyboardInterrupt):
+    """Ctrl-C, held back to a moment at which the run can be continued exactly."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lets Lightning write checkpoints whole or not at all, and read them without running code."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write ``checkpoint`` to ``path``; see ``utils.checkpoint.save_checkpoint``."""
+        save_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read ``path`` onto the CPU; see ``utils.checkpoint.load_checkpoint``."""
+        return load_checkpoint(path)
+
+
+class Checkpointing(Checkpoint):
+    """Write ``last.ckpt`` and ``best.ckpt`` atomically.
+
+    Lightning runs checkpoint callbacks after all others, so what they changed is saved with them.
+
+    Args:
+        run_folder: Where ``checkpoints/`` is.
+        monitor: Metric that decides which checkpoint is best, such as ``val/rfid``; None keeps only
+            the last.
+        higher_is_better: Direction of ``monitor``.
+        every_num_steps: Updates between two writes of ``last.ckpt`` besides those after
+            validations.
+
+    Raises:
+        ValueError: If ``every_num_steps`` is not positive.
+    """
+
+    def __init__(
+        self,
+        run_folder: RunFolder,
+        *,
+        monitor: str | None,
+        higher_is_better: bool = False,
+        every_num_steps: int = 1000,
+    ) -> None:
+        if every_num_steps < 1:
+            raise ValueError(f"every_num_steps must be at least 1, got {every_num_steps}.")
+        self.last_path = run_folder.checkpoints / "last.ckpt"
+        self.best_path = run_folder.checkpoints / "best.ckpt"
+        self.monitor = monitor
+        self.higher_is_better = higher_is_better
+        self.every_num_steps = every_num_steps
+        self.best_value: float | None = None
+        self.best_step: int | None = None
+        self._saved_step = -1  # the update that last.ckpt holds
+        self._seen_step = 0
+        self._validation_pending = False
+        self._stop_requested = False
+        self._previous_handler: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is best so far."""
+        return {"best_value": self.best_value, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue comparing with the best of the interrupted run."""
+        self.best_value = state_dict["best_value"]
+        self.best_step = state_dict["best_step"]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make every checkpoint this trainer writes or reads an atomic, code-free one."""
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hold Ctrl-C back from now on; signals reach the main thread alone."""
+        self._seen_step = self._saved_step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGINT, self._request_stop)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here after Ctrl-C: the update before is saved and logged, this one has not begun."""
+        if self._stop_requested:
+            raise InterruptedBetweenUpdates
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save every ``every_num_steps`` updates, and before an interrupted run stops."""
+        if (
+            trainer.world_size > 1
+        ):  # all processes stop at the same batch, or one would wait for ever
+            self._stop_requested = trainer.strategy.reduce_boolean_decision(
+                self._stop_requested, all=False
+            )
+        step = trainer.global_step
+        updated, self._seen_step = step != self._seen_step, step
+        # A validation that follows now saves afterwards. Saving before it would make a run
+        # continued from that file skip it.
+        due = updated and step % self.every_num_steps == 0 and not _validation_follows(trainer)
+        if due or self._stop_requested:
+            self._save_last(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do not begin a validation after Ctrl-C; the continued run makes it up."""
+        if self._stop_requested:
+            raise InterruptedBetweenUpdates
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Leave a validation after Ctrl-C; several processes finish it, in step."""
+        if self._stop_requested and trainer.world_size == 1:
+            raise InterruptedBetweenUpdates
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last and, if it is, the best."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if not self._is_best(trainer):
+            self._save_last(trainer)
+            return
+        # Best first: a run killed in between continues from last.ckpt and finds its best again.
+        trainer.save_checkpoint(self.best_path, weights_only=False)
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            link_or_copy(self.best_path, self.last_path)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end of the run, unless its last update is saved already."""
+        self._restore_handler()
+        if self._saved_step != trainer.global_step:
+            self._save_last(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Save an interrupted run where it can be continued exactly; else keep the last file."""
+        self._restore_handler()
+        if trainer.state.fn != "fit":
+            return
+        if not isinstance(exception, (InterruptedBetweenUpdates, SIGTERMException)):
+            return
+        self._validation_pending = trainer.validating
+        if self._saved_step == trainer.global_step and not self._validation_pending:
+            return
+        try:
+            self._save_last(trainer)
+        except OSError as err:  # the run is ending anyway; what stopped it must stay the reason
+            logger.error("%s", err)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note a validation that was left, so that the continued run repeats all of it."""
+        if not self._validation_pending:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        # Lightning reads "one batch begun, none finished" as a validation to go back to.
+        progress["current"] = dict.fromkeys(progress["current"], 0)
+        progress["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        progress["is_last_batch"] = False
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.last_path, weights_only=False)
+        self._saved_step = trainer.global_step
+
+    def _is_best(self, trainer: pl.Trainer) -> bool:
+        """Compare the monitored metric with the best so far, and remember it if it is better."""
+        if self.monitor is None:
+            return False
+        if self.monitor not in trainer.callback_metrics:
+            measured = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise ValueError(f"monitor={self.monitor} was not measured; choose one of: {measured}.")
+        value = float(trainer.callback_metrics[self.monitor])
+        if not math.isfinite(value):
+            return False
+        sign = 1 if self.higher_is_better else -1
+        if self.best_value is not None and sign * value <= sign * self.best_value:
+            return False
+        self.best_value, self.best_step = value, trainer.global_step
+        return True
+
+    def _request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """First Ctrl-C: stop after this batch. Second: stop at once."""
+        if self._stop_requested:
+            raise KeyboardInterrupt
+        self._stop_requested = True
+        logger.warning(
+            "Stopping after this batch and saving it. Ctrl-C again stops without saving."
+        )
+
+    def _restore_handler(self) -> None:
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
+
+
+def _validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning validates after the batch that has just ended."""
+    if not trainer.enable_validation or trainer.check_val_every_n_epoch is not None:
+        return False
+    interval = trainer.val_check_batch
+    return interval is not None and (trainer.fit_loop.total_batch_idx + 1) % interval == 0

@@ -1,0 +1,195 @@
+"""Keeps ``summary.json`` up to date: state, metrics, timing, memory."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
+
+from ldm_lightning.callbacks.codebook_alarm import CodebookAlarm
+from ldm_lightning.callbacks.stall_stopping import StallStopping
+from ldm_lightning.utils.provenance import device_name, git_commit, package_versions, peak_memory
+from ldm_lightning.utils.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 10.0
+
+CallbackT = TypeVar("CallbackT", bound=pl.Callback)
+
+
+@runtime_checkable
+class ContinuedLog(Protocol):
+    """A logger that drops what a continued run will write again."""
+
+    def drop_rows_after(self, step: int) -> None:
+        """Forget everything logged after update ``step``."""
+
+
+class RunSummary(pl.Callback):
+    """Write the state of the run and what it has reached, on the first process.
+
+    Metrics come from what the module logs outside ``train/``; ``protocol`` (how each was made) and
+    ``per_channel`` from ``pl_module.report``.
+
+    ``timing`` splits training into waiting for data, steps and validations, in seconds, summed over
+    interruptions; on a GPU a step that returns before the device is done shows up later.
+    ``images_per_s`` is of data and steps together, the first batch of each start left out.
+
+    Args:
+        run_folder: Whose ``summary.json`` is written.
+    """
+
+    def __init__(self, run_folder: RunFolder) -> None:
+        self.run_folder = run_folder
+        self._seconds = {"data_s": 0.0, "step_s": 0.0, "validation_s": 0.0}
+        self._num_images = 0
+        self._num_batches = 0  # since this start
+        self._mark = 0.0
+        self._written = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what runs, and where."""
+        parts = {name: getattr(pl_module, name) for name in ("autoencoder", "discriminator")}
+        parameters = {
+            name: sum(parameter.numel() for parameter in part.parameters())
+            for name, part in parts.items()
+            if isinstance(part, nn.Module)
+        }
+        device = trainer.strategy.root_device
+        facts = {
+            "state": "running",
+            "parameters": parameters,
+            "device": device_name(device),
+            "num_processes": trainer.world_size,
+            "versions": package_versions(),
+            "commit": git_commit(),
+        }
+        if trainer.is_global_zero:
+            self._write(trainer, facts)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the loggers drop what is going to be written again."""
+        if trainer.ckpt_path is not None:
+            for log in trainer.loggers:
+                if isinstance(log, ContinuedLog):
+                    log.drop_rows_after(trainer.global_step)
+        self._mark = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Since the last batch's end the run has waited for data."""
+        self._lap("data_s" if self._num_batches else None)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Time the step, and show a sign of life."""
+        self._lap("step_s" if self._num_batches else None)
+        if self._num_batches:
+            self._num_images += len(batch["image"]) * trainer.world_size
+        self._num_batches += 1
+        if trainer.is_global_zero and self._mark - self._written >= HEARTBEAT_SECONDS:
+            self._write(trainer, {})
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start timing the validation."""
+        self._mark = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the metrics."""
+        if trainer.sanity_checking:
+            return
+        self._lap("validation_s")
+        if not trainer.is_global_zero:
+            return
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.split("/")[0] not in ("step", "train")
+        }
+        changes: dict[str, Any] = {"metrics": metrics}
+        report: Any = pl_module.report
+        if report is not None:
+            names = {name: name if "/" in name else f"val/{name}" for name in report.protocol}
+            changes["protocol"] = {names[name]: entry for name, entry in report.protocol.items()}
+            changes["per_channel"] = report.per_channel
+        if trainer.state.fn == "validate":
+            changes |= {
+                "state": "validated",
+                "versions": package_versions(),
+                "commit": git_commit(),
+            }
+            changes["device"] = device_name(trainer.strategy.root_device)
+        self._write(trainer, changes)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how the run ended."""
+        if not trainer.is_global_zero:
+            return
+        reasons = [c.stop_reason for c in _callbacks(trainer, StallStopping) if c.stop_reason]
+        if reasons and trainer.global_step < trainer.max_steps:
+            self._write(trainer, {"state": "early_stopped", "reason": reasons[0]})
+        else:
+            self._write(trainer, {"state": "finished"})
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Say what ended the run. A summary that cannot be written does not hide the reason."""
+        if not trainer.is_global_zero:
+            return
+        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        changes: dict[str, Any] = {"state": "interrupted" if stopped else "failed"}
+        if not stopped:
+            changes["reason"] = f"{type(exception).__name__}: {exception}"
+        try:
+            self._write(trainer, changes)
+        except OSError as err:
+            logger.error("%s could not be written (%s).", self.run_folder.summary, err)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Time spent so far."""
+        return {"seconds": dict(self._seconds), "num_images": self._num_images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add to the time of the interrupted run."""
+        self._seconds = dict(state_dict["seconds"])
+        self._num_images = state_dict["num_images"]
+
+    def _lap(self, part: str | None) -> None:
+        """Add the time since the last mark to one part of the timing."""
+        now = time.monotonic()
+        if part is not None:
+            self._seconds[part] += now - self._mark
+        self._mark = now
+
+    def _write(self, trainer: pl.Trainer, changes: Mapping[str, Any]) -> None:
+        training = self._seconds["data_s"] + self._seconds["step_s"]
+        timing: dict[str, float] = {**self._seconds, "total_s": sum(self._seconds.values())}
+        if training:
+            timing["images_per_s"] = self._num_images / training
+        alarms = [text for c in _callbacks(trainer, CodebookAlarm) for text in c.alarms]
+        current = {
+            "step": trainer.global_step,
+            "timing": timing,
+            "memory": peak_memory(trainer.strategy.root_device),
+            "alarms": alarms,
+        }
+        self.run_folder.update_summary({**current, **changes})
+        self._written = time.monotonic()
+
+
+def _callbacks(trainer: pl.Trainer, kind: type[CallbackT]) -> list[CallbackT]:
+    """The trainer's callbacks of one kind."""
+    found: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in found if isinstance(callback, kind)]

@@ -1,0 +1,1 @@
+"""Loggers, tables and what else shows a run to people."""
