@@ -1,0 +1,1 @@
+"""LightningModules: training steps, optimizers, logging. They receive built objects."""

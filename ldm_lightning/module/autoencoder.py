@@ -1,0 +1,368 @@
+"""Training of a first stage: one forward, the generator's update, then the discriminator's.
+
+The order of one update, and why (costs: A autoencoder forward, V perceptual forward, D
+discriminator forward):
+
+1. The autoencoder runs forward once (A).
+2. The reconstruction loss and the generator's adversarial loss are differentiated once each, down
+to the
+   decoder's output and no further (3V, 2D). Only these two gradients are pushed through the last
+   layer, to compare their norms for the adaptive weight.
+3. One backward pass carries their weighted sum through decoder and encoder (2A); the generator
+steps.
+4. The discriminator learns on the same, detached reconstructions (6D) and steps.
+
+Neither side ever holds a gradient of the other's loss: step 2 asks for gradients of the decoder's
+output alone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from ldm_lightning.autoencoder.autoencoder import Autoencoder, AutoencoderOutput
+from ldm_lightning.loss.adversarial import AdversarialLoss, LeCam, adaptive_weight, r1_penalty
+from ldm_lightning.loss.reconstruction import ReconstructionLoss
+from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
+from ldm_lightning.utils.distributed import all_reduce_mean, num_processes, process_rank
+from ldm_lightning.utils.random import normal_rows
+
+Batch = Mapping[str, Any]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How both networks are updated.
+
+    Attributes:
+        generator: Makes the optimizer of autoencoder and log-variance from parameters.
+        discriminator: Makes the discriminator's.
+        schedule: Factor of both learning rates by update.
+        accumulate_batches: Batches that make one update.
+        clip_norm: Largest gradient norm of either network; None does not clip.
+    """
+
+    generator: OptimizerFactory
+    discriminator: OptimizerFactory
+    schedule: Callable[[int], float]
+    accumulate_batches: int = 1
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The other player: its network and the rules of the game."""
+
+    discriminator: nn.Module
+    loss: AdversarialLoss
+
+
+class AutoencoderModule(pl.LightningModule):
+    """Train, validate and store a first stage.
+
+    ``trainer.global_step`` counts generator updates: the discriminator steps through the strategy,
+    which keeps precision and scaling and is not counted.
+
+    Args:
+        autoencoder: The network; its checkpoint rebuilds it from ``stored_config``.
+        reconstruction_loss: Pixels and perceptual distance.
+        term_weights: Weight of each term the bottleneck returns, by name.
+        adversary: Discriminator and adversarial loss; None trains without.
+        optimization: Optimizers, schedule, accumulation, clipping.
+        metrics: What validation measures.
+        seed: Seed of the posterior's noise and of codebook restarts.
+        log_every_steps: Updates between two logged rows; losses are checked for finiteness then
+            too.
+        stored_config: Plain description of the autoencoder, written into every checkpoint.
+
+    Raises:
+        ValueError: If a term of the bottleneck has no weight.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        reconstruction_loss: ReconstructionLoss,
+        *,
+        term_weights: Mapping[str, float],
+        adversary: Adversary | None,
+        optimization: Optimization,
+        metrics: FirstStageMetrics,
+        seed: int,
+        log_every_steps: int,
+        stored_config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        missing = set(autoencoder.bottleneck.term_names) - set(term_weights)
+        if missing:
+            raise ValueError(
+                f"The bottleneck returns the terms {sorted(missing)}, but the loss weights only "
+                f"{sorted(term_weights)}; add loss.<term>_weight."
+            )
+        self.autoencoder = autoencoder
+        self.reconstruction_loss = reconstruction_loss
+        self.discriminator = adversary.discriminator if adversary else None
+        self.adversarial_loss = adversary.loss if adversary else None
+        self.lecam = LeCam() if adversary and adversary.loss.lecam_weight else None
+        self.term_weights = {name: term_weights[name] for name in autoencoder.bottleneck.term_names}
+        self.optimization = optimization
+        self.metrics = metrics
+        self.seed = seed
+        self.log_every_steps = log_every_steps
+        self.stored_config = dict(stored_config)
+        self.report: FirstStageReport | None = None
+        self._pending: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this update
+        self._row: dict[str, Tensor] = {}  # what this update logs
+        self._likelihood = {"nll": MeanMetric(), "elbo": MeanMetric()}
+
+    @property
+    def adversarial_fully_on_step(self) -> int:
+        """First update with the full adversarial weight; 0 without a discriminator."""
+        return self.adversarial_loss.schedule.fully_on_step if self.adversarial_loss else 0
+
+    # Training
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One optimizer for autoencoder and log-variance, one for the discriminator."""
+        generator = [*self.autoencoder.parameters(), *self.reconstruction_loss.parameters()]
+        optimizers = [self.optimization.generator(generator)]
+        if self.discriminator is not None:
+            optimizers.append(self.optimization.discriminator(self.discriminator.parameters()))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        return optimizers
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Run one batch; after ``accumulate_batches`` of them, update both networks."""
+        images, step = batch["image"], self.global_step
+        position = batch_idx % self.optimization.accumulate_batches
+        output = self.autoencoder(
+            images, self._posterior_noise(images, step=step, position=position)
+        )
+        self._generator_backward(images, output, step=step)
+        self._pending.append((images, output.reconstructions.detach()))
+        if position + 1 < self.optimization.accumulate_batches:
+            return
+        generator, *others = self._optimizers()
+        self._set_learning_rate(step)
+        generator.step()
+        generator.zero_grad(set_to_none=True)
+        self.autoencoder.bottleneck.after_update(step=step, seed=self.seed)
+        if others and self._adversarial_loss().schedule.discriminator_learns(step):
+            self._update_discriminator(others[0])
+        self._pending.clear()
+        self._log_update(step)
+
+    def _posterior_noise(self, images: Tensor, *, step: int, position: int) -> Tensor | None:
+        """Noise as a function of (seed, update, row of the global batch)."""
+        if not self.autoencoder.bottleneck.is_stochastic:
+            return None
+        return normal_rows(
+            self.autoencoder.latent_shape(images.shape),
+            seed=self.seed,
+            purpose="posterior",
+            step=step,
+            first_row=(position * num_processes() + process_rank()) * len(images),
+            device=images.device,
+            dtype=images.dtype,
+        )
+
+    def _generator_backward(self, images: Tensor, output: AutoencoderOutput, *, step: int) -> None:
+        """Add the gradients of one batch to autoencoder and log-variance (steps 2 and 3 above)."""
+        outputs = output.outputs.detach().requires_grad_()
+        with self._loss_precision(images):
+            terms = self.reconstruction_loss(outputs, self.autoencoder.to_images(outputs), images)
+        learned = list(self.reconstruction_loss.parameters())
+        gradient, *learned_gradients = torch.autograd.grad(terms.total, [outputs, *learned])
+        self._note("loss_pixel", terms.pixel)
+        if terms.perceptual is not None:
+            self._note("loss_perceptual", terms.perceptual)
+        total = terms.total.detach()
+        share = (
+            self.adversarial_loss.schedule.generator_share(step) if self.adversarial_loss else 0.0
+        )
+        if share > 0 and self._adversarial_loss().weight > 0:
+            adversarial, adversarial_gradient = self._adversarial_gradient(outputs)
+            weight = (
+                self._adversarial_weight(output.outputs, gradient, adversarial_gradient) * share
+            )
+            gradient = gradient + weight * adversarial_gradient
+            total = total + weight * adversarial
+            self._note("loss_adversarial", adversarial)
+            self._note("adversarial_weight", weight)
+        # The gradient at the decoder's output stands for everything behind it; terms that do not
+        # pass through the output (bottleneck, log-variance) are added as they are.
+        scalar = (output.outputs * gradient.detach()).sum()
+        for parameter, parameter_gradient in zip(learned, learned_gradients, strict=True):
+            scalar = scalar + (parameter * parameter_gradient).sum()
+        for name, weight_of_term in self.term_weights.items():
+            term = output.bottleneck.terms[name].mean()
+            self._note(f"loss_{name}", term)
+            scalar = scalar + weight_of_term * term
+            total = total + weight_of_term * term.detach()
+        self._note("loss_total", total)
+        self.manual_backward(scalar / self.optimization.accumulate_batches)
+
+    def _adversarial_gradient(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The generator's adversarial loss and its gradient at the decoder's output."""
+        assert self.discriminator is not None
+        with self._loss_precision(outputs):
+            logits_fake = self.discriminator(self.autoencoder.to_images(outputs))
+            loss = self._adversarial_loss().generator_loss(logits_fake)
+        (gradient,) = torch.autograd.grad(loss, outputs)
+        return loss.detach(), gradient
+
+    def _adversarial_weight(
+        self, outputs: Tensor, reconstruction: Tensor, adversarial: Tensor
+    ) -> Tensor:
+        """Weight of the adversarial gradient; all processes find the same."""
+        loss = self._adversarial_loss()
+        if not loss.adaptive:
+            return outputs.new_tensor(loss.weight)
+        last_layer = self.autoencoder.last_layer
+        gradients = [
+            torch.autograd.grad(outputs, last_layer, gradient, retain_graph=True)[0]
+            for gradient in (reconstruction, adversarial)
+        ]
+        reconstruction_mean, adversarial_mean = all_reduce_mean(torch.stack(gradients))
+        return loss.weight * adaptive_weight(reconstruction_mean, adversarial_mean)
+
+    def _update_discriminator(self, optimizer: LightningOptimizer) -> None:
+        """Let the discriminator learn on the batches of this update (step 4 above)."""
+        assert self.discriminator is not None
+        settings = self._adversarial_loss()
+        for images, reconstructions in self._pending:
+            if settings.r1_weight:
+                images = images.detach().requires_grad_()
+            with self._loss_precision(images):
+                logits_real = self.discriminator(images)
+                logits_fake = self.discriminator(reconstructions)
+            loss = settings.discriminator_loss(logits_real, logits_fake)
+            self._note("loss_discriminator", loss)
+            self._note("logits_real", logits_real.mean())
+            self._note("logits_fake", logits_fake.mean())
+            if settings.r1_weight:
+                penalty = r1_penalty(logits_real, images)
+                self._note("loss_r1", penalty)
+                loss = loss + settings.r1_weight * penalty
+            if self.lecam is not None:
+                regulariser = self.lecam(logits_real, logits_fake)
+                self._note("loss_lecam", regulariser)
+                loss = loss + settings.lecam_weight * regulariser
+                self.lecam.update(logits_real, logits_fake)
+            self.manual_backward(loss / self.optimization.accumulate_batches)
+        # Through the strategy, not `optimizer.step()`: Lightning would count this as a second
+        # global step.
+        self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
+        optimizer.zero_grad(set_to_none=True)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip, and note the norm; Lightning calls this after fp16 gradients were unscaled."""
+        is_generator = optimizer is self._optimizers()[0].optimizer
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.optimization.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.optimization.clip_norm, norm)
+        part = "autoencoder" if is_generator else "discriminator"
+        self._row[f"grad_norm_{part}"] = norm.detach()
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _adversarial_loss(self) -> AdversarialLoss:
+        assert self.adversarial_loss is not None
+        return self.adversarial_loss
+
+    def _set_learning_rate(self, step: int) -> None:
+        factor = self.optimization.schedule(step)
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        self._row["learning_rate"] = torch.tensor(self._optimizers()[0].param_groups[0]["lr"])
+
+    def _loss_precision(self, images: Tensor) -> torch.autocast:
+        """Run losses in full precision under fp16, whose range unscaled gradients would leave."""
+        kind = images.device.type
+        is_half = (
+            torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        )
+        enabled = torch.is_autocast_enabled(kind) and not is_half
+        return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=enabled)
+
+    # Logging
+
+    def _note(self, name: str, value: Tensor) -> None:
+        """Average a value over the batches of this update."""
+        share = value.detach().double() / self.optimization.accumulate_batches
+        self._row[name] = self._row[name] + share if name in self._row else share
+
+    def _log_update(self, step: int) -> None:
+        row, self._row = self._row, {}
+        if (step + 1) % self.log_every_steps:
+            return
+        for index, value in enumerate(self.reconstruction_loss.parameters()):
+            row["log_variance" if not index else f"log_variance_{index}"] = value.detach()
+        values = all_reduce_mean(
+            torch.stack([row[name].to(self.device, torch.float64) for name in row])
+        )
+        if not values.isfinite().all():
+            bad = [name for name, value in zip(row, values, strict=True) if not value.isfinite()]
+            raise FloatingPointError(
+                f"Update {step + 1} is no longer finite in {', '.join(bad)}. Lower "
+                f"optim.learning_rate, set "
+                f"optim.clip_norm, or use trainer.precision=bf16 or 32 instead of fp16."
+            )
+        logged = {f"train/{name}": value for name, value in zip(row, values, strict=True)}
+        self.log_dict({**logged, "step": float(step + 1)})
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Start measuring anew."""
+        self.metrics.to(self.device)
+        self.metrics.reset()
+        for metric in self._likelihood.values():
+            metric.reset()
+            metric.to(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Reconstruct without sampling and measure."""
+        images = batch["image"]
+        output = self.autoencoder(images)
+        self.metrics.update(images, output.reconstructions, output.bottleneck)
+        pixel = self.reconstruction_loss.pixel
+        if pixel.is_likelihood and "kl" in output.bottleneck.terms:
+            elements = pixel.negative_log_likelihood(pixel.error(output.outputs, images))
+            nll = elements.flatten(1).sum(dim=1)
+            self._likelihood["nll"].update(nll)
+            self._likelihood["elbo"].update(-nll - output.bottleneck.terms["kl"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute, keep and log the report."""
+        self.report = self.metrics.compute()
+        scalars = {f"val/{name}": value for name, value in self.report.scalars.items()}
+        scalars |= self.report.latent_scalars
+        for name, metric in self._likelihood.items():
+            if metric.update_called:
+                scalars[f"val/{name}"] = float(metric.compute())
+        self.log_dict({**scalars, "step": float(self.global_step)})
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what rebuilds the autoencoder without this run's configuration."""
+        checkpoint["first_stage"] = self.stored_config
