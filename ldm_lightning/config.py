@@ -1,0 +1,211 @@
+"""The configuration: where it is, its resolvers, and checks across keys.
+
+Together with ``build.py`` and the entry points the only place that sees a DictConfig. Nothing here
+imports torch, so that help and printed configurations come at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ldm_lightning.metrics.names import METRICS
+
+_HERE = Path(__file__).resolve().parent
+CONF_DIR = next(
+    path for path in (_HERE / "conf", _HERE.parent / "conf") if (path / "train.yaml").is_file()
+)
+"""The configuration folder: inside an installed wheel, else beside the package in a checkout."""
+
+GROUPS_OF_VALUES = ("experiment", "scale", "tuned")
+"""Groups whose files only change values of keys that stand elsewhere."""
+
+PUBLISHED_WIDTHS = {
+    "kl": {1: [1], 2: [1, 2], 4: [1, 2, 4], 8: [1, 2, 4, 4], 16: [1, 1, 2, 2, 4], 32: [1, 1, 2, 2,
+    4, 4]}, "vq": {1: [1], 2: [1, 2], 4: [1, 2, 4], 8: [1, 2, 2, 4], 16: [1, 1, 2, 2, 4], 32: [1, 1,
+    2, 2, 4, 4]},
+}  # fmt: skip
+"""Width multipliers by family and downsampling factor, after Rombach et al. 2022, Table 8 and 9."""
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "64-true"}
+
+
+# Resolvers
+
+
+def _width_multipliers(factor: int, family: str = "kl") -> ListConfig:
+    widths = PUBLISHED_WIDTHS[family]
+    if factor not in widths:
+        raise ValueError(
+            f"autoencoder.downsampling_factor must be one of {sorted(widths)}, got {factor}; for "
+            f"another "
+            f"factor give autoencoder.width_multipliers, one a level."
+        )
+    return OmegaConf.create(widths[factor])
+
+
+def _run_dir(name: str, resume: str | None) -> str:
+    """Folder of the run: a new one, or the one that is continued."""
+    root = Path("outputs") / str(name)
+    if resume is None:
+        now = time.time()
+        return str(
+            root
+            / f"{time.strftime('%Y-%m-%d_%H-%M-%S', time.localtime(now))}-{now % 1 * 1e3:03.0f}"
+        )
+    if resume == "auto":
+        from ldm_lightning.utils.run_folder import RunFolder
+
+        folders = [path.parent for path in root.glob("*/summary.json")]
+        open_states = {"running", "interrupted", "failed"}
+        unfinished = [f for f in folders if RunFolder(f).read_summary().get("state") in open_states]
+        return str(max(unfinished)) if unfinished else _run_dir(name, None)
+    path = Path(resume)
+    return str(path.parent.parent if path.suffix == ".ckpt" else path)
+
+
+def _higher_is_better(name: str) -> bool:
+    """Which way a metric such as ``val/psnr`` improves."""
+    metric = METRICS.get(name.removeprefix("val/"))
+    if metric is None or metric.higher_is_better is None:
+        directed = [f"val/{key}" for key, m in METRICS.items() if m.higher_is_better is not None]
+        raise ValueError(f"{name!r} cannot be monitored; choose from {', '.join(directed)}.")
+    return metric.higher_is_better
+
+
+def register_resolvers() -> None:
+    """Make the resolvers of conf/ known; harmless when repeated."""
+    cache_root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    resolvers: dict[str, Callable[..., Any]] = {
+        "width_multipliers": _width_multipliers,
+        "output_of": lambda pixel: "logits" if pixel == "bernoulli" else "images",
+        "run_dir": _run_dir,
+        "cache_dir": lambda: str(Path(cache_root) / "ldm_lightning"),
+        "higher_is_better": _higher_is_better,
+        "directions": lambda names: {
+            name: "max" if _higher_is_better(name) else "min" for name in names
+        },
+    }
+    for name, function in resolvers.items():
+        # Cached: a run's folder carries the time and must not change between two readings.
+        OmegaConf.register_new_resolver(name, function, replace=True, use_cache=name == "run_dir")
+
+
+# Checks
+#
+#
+#
+
+
+def check_keys(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+    """Refuse keys that no file of conf/ declares.
+
+    Hydra refuses unknown keys on the command line, but merges whatever an experiment file holds, so
+    that a misspelt key there silently changes nothing.
+
+    Args:
+        cfg: The composed configuration.
+        choices: Hydra's group choices.
+
+    Raises:
+        ValueError: Naming the key, and the nearest one there is.
+    """
+    overrides = [
+        f"{group}={choice}"
+        for group, choice in choices.items()
+        if group not in GROUPS_OF_VALUES and not group.startswith("hydra/")
+    ]
+    reference = compose(config_name="base", overrides=overrides)
+    unknown = _unknown_keys(
+        OmegaConf.to_container(cfg), OmegaConf.to_container(reference), prefix=""
+    )
+    if unknown:
+        key, known = unknown[0]
+        near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(known)}."
+        raise ValueError(f"Nothing reads the key {key!r}; is it misspelt?{hint}")
+
+
+def _unknown_keys(value: Any, reference: Any, *, prefix: str) -> list[tuple[str, list[str]]]:
+    """Keys of nested mappings that the reference lacks, each with those it has at that place."""
+    if not isinstance(value, dict) or not isinstance(reference, dict):
+        return []
+    unknown = [
+        (f"{prefix}{key}", sorted(map(str, reference))) for key in value if key not in reference
+    ]
+    for key in value.keys() & reference.keys():
+        unknown += _unknown_keys(value[key], reference[key], prefix=f"{prefix}{key}.")
+    return unknown
+
+
+def check_values(cfg: DictConfig) -> list[str]:
+    """Check values against each other before anything is built.
+
+    Returns:
+        Warnings about settings that are allowed and probably not meant.
+
+    Raises:
+        ValueError: Naming the keys, their values and what to change.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"These keys need a value: {', '.join(f'{key}=...' for key in missing)}.")
+    for key in ("max_steps", "accumulate_batches", "log_every_steps", "validation.every_steps"):
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key} must be a positive whole number, got {value!r}.")
+    size = [cfg.resolution] * 2 if isinstance(cfg.resolution, int) else list(cfg.resolution)
+    factor = cfg.autoencoder.downsampling_factor
+    if len(size) != 2 or any(side % factor for side in size):
+        suggestion = "x".join(str(max(factor, side - side % factor)) for side in size)
+        raise ValueError(
+            f"resolution={cfg.resolution} is not divisible by "
+            f"autoencoder.downsampling_factor={factor}; "
+            f"use for instance {suggestion}."
+        )
+    if str(cfg.trainer.precision) not in (*PRECISIONS, "auto"):
+        raise ValueError(
+            f"trainer.precision must be one of {[*PRECISIONS, 'auto']}, got "
+            f"{cfg.trainer.precision}."
+        )
+    return _check_loss(cfg) if cfg.discriminator._target_ else []
+
+
+def _check_loss(cfg: DictConfig) -> list[str]:
+    loss = cfg.loss
+    starts = [loss.discriminator_start_steps, loss.discriminator_start_share]
+    if sum(start is not None for start in starts) != 1:
+        raise ValueError(
+            f"Give one of loss.discriminator_start_steps and loss.discriminator_start_share, and "
+            f"null for the "
+            f"other; got {starts[0]} and {starts[1]}."
+        )
+    start = discriminator_start(cfg)
+    if start >= cfg.max_steps:
+        return [
+            f"The discriminator starts at update {start}, which max_steps={cfg.max_steps} never "
+            f"reaches: this run "
+            f"trains without. Lower loss.discriminator_start_steps."
+        ]
+    if start + loss.discriminator_ramp_steps >= cfg.max_steps:
+        return [
+            f"The adversarial weight is still rising when the run ends (update "
+            f"{start + loss.discriminator_ramp_steps} of {cfg.max_steps}); lower "
+            f"loss.discriminator_ramp_steps."
+        ]
+    return []
+
+
+def discriminator_start(cfg: DictConfig) -> int:
+    """Update in which the generator first sees the discriminator."""
+    start = cfg.loss.discriminator_start_steps
+    return (
+        round(cfg.loss.discriminator_start_share * cfg.max_steps) if start is None else int(start)
+    )

@@ -1,0 +1,219 @@
+"""Measure a first stage from its checkpoint, or one folder of images against another.
+
+    python -m ldm_lightning.evaluate checkpoint=outputs/kl_f8/RUN
+    python -m ldm_lightning.evaluate checkpoint=RUN data=image_folder data.root=PHOTOS
+    python -m ldm_lightning.evaluate images=SAMPLES reference=PHOTOS
+
+With the data of the run, the same weights and the same precision the figures are those of its
+validation, under ``test/*``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ldm_lightning.config import CONF_DIR, register_resolvers
+
+if TYPE_CHECKING:
+    from ldm_lightning.utils.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
+def _evaluate(cfg: DictConfig) -> None:
+    try:
+        evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
+    except (ValueError, OSError) as error:
+        log.debug("Traceback:", exc_info=True)
+        log.error("%s: %s", type(error).__name__, error)
+        sys.exit(1)
+
+
+def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
+    """Measure what the configuration names; print, write ``summary.json``, return the metrics.
+
+    Raises:
+        ValueError: If neither or both of a checkpoint and two folders are named.
+    """
+    folders = cfg.images is not None and cfg.reference is not None
+    if folders == (cfg.checkpoint is not None) or (cfg.images is None) != (cfg.reference is None):
+        raise ValueError(
+            "Give either checkpoint=..., or images=DIR and reference=DIR; got "
+            f"checkpoint={cfg.checkpoint}, images={cfg.images}, reference={cfg.reference}."
+        )
+    from ldm_lightning.utils.memory import keep_freed_memory
+    from ldm_lightning.utils.run_folder import RunFolder
+
+    keep_freed_memory()
+    run_folder = RunFolder(folder)
+    run_folder.update_summary({"state": "running", "name": "evaluate"})
+    try:
+        changes = _compare_folders(cfg) if folders else _measure_checkpoint(cfg, run_folder)
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        run_folder.update_summary({"state": state, "reason": f"{type(error).__name__}: {error}"})
+        raise
+    _finish(changes, run_folder)
+    return dict(changes["metrics"])
+
+
+def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
+    """Reconstruct a split with the autoencoder of a checkpoint."""
+    import torch
+    from rich.progress import track
+
+    from ldm_lightning import build
+    from ldm_lightning.metrics.efficiency import (
+        bits_per_pixel,
+        compression_ratio,
+        measure_throughput,
+    )
+    from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
+    from ldm_lightning.utils.image import save_grid
+    from ldm_lightning.utils.provenance import peak_memory
+    from ldm_lightning.utils.run_folder import find_checkpoint
+
+    path = find_checkpoint(cfg.checkpoint)
+    checkpoint = load_checkpoint(path)
+    stored = build.stored_description(checkpoint, path)
+    cfg = _with_run_defaults(cfg, path, stored)
+    autoencoder = build.rebuild_autoencoder(stored)
+    weights = autoencoder_weights(checkpoint, cfg.weights)
+    load_strict(autoencoder, weights.tensors, path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    autoencoder.eval().to(device)
+    data = build.build_data(cfg)
+    data.bad_files_path = run_folder.path / "unreadable_files.tsv"
+    metrics = build.build_metrics(cfg, autoencoder=autoencoder, protocol=data.protocol("val")).to(
+        device
+    )
+    metrics.reset()
+    precision = build.choose_precision(str(cfg.precision), device.type)
+    log.info("Weights: %s of %s. Precision: %s.", weights.kind, path, precision)
+    loader = data.val_dataloader()
+    first = None
+    with torch.inference_mode(), build.autocast(device.type, precision):
+        for batch in track(loader, description="reconstructing"):
+            images = batch["image"].to(device)
+            output = autoencoder(images)
+            metrics.update(images, output.reconstructions, output.bottleneck)
+            first = images if first is None else first
+        if first is None:
+            raise ValueError("No image could be read: there is nothing to measure.")
+        throughput = measure_throughput(autoencoder, first)
+        shown = first[:8]
+        rows = torch.cat([shown, autoencoder(shown).reconstructions])
+    save_grid(rows, run_folder.images / "reconstruction_latest.png", num_columns=len(shown))
+    report = metrics.compute()
+    named = {f"test/{name}": value for name, value in report.scalars.items()}
+    extra = {
+        "perf/encode_images_per_s": throughput.encode_images_per_s,
+        "perf/decode_images_per_s": throughput.decode_images_per_s,
+        "test/compression_ratio": compression_ratio(autoencoder, tuple(first.shape)),
+    }
+    bits = bits_per_pixel(autoencoder)
+    if bits is not None:
+        extra["test/bits_per_pixel"] = bits
+    facts = {"weights": weights.kind, "precision": precision, "checkpoint": str(path)}
+    return {
+        "metrics": {**named, **report.latent_scalars, **extra},
+        "protocol": {f"test/{name}": {**entry, **facts} for name, entry in report.protocol.items()},
+        "per_channel": report.per_channel,
+        "parameters": {"autoencoder": sum(p.numel() for p in autoencoder.parameters())},
+        "memory": peak_memory(device),
+        "config": build.plain(cfg),
+        "num_unreadable_files": len(data.bad_files()),
+    }
+
+
+def _with_run_defaults(cfg: DictConfig, path: Path, stored: dict[str, Any]) -> DictConfig:
+    """Fill what was not given from the checkpoint and its run's configuration."""
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    for key in ("resolution", "image_channels"):
+        if cfg[key] is None:
+            cfg[key] = stored[key]
+    run_config = path.parent.parent / "config.yaml"
+    for group in ("data", "features"):
+        if cfg.get(group) is not None:
+            continue
+        if not run_config.is_file():
+            raise ValueError(
+                f"{path} does not lie in a run folder with a config.yaml, so {group}=... is needed."
+            )
+        cfg[group] = OmegaConf.select(OmegaConf.load(run_config), group)
+    if cfg.data.get("root", "") and OmegaConf.is_missing(cfg.data, "root"):
+        raise ValueError("data.root needs a value: data.root=FOLDER.")
+    return cfg
+
+
+def _compare_folders(cfg: DictConfig) -> dict[str, Any]:
+    """Measure one folder against another; paired where all names agree."""
+    import torch
+    from hydra.utils import instantiate
+
+    from ldm_lightning.data.folder_batches import folder_batches
+    from ldm_lightning.data.image_folder import list_images
+    from ldm_lightning.metrics.features import tiny_features
+    from ldm_lightning.metrics.folders import ImagePair, compare_pairs, compare_sets
+
+    features = instantiate(cfg.features) if cfg.get("features") else tiny_features()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    channels = cfg.image_channels or 3
+    roots = [Path(cfg.images), Path(cfg.reference)]
+    names = [list_images(roots[0], key="images"), list_images(roots[1], key="reference")]
+    protocol = {"images": str(roots[0]), "reference": str(roots[1])}
+    paired = names[0] == names[1]
+    if paired:
+        # One image at a time: a pair must have one size, images beside each other need not.
+        batches = [
+            folder_batches(root, listed, channels=channels, batch_size=1)
+            for root, listed in zip(roots, names, strict=True)
+        ]
+        pairs = (ImagePair(left, right) for left, right in zip(*batches, strict=True))
+        report = compare_pairs(pairs, features, device=device, protocol=protocol)
+    else:
+        log.info("The names of the two folders differ: compared as sets, not pair by pair.")
+        left, right = (
+            folder_batches(root, listed, channels=channels, batch_size=cfg.batch_size)
+            for root, listed in zip(roots, names, strict=True)
+        )
+        report = compare_sets(left, right, features, device=device, protocol=protocol)
+    return {
+        "metrics": {f"test/{name}": value for name, value in report.scalars.items()},
+        "protocol": {f"test/{name}": entry for name, entry in report.protocol.items()},
+    }
+
+
+def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
+    from ldm_lightning.metrics.names import METRICS
+    from ldm_lightning.reporting.table import print_metrics
+    from ldm_lightning.utils.provenance import git_commit, package_versions
+
+    provenance = {"versions": package_versions(), "commit": git_commit()}
+    run_folder.update_summary({"state": "finished", **provenance, **changes})
+    print_metrics(
+        changes["metrics"],
+        {name: metric.meaning for name, metric in METRICS.items()},
+        title="evaluation",
+        counts={name: entry["num_images"] for name, entry in changes["protocol"].items()},
+    )
+    log.info("Run folder: %s", run_folder.path)
+
+
+def main() -> None:
+    """Entry point of ``ldm-evaluate`` and ``python -m ldm_lightning.evaluate``."""
+    register_resolvers()
+    _evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Train a first stage: compose, check, build, fit, say what was reached.
+
+    python -m ldm_lightning.train experiment=vqgan_f16
+
+``--help`` lists groups and values; ``--cfg job`` prints a configuration. Neither imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+
+if TYPE_CHECKING:
+    from ldm_lightning.module.autoencoder import AutoencoderModule
+    from ldm_lightning.utils.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+def _train(cfg: DictConfig) -> float | None:
+    runtime = HydraConfig.get()
+    try:
+        return train(cfg, runtime)
+    except (ValueError, OSError, FloatingPointError) as error:
+        log.debug("Traceback:", exc_info=True)
+        log.error("%s: %s", type(error).__name__, error)
+        sys.exit(1)
+
+
+def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
+    """Run the configuration.
+
+    Args:
+        cfg: The composed configuration.
+        runtime: Hydra's own configuration of this job: group choices, overrides, folder.
+
+    Returns:
+        The final value of ``cfg.monitor``, for sweeps; None where nothing was validated.
+    """
+    # Imported here, because importing torch takes seconds and help should not.
+    logging.getLogger("lightning.pytorch").propagate = False  # it has a handler of its own
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    from ldm_lightning import build
+    from ldm_lightning.utils.run_folder import RunFolder
+
+    check_keys(cfg, runtime.runtime.choices)
+    run_folder = RunFolder(runtime.runtime.output_dir)
+    cfg = _continued(cfg, runtime, run_folder)
+    cfg.output_dir = str(run_folder.path)
+    warnings = check_values(cfg)
+    choices = runtime.runtime.choices
+    log.info("scale=%s shrinks %s.", choices["scale"], cfg.scale_description)
+    if choices["scale"] != "paper":
+        log.info("The published recipe: experiment=%s scale=paper", choices["experiment"])
+    for warning in warnings:
+        log.warning(warning)
+    if cfg.dry_run:
+        _dry_run(cfg, run_folder)
+        return None
+
+    import torch
+
+    from ldm_lightning.utils.memory import keep_freed_memory
+
+    keep_freed_memory()
+    torch.manual_seed(cfg.seed)
+    data = build.build_data(cfg)
+    data.bad_files_path = run_folder.path / "unreadable_files.tsv"
+    data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
+    trainer = build.build_trainer(cfg, run_folder)
+    module = build.build_module(cfg, protocol=data.protocol("val"), num_devices=trainer.world_size)
+    if cfg.checkpoint is not None:
+        build.load_weights(module.autoencoder, cfg.checkpoint, weights=cfg.weights)
+    if trainer.is_global_zero:
+        OmegaConf.save(cfg, run_folder.config, resolve=True)
+        run_folder.update_summary({"name": cfg.name, "config": build.plain(cfg)})
+    if not cfg.train:
+        trainer.validate(module, data, verbose=False)
+    else:
+        last = run_folder.checkpoints / "last.ckpt"
+        resume = cfg.resume is not None and last.is_file()
+        trainer.fit(module, data, ckpt_path=last if resume else None)
+    if trainer.is_global_zero:
+        _report(module, run_folder)
+    return _monitored(cfg, module)
+
+
+def _continued(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> DictConfig:
+    """The stored configuration of a run that is continued, with this command's values on top."""
+    if cfg.resume is None or not run_folder.config.is_file():
+        return cfg
+    groups = set(runtime.runtime.choices)
+    values = [
+        override
+        for override in runtime.overrides.task
+        if override.partition("=")[0].lstrip("+") not in groups
+    ]
+    stored = OmegaConf.load(run_folder.config)
+    merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(values))
+    assert isinstance(merged, DictConfig)
+    log.info("Continuing the run in %s.", run_folder.path)
+    return merged
+
+
+def _dry_run(cfg: DictConfig, run_folder: RunFolder) -> None:
+    """Build everything without memory, print the parameters, write them down."""
+    import torch
+
+    from ldm_lightning import build
+    from ldm_lightning.reporting.parameters import print_parameters
+
+    with torch.device("meta"):
+        autoencoder = build.rebuild_autoencoder(build.stored_first_stage(cfg))
+        adversary = build.build_adversary(cfg)
+    parts: dict[str, torch.nn.Module] = {
+        "encoder": autoencoder.encoder,
+        "decoder": autoencoder.decoder,
+        "bottleneck": autoencoder.bottleneck,
+        "autoencoder": autoencoder,
+    }
+    if adversary:
+        parts["discriminator"] = adversary.discriminator
+    counts = {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in parts.items()
+    }
+    print_parameters(counts, title=f"{cfg.name}: parameters")
+    run_folder.update_summary(
+        {"state": "dry_run", "name": cfg.name, "parameters": counts, "config": build.plain(cfg)}
+    )
+    OmegaConf.save(cfg, run_folder.config, resolve=True)
+
+
+def _report(module: AutoencoderModule, run_folder: RunFolder) -> None:
+    """Print the final metrics and where everything is."""
+    from ldm_lightning.metrics.names import METRICS
+    from ldm_lightning.reporting.table import print_metrics
+
+    summary = run_folder.read_summary()
+    protocol: dict[str, Any] = {}
+    if module.report is not None:
+        protocol = {f"val/{name}": entry for name, entry in module.report.protocol.items()}
+        run_folder.update_summary({"protocol": protocol})
+    print_metrics(
+        summary.get("metrics", {}),
+        {name: metric.meaning for name, metric in METRICS.items()},
+        title=f"{summary['state']} at update {summary.get('step', 0)}",
+        counts={name: entry["num_images"] for name, entry in protocol.items()},
+    )
+    grid = run_folder.images / "reconstruction_latest.png"
+    if grid.is_file():
+        log.info("Reconstructions: %s", grid)
+    log.info("Run folder: %s", run_folder.path)
+
+
+def _monitored(cfg: DictConfig, module: AutoencoderModule) -> float | None:
+    if module.report is None:
+        return None
+    return module.report.scalars.get(str(cfg.monitor).removeprefix("val/"))
+
+
+def main() -> None:
+    """Entry point of ``ldm-train`` and ``python -m ldm_lightning.train``."""
+    register_resolvers()
+    _train()
+
+
+if __name__ == "__main__":
+    main()
