@@ -149,6 +149,9 @@ def build_module(
         adversary=build_adversary(cfg),
         optimization=build_optimization(cfg, num_devices=num_devices),
         metrics=build_metrics(cfg, autoencoder=autoencoder, protocol=protocol),
+        raw_metrics=build_metrics(cfg, autoencoder=autoencoder, protocol=protocol)
+        if cfg.validation.raw
+        else None,
         seed=cfg.seed,
         log_every_steps=cfg.log_every_steps,
         stored_config=stored,

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,11 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
 
     check_keys(cfg, runtime.runtime.choices)
     run_folder = RunFolder(runtime.runtime.output_dir)
+    if (pid := run_folder.other_process()) is not None and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"Process {pid} is training in {run_folder.path}; wait for it, end it, or leave out "
+            f"resume."
+        )
     cfg = _continued(cfg, runtime, run_folder)
     cfg.output_dir = str(run_folder.path)
     warnings = check_values(cfg)

@@ -110,6 +110,24 @@ class Ema(pl.Callback):
         """Validate with the average."""
         self._swap_in(pl_module)
 
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure the raw weights beside the average where the module asks for it."""
+        metrics = getattr(pl_module, "raw_metrics", None)
+        if metrics is None:
+            return
+        with self.raw_weights(pl_module), trainer.precision_plugin.val_step_context():
+            output = pl_module.autoencoder(batch["image"])
+            metrics.update(batch["image"], output.reconstructions, output.bottleneck)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Train on with the raw weights."""
         self._swap_out(pl_module)

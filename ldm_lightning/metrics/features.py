@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from ldm_lightning.loss.perceptual import Lpips, PerceptualLoss, TinyPerceptual, grey_triplets
 from ldm_lightning.nn.tiny_features import TinyFeatures
 from ldm_lightning.utils.hashing import hash_tensors
-from ldm_lightning.utils.pretrained import parse_weights, read_weights
+from ldm_lightning.utils.pretrained import parse_weights, read_weights, require_weights
 
 STANDARD_WEIGHTS = ("alexnet", "vgg16", "inception")
-"""What `standard_features` loads; hand it to `utils.pretrained.require_weights` before work
-begins."""
+"""What `standard_features` loads."""
 
 
 class FeatureExtractor:
@@ -177,6 +176,7 @@ def standard_features(*, weights_dir: str | Path | None = None) -> FeatureSet:
     Raises:
         MissingWeightsError: If a file is missing and cannot be downloaded.
     """
+    require_weights(STANDARD_WEIGHTS, weights_dir=weights_dir)  # names all that is missing at once
     return FeatureSet(
         name="standard",
         perceptual={

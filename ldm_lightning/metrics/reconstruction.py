@@ -119,8 +119,8 @@ class ReconstructionMetrics:
             targets, values = self._scale(originals), self._scale(rounded)
             for name, distance in self.features.perceptual.items():
                 self._means[name].update(distance(values, targets))
-        self.frechet.update_references(originals)
-        self.frechet.update(rounded)
+            self.frechet.update_references(originals)
+            self.frechet.update(rounded)
 
     def compute(self) -> dict[str, float]:
         """Values by metric name, over all processes; call it on every process."""

@@ -31,6 +31,7 @@ from ldm_lightning.autoencoder.autoencoder import Autoencoder, AutoencoderOutput
 from ldm_lightning.loss.adversarial import AdversarialLoss, LeCam, adaptive_weight, r1_penalty
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
+from ldm_lightning.utils.checkpoint import check_fits
 from ldm_lightning.utils.distributed import all_reduce_mean, num_processes, process_rank
 from ldm_lightning.utils.random import normal_rows
 
@@ -78,6 +79,8 @@ class AutoencoderModule(pl.LightningModule):
         adversary: Discriminator and adversarial loss; None trains without.
         optimization: Optimizers, schedule, accumulation, clipping.
         metrics: What validation measures.
+        raw_metrics: The same for the raw weights where validation sees their average; None does
+            not measure them. Filled by the EMA callback.
         seed: Seed of the posterior's noise and of codebook restarts.
         log_every_steps: Updates between two logged rows; losses are checked for finiteness then
             too.
@@ -96,6 +99,7 @@ class AutoencoderModule(pl.LightningModule):
         adversary: Adversary | None,
         optimization: Optimization,
         metrics: FirstStageMetrics,
+        raw_metrics: FirstStageMetrics | None = None,
         seed: int,
         log_every_steps: int,
         stored_config: Mapping[str, Any],
@@ -116,6 +120,7 @@ class AutoencoderModule(pl.LightningModule):
         self.term_weights = {name: term_weights[name] for name in autoencoder.bottleneck.term_names}
         self.optimization = optimization
         self.metrics = metrics
+        self.raw_metrics = raw_metrics
         self.seed = seed
         self.log_every_steps = log_every_steps
         self.stored_config = dict(stored_config)
@@ -162,6 +167,11 @@ class AutoencoderModule(pl.LightningModule):
             self._update_discriminator(others[0])
         self._pending.clear()
         self._log_update(step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Ask for a validation after the last update, wherever the interval would put it."""
+        if self.global_step >= self.trainer.max_steps:
+            self.trainer.should_stop = True
 
     def _posterior_noise(self, images: Tensor, *, step: int, position: int) -> Tensor | None:
         """Noise as a function of (seed, update, row of the global batch)."""
@@ -333,8 +343,11 @@ class AutoencoderModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start measuring anew."""
-        self.metrics.to(self.device)
-        self.metrics.reset()
+        dtype = self.autoencoder.last_layer.dtype
+        for metrics in (self.metrics, self.raw_metrics):
+            if metrics is not None:
+                metrics.to(self.device, dtype)
+                metrics.reset()
         for metric in self._likelihood.values():
             metric.reset()
             metric.to(self.device)
@@ -356,12 +369,19 @@ class AutoencoderModule(pl.LightningModule):
         self.report = self.metrics.compute()
         scalars = {f"val/{name}": value for name, value in self.report.scalars.items()}
         scalars |= self.report.latent_scalars
+        if self.raw_metrics is not None:
+            raw = self.raw_metrics.compute()
+            scalars |= {f"val_raw/{name}": value for name, value in raw.scalars.items()}
         for name, metric in self._likelihood.items():
             if metric.update_called:
                 scalars[f"val/{name}"] = float(metric.compute())
         self.log_dict({**scalars, "step": float(self.global_step)})
 
     # Checkpoints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture before Lightning lists every key."""
+        check_fits(self, checkpoint["state_dict"], str(self.trainer.ckpt_path))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the autoencoder without this run's configuration."""

@@ -11,7 +11,6 @@ arXiv:1801.03924, Eq. 1 with one fixed weight per stage instead of learned ones 
 """
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -19,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ldm_lightning.utils.hashing import hash_tensors
 
 WEIGHTS_PATH = Path(__file__).with_suffix(".safetensors")
 RECORD_PATH = Path(__file__).with_suffix(".json")
@@ -248,16 +249,6 @@ def unit_norm(features: Tensor) -> Tensor:
     """
     features = features.float()
     return features * (features.square().sum(dim=1, keepdim=True) + 1e-3).rsqrt()
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the sorted (name, dtype, shape, bytes) of the tensors."""
-    digest = sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_images(images: Tensor) -> None:
