@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
-from ldm_lightning.config import PRECISIONS, discriminator_start
+from ldm_lightning.config import PRECISIONS, check_batch_norm, discriminator_start
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.loss.adversarial import AdversarialLoss, AdversarialSchedule
 from ldm_lightning.loss.pixel import pixel_loss
@@ -127,9 +127,21 @@ def build_adversary(cfg: DictConfig) -> Adversary | None:
 
 
 def build_module(
-    cfg: DictConfig, *, protocol: Mapping[str, str | int | float], num_devices: int
+    cfg: DictConfig,
+    *,
+    protocol: Mapping[str, str | int | float],
+    num_devices: int,
+    features: FeatureSet | None = None,
 ) -> AutoencoderModule:
-    """Build the first stage's module; ``protocol`` describes the images of its validation."""
+    """Build the first stage's module.
+
+    Args:
+        cfg: The composed configuration.
+        protocol: Describes the images of its validation.
+        num_devices: Processes that train together.
+        features: Feature networks of the metrics; None builds them.
+    """
+    features = features or build_features(cfg)
     stored = stored_first_stage(cfg)
     perceptual_weight = float(cfg.loss.perceptual_weight)
     reconstruction_loss = ReconstructionLoss(
@@ -148,8 +160,8 @@ def build_module(
         },
         adversary=build_adversary(cfg),
         optimization=build_optimization(cfg, num_devices=num_devices),
-        metrics=build_metrics(cfg, autoencoder=autoencoder, protocol=protocol),
-        raw_metrics=build_metrics(cfg, autoencoder=autoencoder, protocol=protocol)
+        metrics=build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol),
+        raw_metrics=build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol)
         if cfg.validation.raw
         else None,
         seed=cfg.seed,
@@ -158,11 +170,19 @@ def build_module(
     )
 
 
+def build_features(cfg: DictConfig) -> FeatureSet:
+    """Build the feature networks of the metrics; missing weights are found here."""
+    return instantiate(cfg.features)
+
+
 def build_metrics(
-    cfg: DictConfig, *, autoencoder: Autoencoder, protocol: Mapping[str, str | int | float]
+    cfg: DictConfig,
+    features: FeatureSet,
+    *,
+    autoencoder: Autoencoder,
+    protocol: Mapping[str, str | int | float],
 ) -> FirstStageMetrics:
-    """Build what validation measures; missing weights of feature networks are found here."""
-    features: FeatureSet = instantiate(cfg.features)
+    """Build what validation measures."""
     return FirstStageMetrics(
         features,
         latent_channels=autoencoder.latent_channels,
@@ -215,6 +235,8 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     devices = trainer.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if accelerator == "gpu" else 1
+    if accelerator == "cpu" and cfg.discriminator._target_:
+        check_batch_norm(cfg, num_processes=devices * trainer.num_nodes)
     strategy = trainer.strategy
     if strategy == "auto" and devices * trainer.num_nodes > 1:
         strategy = "ddp_find_unused_parameters_true"

@@ -7,16 +7,30 @@ imports torch, so that help and printed configurations come at once.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 from ldm_lightning.metrics.names import METRICS
+from ldm_lightning.utils.errors import error_line
+from ldm_lightning.utils.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).resolve().parent
 CONF_DIR = next(
@@ -61,14 +75,18 @@ def _run_dir(name: str, resume: str | None) -> str:
             / f"{time.strftime('%Y-%m-%d_%H-%M-%S', time.localtime(now))}-{now % 1 * 1e3:03.0f}"
         )
     if resume == "auto":
-        from ldm_lightning.utils.run_folder import RunFolder
-
         folders = [path.parent for path in root.glob("*/summary.json")]
         open_states = {"running", "interrupted", "failed"}
         unfinished = [f for f in folders if RunFolder(f).read_summary().get("state") in open_states]
         return str(max(unfinished)) if unfinished else _run_dir(name, None)
     path = Path(resume)
-    return str(path.parent.parent if path.suffix == ".ckpt" else path)
+    folder = path.parent.parent if path.suffix == ".ckpt" else path
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(
+            f"resume={resume} is no run: {folder / 'config.yaml'} does not exist. Give the folder "
+            f"of a run, or resume=auto."
+        )
+    return str(folder)
 
 
 def _higher_is_better(name: str) -> bool:
@@ -87,6 +105,7 @@ def register_resolvers() -> None:
         "width_multipliers": _width_multipliers,
         "output_of": lambda pixel: "logits" if pixel == "bernoulli" else "images",
         "run_dir": _run_dir,
+        "created": lambda path: str(RunFolder(path).path),
         "cache_dir": lambda: str(Path(cache_root) / "ldm_lightning"),
         "higher_is_better": _higher_is_better,
         "directions": lambda names: {
@@ -98,10 +117,63 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, function, replace=True, use_cache=name == "run_dir")
 
 
+# Errors
+
+EXPECTED_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    OSError,
+    FloatingPointError,
+)
+"""What wrong input and a full disk lead to; anything else is a mistake of ours and keeps its
+traceback."""
+
+
+@contextmanager
+def errors_told_plainly() -> Iterator[None]:
+    """End the process with code 1 and one message on an error that its user can act on.
+
+    Entry points need it twice: around Hydra, for what it finds while composing, and in Hydra's job,
+    because Hydra prints the whole command line before an error leaves it.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing in its own words
+    try:
+        yield
+    except EXPECTED_ERRORS as error:
+        log.debug("Traceback:", exc_info=True)  # hydra.verbose=true shows it
+        log.error("%s", error_text(error))
+        sys.exit(1)
+
+
+def error_text(error: BaseException) -> str:
+    """What to tell the user: the error itself, without what Hydra wraps around it."""
+    cause = error.__cause__
+    if isinstance(error, InstantiationException) and isinstance(cause, EXPECTED_ERRORS):
+        return error_text(cause)
+    if isinstance(error, MissingConfigException) and error.options:
+        missing = error.missing_cfg_file
+        return f"There is no {missing!r}; choose from {', '.join(sorted(error.options))}."
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        known = cause.parent_node if isinstance(cause.parent_node, DictConfig) else ()
+        return _misspelt(str(cause.full_key), map(str, known))
+    lines = str(error).splitlines() or [""]
+    if isinstance(error, InterpolationResolutionError):
+        return lines[0].partition("raised while resolving interpolation: ")[2] or lines[0]
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return "\n".join(lines)
+    return error_line(error)
+
+
+def _misspelt(key: str, known: Iterable[str]) -> str:
+    """The message about a key that does not exist."""
+    names = sorted(known)
+    near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
+    return f"Nothing reads the key {key!r}; is it misspelt? {hint}"
+
+
 # Checks
-#
-#
-#
 
 
 def check_keys(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
@@ -127,10 +199,7 @@ def check_keys(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         OmegaConf.to_container(cfg), OmegaConf.to_container(reference), prefix=""
     )
     if unknown:
-        key, known = unknown[0]
-        near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(known)}."
-        raise ValueError(f"Nothing reads the key {key!r}; is it misspelt?{hint}")
+        raise ValueError(_misspelt(*unknown[0]))
 
 
 def _unknown_keys(value: Any, reference: Any, *, prefix: str) -> list[tuple[str, list[str]]]:
@@ -155,8 +224,14 @@ def check_values(cfg: DictConfig) -> list[str]:
         ValueError: Naming the keys, their values and what to change.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
+    if cfg.dry_run:  # needs no data
+        missing = [key for key in missing if not key.startswith("data.")]
     if missing:
-        raise ValueError(f"These keys need a value: {', '.join(f'{key}=...' for key in missing)}.")
+        raise ValueError(f"No value for {', '.join(missing)}: give {missing[0]}=VALUE.")
+    if not (cfg.train or cfg.dry_run) and (cfg.checkpoint is None or cfg.resume is not None):
+        raise ValueError(
+            "train=false validates the weights of a checkpoint: give checkpoint=..., and no resume."
+        )
     for key in ("max_steps", "accumulate_batches", "log_every_steps", "validation.every_steps"):
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < 1:
@@ -175,7 +250,27 @@ def check_values(cfg: DictConfig) -> list[str]:
             f"trainer.precision must be one of {[*PRECISIONS, 'auto']}, got "
             f"{cfg.trainer.precision}."
         )
-    return _check_loss(cfg) if cfg.discriminator._target_ else []
+    if not cfg.discriminator._target_:
+        return []
+    trainer = cfg.trainer
+    if trainer.accelerator == "cpu" and trainer.devices != "auto":
+        check_batch_norm(cfg, num_processes=trainer.devices * trainer.num_nodes)
+    return _check_loss(cfg)
+
+
+def check_batch_norm(cfg: DictConfig, *, num_processes: int) -> None:
+    """Refuse BatchNorm in the discriminator over several processes without GPUs.
+
+    Raises:
+        ValueError: Saying what to use instead.
+    """
+    normalization = cfg.discriminator.get("normalization")
+    if normalization == "batch" and num_processes > 1:
+        raise ValueError(
+            f"discriminator.normalization=batch needs the statistics of all processes, which torch "
+            f"gathers on GPUs alone; got {num_processes} processes on the CPU. Use trainer=cpu, or "
+            f"discriminator.normalization=group."
+        )
 
 
 def _check_loss(cfg: DictConfig) -> list[str]:

@@ -11,7 +11,6 @@ validation, under ``test/*``.
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +18,22 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.config import CONF_DIR, error_text, errors_told_plainly, register_resolvers
+from ldm_lightning.utils.targets import check_targets
 
 if TYPE_CHECKING:
     from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+PACKAGES_OF = {"data": ("ldm_lightning.data",), "features": ("ldm_lightning.metrics",)}
+"""What a run's config.yaml may name: it may come from elsewhere, as the checkpoint beside it."""
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 def _evaluate(cfg: DictConfig) -> None:
-    try:
+    with errors_told_plainly():
         evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
-    except (ValueError, OSError) as error:
-        log.debug("Traceback:", exc_info=True)
-        log.error("%s: %s", type(error).__name__, error)
-        sys.exit(1)
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
@@ -59,7 +58,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
         changes = _compare_folders(cfg) if folders else _measure_checkpoint(cfg, run_folder)
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        run_folder.update_summary({"state": state, "reason": f"{type(error).__name__}: {error}"})
+        run_folder.update_summary({"state": state, "reason": error_text(error)})
         raise
     _finish(changes, run_folder)
     return dict(changes["metrics"])
@@ -77,7 +76,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
         measure_throughput,
     )
     from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
-    from ldm_lightning.utils.image import save_grid
+    from ldm_lightning.utils.image import save_grid, spread_rows
     from ldm_lightning.utils.provenance import peak_memory
     from ldm_lightning.utils.run_folder import find_checkpoint
 
@@ -89,27 +88,29 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     weights = autoencoder_weights(checkpoint, cfg.weights)
     load_strict(autoencoder, weights.tensors, path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    autoencoder.eval().to(device)
+    precision = build.choose_precision(str(cfg.precision), device.type)
+    dtype = torch.float64 if precision == "64" else torch.float32
+    autoencoder.eval().to(device, dtype)
+    features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
     data = build.build_data(cfg)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
-    metrics = build.build_metrics(cfg, autoencoder=autoencoder, protocol=data.protocol("val")).to(
-        device
-    )
+    metrics = build.build_metrics(
+        cfg, features, autoencoder=autoencoder, protocol=data.protocol("val")
+    ).to(device, dtype)
     metrics.reset()
-    precision = build.choose_precision(str(cfg.precision), device.type)
     log.info("Weights: %s of %s. Precision: %s.", weights.kind, path, precision)
     loader = data.val_dataloader()
     first = None
     with torch.inference_mode(), build.autocast(device.type, precision):
         for batch in track(loader, description="reconstructing"):
-            images = batch["image"].to(device)
+            images = batch["image"].to(device, dtype)
             output = autoencoder(images)
             metrics.update(images, output.reconstructions, output.bottleneck)
             first = images if first is None else first
         if first is None:
             raise ValueError("No image could be read: there is nothing to measure.")
         throughput = measure_throughput(autoencoder, first)
-        shown = first[:8]
+        shown = spread_rows(first, 8)
         rows = torch.cat([shown, autoencoder(shown).reconstructions])
     save_grid(rows, run_folder.images / "reconstruction_latest.png", num_columns=len(shown))
     report = metrics.compute()
@@ -138,20 +139,34 @@ def _with_run_defaults(cfg: DictConfig, path: Path, stored: dict[str, Any]) -> D
     """Fill what was not given from the checkpoint and its run's configuration."""
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
+    run_config = path.parent.parent / "config.yaml"
+    run = OmegaConf.load(run_config) if run_config.is_file() else OmegaConf.create({})
+    assert isinstance(run, DictConfig)
+    absent = [group for group in ("data", "features") if cfg.get(group) is None]
+    if absent and not run:
+        needed = " and ".join(f"{group}=..." for group in absent)
+        raise ValueError(
+            f"{path} does not lie in a run folder with a config.yaml, so {needed} must be given."
+        )
     for key in ("resolution", "image_channels"):
         if cfg[key] is None:
             cfg[key] = stored[key]
-    run_config = path.parent.parent / "config.yaml"
-    for group in ("data", "features"):
-        if cfg.get(group) is not None:
-            continue
-        if not run_config.is_file():
-            raise ValueError(
-                f"{path} does not lie in a run folder with a config.yaml, so {group}=... is needed."
-            )
-        cfg[group] = OmegaConf.select(OmegaConf.load(run_config), group)
-    if cfg.data.get("root", "") and OmegaConf.is_missing(cfg.data, "root"):
-        raise ValueError("data.root needs a value: data.root=FOLDER.")
+    if cfg.image_channels != stored["image_channels"]:
+        raise ValueError(
+            f"image_channels={cfg.image_channels}, but the first stage of {path} was trained on "
+            f"{stored['image_channels']}; leave image_channels out."
+        )
+    if cfg.eval_crop is None:
+        cfg.eval_crop = run.get("eval_crop", "center")
+    if cfg.precision is None:
+        cfg.precision = OmegaConf.select(run, "trainer.precision", default="auto")
+    for group in absent:
+        check_targets(OmegaConf.to_container(run[group]), allowed_packages=PACKAGES_OF[group])
+        cfg[group] = run[group]
+    if "data" in absent:
+        cfg.data.resolution = cfg.resolution
+    if missing := sorted(OmegaConf.missing_keys(cfg.data)):
+        raise ValueError(f"No value for data.{missing[0]}: give data.{missing[0]}=VALUE.")
     return cfg
 
 
@@ -212,7 +227,8 @@ def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
 def main() -> None:
     """Entry point of ``ldm-evaluate`` and ``python -m ldm_lightning.evaluate``."""
     register_resolvers()
-    _evaluate()
+    with errors_told_plainly():
+        _evaluate()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -17,7 +17,14 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.config import (
+    CONF_DIR,
+    check_keys,
+    check_values,
+    error_text,
+    errors_told_plainly,
+    register_resolvers,
+)
 
 if TYPE_CHECKING:
     from ldm_lightning.module.autoencoder import AutoencoderModule
@@ -28,13 +35,8 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def _train(cfg: DictConfig) -> float | None:
-    runtime = HydraConfig.get()
-    try:
-        return train(cfg, runtime)
-    except (ValueError, OSError, FloatingPointError) as error:
-        log.debug("Traceback:", exc_info=True)
-        log.error("%s: %s", type(error).__name__, error)
-        sys.exit(1)
+    with errors_told_plainly():
+        return train(cfg, HydraConfig.get())
 
 
 def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
@@ -50,60 +52,100 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
     # Imported here, because importing torch takes seconds and help should not.
     logging.getLogger("lightning.pytorch").propagate = False  # it has a handler of its own
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    from ldm_lightning import build
+    # Of no use to anyone who trains: what Lightning itself should have replaced, and advice that is
+    # wrong for data that are drawn instead of read.
+    warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+    warnings.filterwarnings("ignore", ".*does not have many workers")
     from ldm_lightning.utils.run_folder import RunFolder
 
     check_keys(cfg, runtime.runtime.choices)
     run_folder = RunFolder(runtime.runtime.output_dir)
-    if (pid := run_folder.other_process()) is not None and "LOCAL_RANK" not in os.environ:
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if is_first:
+        _check_folder(cfg, run_folder)
+    try:
+        return _run(cfg, runtime, run_folder)
+    except BaseException as error:
+        # Training says itself how it ended, and a run that could not be continued is as it was.
+        if is_first and run_folder.read_summary().get("state", "running") == "running":
+            stopped = isinstance(error, KeyboardInterrupt)
+            reason = {} if stopped else {"reason": error_text(error)}
+            state = "interrupted" if stopped else "failed"
+            run_folder.update_summary({"state": state, **reason})
+        raise
+
+
+def _check_folder(cfg: DictConfig, run_folder: RunFolder) -> None:
+    """Refuse a folder in which another process trains, or a run that would be overwritten."""
+    if (pid := run_folder.other_process()) is not None:
         raise ValueError(
             f"Process {pid} is training in {run_folder.path}; wait for it, end it, or leave out "
             f"resume."
         )
-    cfg = _continued(cfg, runtime, run_folder)
+    if cfg.resume is None and (run_folder.checkpoints / "last.ckpt").is_file():
+        raise ValueError(
+            f"{run_folder.path} holds a run already. Continue it with resume={run_folder.path}, or "
+            f"choose another output_dir."
+        )
+
+
+def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | None:
+    """Check, build, and train or validate."""
+    continues = cfg.resume is not None and run_folder.config.is_file()
+    if continues:
+        cfg = _continued(cfg, runtime, run_folder)
     cfg.output_dir = str(run_folder.path)
-    warnings = check_values(cfg)
-    choices = runtime.runtime.choices
-    log.info("scale=%s shrinks %s.", choices["scale"], cfg.scale_description)
-    if choices["scale"] != "paper":
-        log.info("The published recipe: experiment=%s scale=paper", choices["experiment"])
-    for warning in warnings:
-        log.warning(warning)
+    alarms = check_values(cfg)
+    if not continues:
+        choices = runtime.runtime.choices
+        log.info("scale=%s shrinks %s.", choices["scale"], cfg.scale_description)
+        if choices["scale"] != "paper":
+            log.info("The published recipe: experiment=%s scale=paper", choices["experiment"])
+    for alarm in alarms:
+        log.warning(alarm)
     if cfg.dry_run:
         _dry_run(cfg, run_folder)
         return None
 
     import torch
 
+    from ldm_lightning import build
+    from ldm_lightning.utils.checkpoint import check_fits, load_checkpoint
     from ldm_lightning.utils.memory import keep_freed_memory
 
     keep_freed_memory()
+    features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
     torch.manual_seed(cfg.seed)
     data = build.build_data(cfg)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
     trainer = build.build_trainer(cfg, run_folder)
-    module = build.build_module(cfg, protocol=data.protocol("val"), num_devices=trainer.world_size)
-    if cfg.checkpoint is not None:
-        build.load_weights(module.autoencoder, cfg.checkpoint, weights=cfg.weights)
+    module = build.build_module(
+        cfg, protocol=data.protocol("val"), num_devices=trainer.world_size, features=features
+    )
+    last = run_folder.checkpoints / "last.ckpt"
+    resumes = continues and last.is_file()
+    loaded = None
+    if resumes:  # before config.yaml is replaced by one that may not fit
+        check_fits(module, load_checkpoint(last)["state_dict"], last)
+    elif cfg.checkpoint is not None:
+        loaded = build.load_weights(module.autoencoder, cfg.checkpoint, weights=cfg.weights)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_folder.config, resolve=True)
         run_folder.update_summary({"name": cfg.name, "config": build.plain(cfg)})
     if not cfg.train:
         trainer.validate(module, data, verbose=False)
     else:
-        last = run_folder.checkpoints / "last.ckpt"
-        resume = cfg.resume is not None and last.is_file()
-        trainer.fit(module, data, ckpt_path=last if resume else None)
+        if continues and not resumes:
+            log.info("There is no checkpoint yet: the run starts anew.")
+        trainer.fit(module, data, ckpt_path=last if resumes else None)
     if trainer.is_global_zero:
-        _report(module, run_folder)
+        _report(module, run_folder, facts={} if cfg.train else {"weights": loaded})
     return _monitored(cfg, module)
 
 
 def _continued(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> DictConfig:
     """The stored configuration of a run that is continued, with this command's values on top."""
-    if cfg.resume is None or not run_folder.config.is_file():
-        return cfg
     groups = set(runtime.runtime.choices)
     values = [
         override
@@ -146,20 +188,22 @@ def _dry_run(cfg: DictConfig, run_folder: RunFolder) -> None:
     OmegaConf.save(cfg, run_folder.config, resolve=True)
 
 
-def _report(module: AutoencoderModule, run_folder: RunFolder) -> None:
-    """Print the final metrics and where everything is."""
+def _report(module: AutoencoderModule, run_folder: RunFolder, *, facts: dict[str, Any]) -> None:
+    """Print the final metrics and where everything is; ``facts`` go into their protocol."""
     from ldm_lightning.metrics.names import METRICS
     from ldm_lightning.reporting.table import print_metrics
 
     summary = run_folder.read_summary()
     protocol: dict[str, Any] = {}
     if module.report is not None:
-        protocol = {f"val/{name}": entry for name, entry in module.report.protocol.items()}
+        protocol = {
+            f"val/{name}": {**entry, **facts} for name, entry in module.report.protocol.items()
+        }
         run_folder.update_summary({"protocol": protocol})
     print_metrics(
         summary.get("metrics", {}),
         {name: metric.meaning for name, metric in METRICS.items()},
-        title=f"{summary['state']} at update {summary.get('step', 0)}",
+        title=f"{summary.get('state', 'done')} at update {summary.get('step', 0)}",
         counts={name: entry["num_images"] for name, entry in protocol.items()},
     )
     grid = run_folder.images / "reconstruction_latest.png"
@@ -177,7 +221,8 @@ def _monitored(cfg: DictConfig, module: AutoencoderModule) -> float | None:
 def main() -> None:
     """Entry point of ``ldm-train`` and ``python -m ldm_lightning.train``."""
     register_resolvers()
-    _train()
+    with errors_told_plainly():
+        _train()
 
 
 if __name__ == "__main__":

@@ -144,10 +144,11 @@ class VectorQuantizer(Bottleneck):
         self.is_quantising.fill_(True)
 
     def _restart_dead_codes(self, vectors: Tensor, *, step: int, seed: int) -> None:
-        dead = self.counts == 0
-        generator = generator_for(seed, "restart", step)
-        picks = torch.randint(len(vectors), (self.num_codes,), generator=generator)
-        replacements = vectors[picks.to(vectors.device)]
-        self.embedding.weight.copy_(
-            torch.where(dead.unsqueeze(1), replacements, self.embedding.weight)
-        )
+        """Move dead codes to encoder outputs, each to another one.
+
+        Of two codes at one place rounding would decide which is used, and one would stay dead. Dead
+        codes beyond the number of vectors wait for the next restart.
+        """
+        order = torch.randperm(len(vectors), generator=generator_for(seed, "restart", step))
+        dead = (self.counts == 0).nonzero().flatten()[: len(vectors)]
+        self.embedding.weight[dead] = vectors[order[: len(dead)].to(vectors.device)]

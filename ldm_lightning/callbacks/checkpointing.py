@@ -2,8 +2,9 @@
 
 When ``last.ckpt`` is written: every ``every_num_steps`` updates, after each validation, at the end,
 and on Ctrl-C or SIGTERM. An interrupted run always stops between two updates: a checkpoint from the
-middle of one would hold a stepped generator beside a discriminator that has not moved. A second
-Ctrl-C stops at once and saves nothing.
+middle of one would hold a stepped generator beside a discriminator that has not moved, or lack the
+gradients of the batches accumulated so far. A second Ctrl-C stops at once and saves nothing, as
+does SIGTERM between the batches of an update.
 """
 
 import logging
@@ -82,6 +83,7 @@ class Checkpointing(Checkpoint):
         self.best_step: int | None = None
         self._saved_step = -1  # the update that last.ckpt holds
         self._seen_step = 0
+        self._between_updates = True  # no batch of the next update has been seen
         self._validation_pending = False
         self._stop_requested = False
         self._previous_handler: Any = None
@@ -109,7 +111,7 @@ class Checkpointing(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Stop here after Ctrl-C: the update before is saved and logged, this one has not begun."""
-        if self._stop_requested:
+        if self._stop_requested and self._between_updates:
             raise InterruptedBetweenUpdates
 
     def on_train_batch_end(
@@ -128,11 +130,12 @@ class Checkpointing(Checkpoint):
                 self._stop_requested, all=False
             )
         step = trainer.global_step
-        updated, self._seen_step = step != self._seen_step, step
+        self._between_updates = updated = step != self._seen_step
+        self._seen_step = step
         # A validation that follows now saves afterwards. Saving before it would make a run
         # continued from that file skip it.
         due = updated and step % self.every_num_steps == 0 and not _validation_follows(trainer)
-        if due or self._stop_requested:
+        if due or (updated and self._stop_requested):
             self._save_last(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -181,6 +184,8 @@ class Checkpointing(Checkpoint):
             return
         if not isinstance(exception, (InterruptedBetweenUpdates, SIGTERMException)):
             return
+        if not self._between_updates:
+            return
         self._validation_pending = trainer.validating
         if self._saved_step == trainer.global_step and not self._validation_pending:
             return
@@ -222,12 +227,12 @@ class Checkpointing(Checkpoint):
         return True
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """First Ctrl-C: stop after this batch. Second: stop at once."""
+        """First Ctrl-C: stop after this update. Second: stop at once."""
         if self._stop_requested:
             raise KeyboardInterrupt
         self._stop_requested = True
         logger.warning(
-            "Stopping after this batch and saving it. Ctrl-C again stops without saving."
+            "Stopping after this update and saving it. Ctrl-C again stops without saving."
         )
 
     def _restore_handler(self) -> None:

@@ -125,7 +125,7 @@ class Ema(pl.Callback):
         if metrics is None:
             return
         with self.raw_weights(pl_module), trainer.precision_plugin.val_step_context():
-            output = pl_module.autoencoder(batch["image"])
+            output = pl_module.autoencoder(batch["image"])  # type: ignore[operator]
             metrics.update(batch["image"], output.reconstructions, output.bottleneck)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from ldm_lightning.utils.image import save_grid
+from ldm_lightning.utils.image import save_grid, spread_rows
 from ldm_lightning.utils.random import generator_for
 from ldm_lightning.utils.run_folder import RunFolder
 
@@ -71,7 +71,8 @@ class ReconstructionGrid(pl.Callback):
         """Keep the first images of the first process."""
         missing = self.num_images - sum(len(images) for images in self._images)
         if trainer.is_global_zero and missing > 0:
-            self._images.append(batch["image"][:missing].detach())
+            # Spread over the batch: neighbours may be windows of one photograph.
+            self._images.append(spread_rows(batch["image"], missing).detach())
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

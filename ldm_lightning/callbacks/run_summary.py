@@ -10,7 +10,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from ldm_lightning.callbacks.codebook_alarm import CodebookAlarm
+from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.stall_stopping import StallStopping
+from ldm_lightning.utils.errors import error_line
 from ldm_lightning.utils.provenance import device_name, git_commit, package_versions, peak_memory
 from ldm_lightning.utils.run_folder import RunFolder
 
@@ -73,10 +75,9 @@ class RunSummary(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the loggers drop what is going to be written again."""
-        if trainer.ckpt_path is not None:
-            for log in trainer.loggers:
-                if isinstance(log, ContinuedLog):
-                    log.drop_rows_after(trainer.global_step)
+        for log in trainer.loggers:
+            if isinstance(log, ContinuedLog):
+                log.drop_rows_after(trainer.global_step)
         self._mark = time.monotonic()
 
     def on_train_batch_start(
@@ -120,8 +121,7 @@ class RunSummary(pl.Callback):
         changes: dict[str, Any] = {"metrics": metrics}
         report: Any = pl_module.report
         if report is not None:
-            names = {name: name if "/" in name else f"val/{name}" for name in report.protocol}
-            changes["protocol"] = {names[name]: entry for name, entry in report.protocol.items()}
+            changes["protocol"] = _protocol(report.protocol, metrics, _weights(trainer))
             changes["per_channel"] = report.per_channel
         if trainer.state.fn == "validate":
             changes |= {
@@ -151,7 +151,7 @@ class RunSummary(pl.Callback):
         stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
         changes: dict[str, Any] = {"state": "interrupted" if stopped else "failed"}
         if not stopped:
-            changes["reason"] = f"{type(exception).__name__}: {exception}"
+            changes["reason"] = error_line(exception)
         try:
             self._write(trainer, changes)
         except OSError as err:
@@ -187,6 +187,27 @@ class RunSummary(pl.Callback):
         }
         self.run_folder.update_summary({**current, **changes})
         self._written = time.monotonic()
+
+
+def _weights(trainer: pl.Trainer) -> dict[str, str]:
+    """Which weights a validation during training sees; who only validates knows what was loaded."""
+    if trainer.state.fn != "fit":
+        return {}
+    return {"weights": "ema" if _callbacks(trainer, Ema) else "raw"}
+
+
+def _protocol(
+    entries: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, float], facts: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """How each metric was made, by full name; raw weights are measured on the same images."""
+    protocol: dict[str, dict[str, Any]] = {}
+    for name, entry in entries.items():
+        full_name = name if "/" in name else f"val/{name}"
+        protocol[full_name] = {**entry, **facts}
+        raw_name = full_name.replace("val/", "val_raw/", 1)
+        if raw_name in metrics:
+            protocol[raw_name] = {**entry, "weights": "raw"}
+    return protocol
 
 
 def _callbacks(trainer: pl.Trainer, kind: type[CallbackT]) -> list[CallbackT]:

@@ -199,7 +199,7 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def update(self, logits_real: Tensor, logits_fake: Tensor) -> None:
-        """Move the running means by one batch, averaged over processes."""
+        """Move the running means by the logits of one update, averaged over processes."""
         means = torch.stack([_full(logits_real).mean(), _full(logits_fake).mean()])
         real, fake = all_reduce_mean(means).to(self.mean_real.dtype)
         self.mean_real.lerp_(real, 1 - self.decay)

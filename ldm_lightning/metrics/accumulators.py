@@ -1,6 +1,6 @@
 """Sums that metrics are made of: exact over any batch size and any number of processes.
 
-Every state is a float64 sum or a count and is added up over processes; nothing is an average of
+Every state is a float64 sum or a count over images, joined over processes; nothing is an average of
 averages. Updates replace a state rather than change it in place, so that they work in and out of
 inference mode.
 """
@@ -63,36 +63,50 @@ class FeatureStatistics(NamedTuple):
 class FeatureMoments(Metric):
     """Mean and covariance of feature vectors, streamed: memory does not grow with the set.
 
+    Sums run over differences to a process's first batch. Raw second moments of features that hardly
+    vary would lose their digits against the square of the mean, and a Fréchet distance takes roots
+    of what is left.
+
     Args:
         feature_dim: D.
     """
 
     full_state_update = False
+    shift: Tensor
     total: Tensor
     outer: Tensor
     count: Tensor
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros(feature_dim, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state(
-            "outer",
-            torch.zeros(feature_dim, feature_dim, dtype=torch.float64),
-            dist_reduce_fx="sum",
-        )
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.feature_dim = feature_dim
+        zeros = torch.zeros(feature_dim, dtype=torch.float64)
+        # Gathered, not added up: every process has a shift of its own.
+        self.add_state("shift", zeros, dist_reduce_fx=None)
+        self.add_state("total", zeros.clone(), dist_reduce_fx=None)
+        self.add_state("outer", torch.diag(zeros), dist_reduce_fx=None)
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx=None)
 
     def update(self, features: Tensor) -> None:
         """Add features [B, D]."""
+        if not len(features):
+            return
         features = features.detach().double()
+        self.shift = torch.where(self.count == 0, features.mean(dim=0), self.shift)
+        features = features - self.shift
         self.total = self.total + features.sum(dim=0)
         self.outer = self.outer + features.T @ features
-        self.count = self.count + features.shape[0]
+        self.count = self.count + len(features)
 
     def compute(self) -> FeatureStatistics:
         """Fit the Gaussian; with fewer than two images the covariance is NaN."""
-        count = int(self.count)
-        mean = self.total / count
-        scatter = self.outer - count * torch.outer(mean, mean)
+        counts = self.count.reshape(-1, 1)  # [processes, 1]
+        shifts, totals = (sums.reshape(-1, self.feature_dim) for sums in (self.shift, self.total))
+        count = int(counts.sum())
+        mean = (counts * shifts + totals).sum(dim=0) / count
+        offsets = shifts - mean
+        mixed = totals.T @ offsets
+        scatter = self.outer.reshape(-1, self.feature_dim, self.feature_dim).sum(dim=0)
+        scatter = scatter + mixed + mixed.T + (counts * offsets).T @ offsets
         covariance = scatter / (count - 1 if count > 1 else math.nan)
         return FeatureStatistics(mean, covariance, count)

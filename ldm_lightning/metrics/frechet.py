@@ -195,7 +195,7 @@ class FrechetDistance:
 
 def _compute(moments: FeatureMoments) -> FeatureStatistics:
     # an update without images: torchmetrics warns where a process had none, and all must take part
-    moments.update(torch.empty(0, moments.total.shape[0], device=moments.device))
+    moments.update(torch.empty(0, moments.feature_dim, device=moments.device))
     statistics: FeatureStatistics = moments.compute()
     return statistics
 

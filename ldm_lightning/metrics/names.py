@@ -35,6 +35,12 @@ METRICS: dict[str, MetricMeaning] = {
     "kl": MetricMeaning("information the posterior carries, in nats per image", None),
     "codebook_usage": MetricMeaning("share of codes used at least once, 0 to 1", True),
     "codebook_perplexity": MetricMeaning("effective number of codes, 1 to K", True),
+    "nll": MetricMeaning("negative log-likelihood of the pixels, in nats per image", False),
+    "elbo": MetricMeaning("evidence lower bound, -nll - kl, in nats per image", True),
+    "compression_ratio": MetricMeaning("elements of an image over elements of its latents", None),
+    "bits_per_pixel": MetricMeaning("log2(codes) / f^2; real-valued latents have none", None),
+    "perf/encode_images_per_s": MetricMeaning("images encoded a second, median of batches", True),
+    "perf/decode_images_per_s": MetricMeaning("images decoded a second, median of batches", True),
     "latent/mean": MetricMeaning("mean of the latents before the normalizer", None),
     "latent/std": MetricMeaning("standard deviation of the latents before the normalizer", None),
 }

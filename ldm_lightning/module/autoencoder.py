@@ -25,11 +25,11 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder, AutoencoderOutput
 from ldm_lightning.loss.adversarial import AdversarialLoss, LeCam, adaptive_weight, r1_penalty
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
+from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
 from ldm_lightning.utils.checkpoint import check_fits
 from ldm_lightning.utils.distributed import all_reduce_mean, num_processes, process_rank
@@ -127,7 +127,7 @@ class AutoencoderModule(pl.LightningModule):
         self.report: FirstStageReport | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this update
         self._row: dict[str, Tensor] = {}  # what this update logs
-        self._likelihood = {"nll": MeanMetric(), "elbo": MeanMetric()}
+        self._likelihood = {"nll": MeanOverImages(), "elbo": MeanOverImages()}
 
     @property
     def adversarial_fully_on_step(self) -> int:
@@ -155,7 +155,7 @@ class AutoencoderModule(pl.LightningModule):
             images, self._posterior_noise(images, step=step, position=position)
         )
         self._generator_backward(images, output, step=step)
-        self._pending.append((images, output.reconstructions.detach()))
+        self._pending.append((images, _at_least_float32(output.reconstructions.detach())))
         if position + 1 < self.optimization.accumulate_batches:
             return
         generator, *others = self._optimizers()
@@ -189,7 +189,8 @@ class AutoencoderModule(pl.LightningModule):
 
     def _generator_backward(self, images: Tensor, output: AutoencoderOutput, *, step: int) -> None:
         """Add the gradients of one batch to autoencoder and log-variance (steps 2 and 3 above)."""
-        outputs = output.outputs.detach().requires_grad_()
+        # Half types cannot hold the gradient of mean(|x - x'|), or round it coarsely.
+        outputs = _at_least_float32(output.outputs.detach()).requires_grad_()
         with self._loss_precision(images):
             terms = self.reconstruction_loss(outputs, self.autoencoder.to_images(outputs), images)
         learned = list(self.reconstruction_loss.parameters())
@@ -239,18 +240,28 @@ class AutoencoderModule(pl.LightningModule):
         loss = self._adversarial_loss()
         if not loss.adaptive:
             return outputs.new_tensor(loss.weight)
-        last_layer = self.autoencoder.last_layer
         gradients = [
-            torch.autograd.grad(outputs, last_layer, gradient, retain_graph=True)[0]
+            self._last_layer_gradient(outputs, gradient)
             for gradient in (reconstruction, adversarial)
         ]
         reconstruction_mean, adversarial_mean = all_reduce_mean(torch.stack(gradients))
         return loss.weight * adaptive_weight(reconstruction_mean, adversarial_mean)
 
+    def _last_layer_gradient(self, outputs: Tensor, gradient: Tensor) -> Tensor:
+        """Push a gradient at the decoder's output through its last layer alone."""
+        last_layer = self.autoencoder.last_layer
+        if outputs.dtype == gradient.dtype:
+            return torch.autograd.grad(outputs, last_layer, gradient, retain_graph=True)[0]
+        # A half type without loss scaling: at unit length the gradient stays in float16's range.
+        length = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
+        unit = (gradient / length).to(outputs.dtype)
+        return torch.autograd.grad(outputs, last_layer, unit, retain_graph=True)[0] * length
+
     def _update_discriminator(self, optimizer: LightningOptimizer) -> None:
         """Let the discriminator learn on the batches of this update (step 4 above)."""
         assert self.discriminator is not None
         settings = self._adversarial_loss()
+        seen: list[tuple[Tensor, Tensor]] = []
         for images, reconstructions in self._pending:
             if settings.r1_weight:
                 images = images.detach().requires_grad_()
@@ -269,15 +280,20 @@ class AutoencoderModule(pl.LightningModule):
                 regulariser = self.lecam(logits_real, logits_fake)
                 self._note("loss_lecam", regulariser)
                 loss = loss + settings.lecam_weight * regulariser
-                self.lecam.update(logits_real, logits_fake)
+                seen.append((logits_real.detach(), logits_fake.detach()))
             self.manual_backward(loss / self.optimization.accumulate_batches)
+        if self.lecam is not None:
+            real, fake = (torch.cat(logits) for logits in zip(*seen, strict=True))
+            self.lecam.update(real, fake)
         # Through the strategy, not `optimizer.step()`: Lightning would count this as a second
         # global step.
         self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
         optimizer.zero_grad(set_to_none=True)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip, and note the norm; Lightning calls this after fp16 gradients were unscaled."""
+        """Clip unscaled gradients, and note their norm."""
+        if (scaler := self._scaler()) and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # Lightning leaves it to the step of fused optimizers
         is_generator = optimizer is self._optimizers()[0].optimizer
         parameters = [
             parameter for group in optimizer.param_groups for parameter in group["params"]
@@ -288,6 +304,10 @@ class AutoencoderModule(pl.LightningModule):
             nn.utils.clip_grads_with_norm_(parameters, self.optimization.clip_norm, norm)
         part = "autoencoder" if is_generator else "discriminator"
         self._row[f"grad_norm_{part}"] = norm.detach()
+
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """What scales fp16 losses; None in other precisions."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _optimizers(self) -> list[LightningOptimizer]:
         optimizers = self.optimizers()
@@ -329,15 +349,32 @@ class AutoencoderModule(pl.LightningModule):
         values = all_reduce_mean(
             torch.stack([row[name].to(self.device, torch.float64) for name in row])
         )
-        if not values.isfinite().all():
-            bad = [name for name, value in zip(row, values, strict=True) if not value.isfinite()]
+        bad = [
+            name
+            for name, is_finite in zip(row, values.isfinite().tolist(), strict=True)
+            if not is_finite
+        ]
+        if (scaler := self._scaler()) and bad and scaler.get_scale() >= 1:
+            # The scaler has skipped this update and lowered its scale, as it is meant to.
+            bad = [name for name in bad if not name.startswith("grad_norm_")]
+        if bad:
             raise FloatingPointError(
                 f"Update {step + 1} is no longer finite in {', '.join(bad)}. Lower "
                 f"optim.learning_rate, set "
                 f"optim.clip_norm, or use trainer.precision=bf16 or 32 instead of fp16."
             )
         logged = {f"train/{name}": value for name, value in zip(row, values, strict=True)}
-        self.log_dict({**logged, "step": float(step + 1)})
+        self._publish(logged, step=step + 1, sync=False)
+
+    def _publish(self, values: Mapping[str, Tensor | float], *, step: int, sync: bool) -> None:
+        """Hand values, alike on every process, to callbacks and loggers by number of updates.
+
+        Past Lightning's own logging, which counts batches and repeats a row until the next one.
+        """
+        self.log_dict(dict(values), logger=False, sync_dist=sync)
+        row = {name: float(value) for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics(row, step=step)
 
     # Validation
 
@@ -373,9 +410,12 @@ class AutoencoderModule(pl.LightningModule):
             raw = self.raw_metrics.compute()
             scalars |= {f"val_raw/{name}": value for name, value in raw.scalars.items()}
         for name, metric in self._likelihood.items():
-            if metric.update_called:
-                scalars[f"val/{name}"] = float(metric.compute())
-        self.log_dict({**scalars, "step": float(self.global_step)})
+            metric.update(torch.empty(0, device=self.device))  # a process may have had no images
+            mean = metric.compute()
+            if mean.num_images:
+                scalars[f"val/{name}"] = mean.mean
+        # Lightning asks for a reduction of epoch values; these are equal already.
+        self._publish(scalars, step=self.global_step, sync=True)
 
     # Checkpoints
 
@@ -386,3 +426,8 @@ class AutoencoderModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the autoencoder without this run's configuration."""
         checkpoint["first_stage"] = self.stored_config
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    """Widen half types; float64 stays."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))

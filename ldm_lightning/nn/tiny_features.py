@@ -188,7 +188,7 @@ class TinyFeatures(TinyClassifier):
             images: [B, 3, H, W] in [-1, 1], H and W at least 8.
 
         Returns:
-            [B, 128], float32: the pooled features that feed the classifier's head.
+            [B, 128], at least float32: the pooled features that feed the classifier's head.
 
         Raises:
             ValueError: If the images are not RGB or too small.
@@ -208,8 +208,8 @@ class TinyFeatures(TinyClassifier):
         return (patches + whole) / 2
 
     def _pooled(self, images: Tensor) -> Tensor:
-        """Mean of the last level over space, [B, 128], float32."""
-        return self.levels(images)[-1].float().mean(dim=(2, 3))
+        """Mean of the last level over space, [B, 128], at least float32."""
+        return at_least_float32(self.levels(images)[-1]).mean(dim=(2, 3))
 
 
 def patch_starts(length: int) -> list[int]:
@@ -231,8 +231,8 @@ def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor])
         features_b: The same of the second images.
 
     Returns:
-        Distance per image, [B], float32, averaged over space: 0 for identical images. Typical
-        values on photographs are in `experiments/tiny_features/README.md`.
+        Distance per image, [B], at least float32, averaged over space: 0 for identical images.
+        Typical values on photographs are in `experiments/tiny_features/README.md`.
     """
     terms = [
         weight * (unit_norm(a) - unit_norm(b)).square().sum(dim=1).mean(dim=(1, 2))
@@ -241,13 +241,18 @@ def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor])
     return torch.stack(terms).sum(dim=0)
 
 
+def at_least_float32(features: Tensor) -> Tensor:
+    """Widen half types, in which sums over channels or space lose digits; keep float64."""
+    return features if features.dtype == torch.float64 else features.float()
+
+
 def unit_norm(features: Tensor) -> Tensor:
-    """Divide the features at each position by their norm over channels, in float32.
+    """Divide the features at each position by their norm over channels, in at least float32.
 
     The constant keeps the gradient finite where all features are 0; their mean square norm on
     photographs is 2 to 15.
     """
-    features = features.float()
+    features = at_least_float32(features)
     return features * (features.square().sum(dim=1, keepdim=True) + 1e-3).rsqrt()
 
 

@@ -47,6 +47,12 @@ def to_rgb(images: Tensor) -> Tensor:
     return images[:, :3]
 
 
+def spread_rows(images: Tensor, count: int) -> Tensor:
+    """At most ``count`` images of a batch, evenly spaced: [min(B, count), C, H, W]."""
+    step = max(1, len(images) // count)
+    return images[::step][:count]
+
+
 def save_grid(images: Tensor, path: Path, *, num_columns: int, min_tile: int = 96) -> None:
     """Write images in [-1, 1], [B, C, H, W], as one PNG.
 

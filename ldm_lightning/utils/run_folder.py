@@ -71,7 +71,8 @@ class RunFolder:
     def update_summary(self, changes: Mapping[str, Any]) -> None:
         """Merge ``changes`` into ``summary.json`` and write it atomically.
 
-        Mappings are merged key by key, everything else is replaced. While ``state`` is ``running``
+        Mappings are merged key by key, everything else is replaced; a new ``state`` drops the
+        ``reason`` of the one before. While ``state`` is ``running``
         the file also holds ``pid``, ``host`` and ``heartbeat`` (Unix time of this write), by which
         a reader tells a run that works from one that was killed. JSON has no NaN and no infinity:
         such a number becomes null, and ``not_finite`` names it and what it was.
@@ -87,6 +88,8 @@ class RunFolder:
         clean = _json_value(changes, (), not_finite)
         summary = self.read_summary()
         earlier = summary.pop("not_finite", {})
+        if "state" in clean:
+            summary.pop("reason", None)  # of the state before
         _merge(summary, clean)
         still_null = {name: was for name, was in earlier.items() if _is_null(summary, name)}
         if not_finite or still_null:

@@ -103,6 +103,16 @@ def test_dead_codes_restart_at_encoder_outputs_and_used_ones_stay():
     assert bottleneck.counts.sum() == 0
 
 
+def test_no_two_dead_codes_restart_at_one_place():
+    """Which of two equal codes is used would depend on rounding, and so on the batch's split."""
+    bottleneck = quantizer(restart_every_steps=1).train()
+    bottleneck(torch.randn(1, 4, 2, 4) * 100)  # eight vectors, all nearest to few of eight codes
+    bottleneck.after_update(step=0, seed=0)
+    codes = bottleneck.embedding.weight.detach()
+    assert (codes.norm(dim=1) > 10).sum() >= 4  # restarted
+    assert len(codes.unique(dim=0)) == len(codes)
+
+
 def test_evaluation_leaves_the_codebook_alone():
     bottleneck = quantizer(restart_every_steps=1).eval()
     before = bottleneck.embedding.weight.detach().clone()

@@ -145,6 +145,25 @@ def test_rounding_of_the_sums_does_not_show_with_fewer_images_than_features():
     assert values[0] == pytest.approx(values[1], rel=1e-10)
 
 
+def test_features_that_hardly_vary_keep_their_digits_over_batches_and_processes():
+    generator = torch.Generator().manual_seed(0)
+    rows = 1 + 1e-6 * torch.rand(40, 8, generator=generator, dtype=torch.float64)
+    exact = torch.cov(rows.T)
+    batches, processes = FeatureMoments(8), [FeatureMoments(8), FeatureMoments(8)]
+    for batch in rows.split(7):
+        batches.update(batch)
+    for process, share in zip(processes, rows.split([25, 15]), strict=True):
+        process.update(share)
+    gathered = FeatureMoments(8)
+    for name in gathered.metric_state:  # as torchmetrics gathers them
+        setattr(gathered, name, torch.stack([getattr(process, name) for process in processes]))
+    for moments in (batches, gathered):
+        statistics = FeatureMoments.compute(moments)
+        assert statistics.num_images == 40
+        torch.testing.assert_close(statistics.mean, rows.mean(dim=0), rtol=1e-14, atol=0.0)
+        torch.testing.assert_close(statistics.covariance, exact, rtol=0.0, atol=1e-8 * exact.max())
+
+
 def test_grows_with_distortion_and_says_how_many_images_stand_behind_it(extractor, pictures):
     references = pictures(40)
     noise = torch.randn(references.shape, generator=torch.Generator().manual_seed(3))

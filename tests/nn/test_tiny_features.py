@@ -129,6 +129,13 @@ def test_embedding_is_one_float32_vector_per_image_at_any_size(features, size):
     assert TinyFeatures.feature_dim <= 128
 
 
+def test_float64_is_kept_throughout():
+    features = TinyFeatures.pretrained().double()
+    a, b = textured_image(seed=0).double(), textured_image(seed=1).double()
+    distance = feature_distance(features.stages(a), features.stages(b))
+    assert distance.dtype == features.embedding(a).dtype == torch.float64
+
+
 def test_embedding_of_a_large_image_is_half_patches_and_half_the_reduced_whole(features):
     image = F.interpolate(textured_image(64), size=(64, 64))
     patches = [image[..., y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]

@@ -197,3 +197,12 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 def test_importing_it_does_not_import_torch():
     code = "import sys, ldm_lightning.utils.run_folder; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_new_state_drops_the_reason_of_the_one_before(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.update_summary({"state": "failed", "reason": "the disk was full"})
+    folder.update_summary({"step": 3})
+    assert folder.read_summary()["reason"] == "the disk was full"
+    folder.update_summary({"state": "running"})
+    assert "reason" not in folder.read_summary()

@@ -1,0 +1,1 @@
+"""Side-by-side timings; ratios of interleaved runs, never absolute times."""

@@ -1,0 +1,64 @@
+import pytest
+
+from ldm_lightning.utils import pretrained
+from tests.autoencoder.test_published_sizes import PUBLISHED
+from tests.cli.run import EXPERIMENTS, WITHOUT_DISCRIMINATOR, command, run_folder, summary_of
+
+DISCRIMINATOR = {2: 663_361, 3: 2_765_633}  # parameters by number of layers, as published
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a dry run asks for weights")
+
+    monkeypatch.setattr(pretrained, "require_weights", refuse)
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_can_be_built_at_every_scale(tmp_path, experiment, scale):
+    words = [f"experiment={experiment}", f"scale={scale}", "dry_run=true"]
+    ended = command("train", words, tmp_path)
+    assert ended.code == 0, ended.output
+    assert f"scale={scale} shrinks" in ended.output
+    assert (f"experiment={experiment} scale=paper" in ended.output) == (scale != "paper")
+    folder = run_folder(tmp_path, experiment)
+    summary = summary_of(folder)
+    assert summary["state"] == "dry_run"
+    assert not list((folder / "checkpoints").iterdir())
+    counts = summary["parameters"]
+    assert ("discriminator" in counts) == (experiment not in WITHOUT_DISCRIMINATOR)
+    assert 0 < counts["encoder"] + counts["decoder"] <= counts["autoencoder"]
+    for count in counts.values():
+        assert f"{count:,}" in ended.output
+    if scale == "paper" and experiment in PUBLISHED:
+        *_, encoder, decoder, total = PUBLISHED[experiment]
+        assert (counts["encoder"], counts["decoder"], counts["autoencoder"]) == (
+            encoder,
+            decoder,
+            total,
+        )
+        num_layers = 2 if experiment in ("vq_f8", "vq_f16") else 3
+        assert counts["discriminator"] == DISCRIMINATOR[num_layers]
+        assert summary["config"]["monitor"] == "val/rfid"
+
+
+def test_the_published_experiments_are_all_there():
+    assert {name for name in PUBLISHED if "_n" not in name and "_163" not in name} <= set(
+        EXPERIMENTS
+    )
+
+
+def test_a_dry_run_needs_no_data(tmp_path):
+    ended = command("train", ["data=image_folder", "dry_run=true"], tmp_path)
+    assert ended.code == 0, ended.output
+    words = ["data=image_folder", "data.root=nowhere", "dry_run=true", "name=second"]
+    assert command("train", words, tmp_path).code == 0
+    assert summary_of(run_folder(tmp_path, "second"))["state"] == "dry_run"
+
+
+def test_a_dry_run_finds_what_would_stop_the_run(tmp_path):
+    ended = command("train", ["resolution=60", "dry_run=true"], tmp_path)
+    assert ended.code != 0
+    assert "resolution=60 is not divisible" in ended.said

@@ -1,0 +1,181 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm_lightning.reporting.metrics_csv import read_metrics
+from tests.cli.run import command, run_folder, summary_of, tiny, write_images
+
+MEASURED = ("psnr", "ssim", "perceptual_tiny", "rfd_tiny")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(runs):
+    words = tiny("kl_f4", max_steps=6, validation__raw="true", optim__learning_rate=1e-2)
+    ended = command("train", words, runs)
+    assert ended.code == 0, ended.output
+    return run_folder(runs, "kl_f4")
+
+
+def step_of(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+def validated(run, step, prefix="val"):
+    """What the run's own validation measured at an update."""
+    rows = read_metrics(run / "metrics.csv")
+    return {
+        name.removeprefix(f"{prefix}/"): value
+        for at, name, value in rows
+        if at == step and name.startswith(f"{prefix}/")
+    }
+
+
+def evaluated(folder, *words):
+    ended = command("evaluate", words, folder)
+    assert ended.code == 0, ended.output
+    return summary_of(run_folder(folder, "evaluate"))
+
+
+def figures(summary, names):
+    return {name: summary["metrics"][f"test/{name}"] for name in names}
+
+
+def test_a_run_folder_is_evaluated_as_its_validation_did_at_its_best(run, tmp_path):
+    step = step_of(run / "checkpoints" / "best.ckpt")
+    expected = validated(run, step)
+    assert set(expected) == {*MEASURED, "kl"}
+    summary = evaluated(tmp_path, f"checkpoint={run}")
+    assert figures(summary, expected) == pytest.approx(expected, rel=1e-6)
+    assert summary["state"] == "finished"
+    entry = summary["protocol"]["test/psnr"]
+    assert entry["weights"] == "ema"
+    assert entry["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
+    assert entry["num_images"] == 10
+    assert not any(name.startswith("val") for name in summary["metrics"])
+
+
+def test_raw_weights_give_the_figures_of_the_raw_weights(run, tmp_path):
+    last = run / "checkpoints" / "last.ckpt"
+    raw, averaged = validated(run, 6, "val_raw"), validated(run, 6)
+    assert abs(raw["psnr"] - averaged["psnr"]) > 1e-3
+    summary = evaluated(tmp_path, f"checkpoint={last}", "weights=raw")
+    assert figures(summary, MEASURED) == pytest.approx({n: raw[n] for n in MEASURED}, rel=1e-6)
+    assert summary["protocol"]["test/psnr"]["weights"] == "raw"
+
+
+def test_evaluation_says_what_the_autoencoder_costs(run, tmp_path):
+    summary = evaluated(tmp_path, f"checkpoint={run}")
+    metrics = summary["metrics"]
+    assert metrics["test/compression_ratio"] == pytest.approx(3 * 32 * 32 / (4 * 8 * 8))
+    assert metrics["perf/encode_images_per_s"] > 0
+    assert metrics["perf/decode_images_per_s"] > 0
+    assert summary["parameters"] == {
+        "autoencoder": summary_of(run)["parameters"]["autoencoder"],
+    }
+    assert summary["memory"]["peak_host_mib"] > 100
+    folder = run_folder(tmp_path, "evaluate")
+    assert (folder / "images" / "reconstruction_latest.png").is_file()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "64"])
+def test_evaluation_computes_in_the_precision_of_the_run(tmp_path, precision):
+    words = tiny("vq_f4", trainer__precision=precision, max_steps=2)
+    assert command("train", words, tmp_path).code == 0
+    run = run_folder(tmp_path, "vq_f4")
+    expected = validated(run, 2)
+    assert {"codebook_usage", "codebook_perplexity"} <= set(expected)
+    summary = evaluated(tmp_path, f"checkpoint={run}")
+    assert figures(summary, expected) == pytest.approx(expected, rel=1e-6)
+    assert summary["protocol"]["test/psnr"]["precision"] == precision
+    assert summary["metrics"]["test/bits_per_pixel"] == pytest.approx(4 / 16)  # 16 codes, f = 4
+
+
+def test_a_checkpoint_outside_a_run_folder_needs_data_and_then_gives_the_same(run, tmp_path):
+    moved = tmp_path / "elsewhere" / "moved.ckpt"
+    moved.parent.mkdir()
+    shutil.copy(run / "checkpoints" / "last.ckpt", moved)
+    ended = command("evaluate", [f"checkpoint={moved}"], tmp_path)
+    assert ended.code != 0
+    assert "data=... and features=... must be given" in ended.said
+    shutil.rmtree(tmp_path / "outputs")
+    data = ("data=shapes", "data.num_val_images=10", "data.val_batch_size=4", "features=tiny")
+    expected = validated(run, 6)
+    summary = evaluated(tmp_path, f"checkpoint={moved}", *data, "precision=32")
+    assert figures(summary, MEASURED) == pytest.approx({n: expected[n] for n in MEASURED}, rel=1e-6)
+
+
+def test_a_first_stage_is_measured_on_other_images_and_another_size(run, tmp_path):
+    write_images(tmp_path / "photos", 6, size=64)
+    write_images(tmp_path / "more", 6, seed=1, size=64)
+    summary = evaluated(
+        tmp_path,
+        f"checkpoint={run}",
+        "data=image_folder",
+        f"data.root={tmp_path / 'photos'}",
+        f"data.val_root={tmp_path / 'more'}",
+        "data.num_workers=0",
+        "resolution=64",
+        "eval_crop=center",
+    )
+    entry = summary["protocol"]["test/psnr"]
+    assert (entry["data"], entry["num_images"], entry["resolution"]) == ("image_folder", 6, "64x64")
+    assert entry["root"] == str(tmp_path / "more")
+
+
+def test_another_size_of_the_runs_own_data_is_not_ignored(run, tmp_path):
+    summary = evaluated(tmp_path, f"checkpoint={run}", "resolution=48")
+    assert summary["protocol"]["test/psnr"]["resolution"] == "48x48"
+
+
+def test_folders_with_the_same_names_are_compared_pair_by_pair(tmp_path):
+    paths = write_images(tmp_path / "reference", 5)
+    (tmp_path / "images").mkdir()
+    errors = []
+    random = np.random.default_rng(1)
+    for path in paths:
+        original = np.asarray(Image.open(path)).astype(int)
+        noisy = np.clip(original + random.integers(-9, 10, original.shape), 0, 255)
+        errors.append(((noisy - original) ** 2).mean())
+        Image.fromarray(noisy.astype(np.uint8)).save(tmp_path / "images" / path.name)
+    summary = evaluated(tmp_path, "images=images", "reference=reference")
+    assert set(summary["metrics"]) == {f"test/{name}" for name in MEASURED}
+    psnr = np.mean(10 * np.log10(255**2 / np.array(errors)))
+    assert summary["metrics"]["test/psnr"] == pytest.approx(psnr, rel=1e-6)
+    entry = summary["protocol"]["test/rfd_tiny"]
+    assert (entry["images"], entry["reference"]) == ("images", "reference")
+    assert entry["num_images"] == 5
+    assert entry["small_sample"] is True
+
+
+def test_other_folders_are_compared_as_sets_under_another_name(tmp_path):
+    write_images(tmp_path / "images", 5, seed=1)
+    write_images(tmp_path / "reference", 7)
+    summary = evaluated(tmp_path, "images=images", "reference=reference")
+    assert set(summary["metrics"]) == {"test/fd_tiny"}
+    entry = summary["protocol"]["test/fd_tiny"]
+    assert (entry["num_images"], entry["num_references"]) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["images=a"],
+        ["reference=b"],
+        ["checkpoint=x", "images=a", "reference=b"],
+        ["checkpoint=x", "images=a"],
+    ],
+)
+def test_there_is_either_a_checkpoint_or_two_folders(tmp_path, words):
+    ended = command("evaluate", words, tmp_path)
+    assert ended.code != 0
+    assert "Give either checkpoint=..., or images=DIR and reference=DIR" in ended.said
+    assert "Traceback" not in ended.output
