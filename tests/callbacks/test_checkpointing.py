@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from tiny_module import TinyModule, fit, make_trainer
 
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.ema import Ema
@@ -16,6 +15,7 @@ from ldm_lightning.callbacks.run_summary import RunSummary
 from ldm_lightning.reporting.metrics_csv import MetricsCsv, read_metrics
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
+from tests.callbacks.tiny_module import TinyModule, fit, make_trainer
 
 
 def checkpointing(folder: RunFolder, **options) -> Checkpointing:

@@ -2,9 +2,9 @@ import logging
 
 import pytest
 import torch
-from tiny_module import TinyModule, TinyReport, fit, make_trainer
 
 from ldm_lightning.callbacks.codebook_alarm import CodebookAlarm
+from tests.callbacks.tiny_module import TinyModule, TinyReport, fit, make_trainer
 
 
 def alarms_of(histograms, **options):

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tiny_module import TinyModule, fit, make_trainer
 
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
 from ldm_lightning.utils.run_folder import RunFolder
+from tests.callbacks.tiny_module import TinyModule, fit, make_trainer
 
 
 class Recorded(TinyModule):

@@ -7,9 +7,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tiny_module import TinyModule, fit, make_trainer
-
 from ldm_lightning.callbacks.progress import TrainingProgress
+from tests.callbacks.tiny_module import TinyModule, fit, make_trainer
 
 
 def lines_of(caplog, **options):

@@ -5,13 +5,20 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from tiny_module import TinyBottleneckOutput, TinyModule, TinyOutput, batch_of, fit, make_trainer
 from torch import nn
 
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.reconstruction_grid import ReconstructionGrid
 from ldm_lightning.utils.image import to_uint8
 from ldm_lightning.utils.run_folder import RunFolder
+from tests.callbacks.tiny_module import (
+    TinyBottleneckOutput,
+    TinyModule,
+    TinyOutput,
+    batch_of,
+    fit,
+    make_trainer,
+)
 
 TILE = 96 + 4  # images of 4 pixels are enlarged 24 times; 4 pixels of white lie between tiles
 

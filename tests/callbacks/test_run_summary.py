@@ -2,12 +2,12 @@ import time
 
 import pytest
 import torch
-from tiny_module import TinyModule, TinyReport, fit, make_trainer, without_advice
 
 from ldm_lightning.callbacks import run_summary
 from ldm_lightning.callbacks.codebook_alarm import CodebookAlarm
 from ldm_lightning.callbacks.run_summary import RunSummary
 from ldm_lightning.utils.run_folder import RunFolder
+from tests.callbacks.tiny_module import TinyModule, TinyReport, fit, make_trainer, without_advice
 
 
 def summary_of(tmp_path, module, *, extra=(), **options):
@@ -29,7 +29,8 @@ def test_a_finished_run_says_what_it_reached(tmp_path):
     assert summary["metrics"] == {"val/psnr": 20.0, "val/rfid": None}
     assert summary["not_finite"] == {"metrics > val/rfid": "nan"}
     assert summary["per_channel"] == {"latent/std": [1.0, 2.0]}
-    assert summary["protocol"] == {"val/psnr": {"split": "val", "num_images": 4}}
+    expected = {"split": "val", "num_images": 4, "weights": "raw"}  # there is no average
+    assert summary["protocol"] == {"val/psnr": expected}
     assert summary["parameters"] == {"autoencoder": 53, "discriminator": 13}
     assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
     assert summary["memory"]["peak_host_mib"] > 1
