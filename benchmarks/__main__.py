@@ -36,7 +36,8 @@ from ldm_lightning.loss.pixel import pixel_loss
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
-from ldm_lightning.module.autoencoder import Adversary, AutoencoderModule, Optimization
+from ldm_lightning.module.autoencoder import AutoencoderModule
+from ldm_lightning.module.settings import Adversary, Optimization
 from ldm_lightning.utils.memory import keep_freed_memory
 
 RESOLUTION, BATCH_SIZE, WIDTH = 64, 8, 32

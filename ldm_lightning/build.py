@@ -24,7 +24,8 @@ from ldm_lightning.loss.pixel import pixel_loss
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
-from ldm_lightning.module.autoencoder import Adversary, AutoencoderModule, Optimization
+from ldm_lightning.module.autoencoder import AutoencoderModule
+from ldm_lightning.module.settings import Adversary, Optimization
 from ldm_lightning.optim.schedule import WarmupDecay
 from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
 from ldm_lightning.utils.run_folder import RunFolder, find_checkpoint

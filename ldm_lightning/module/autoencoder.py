@@ -16,8 +16,7 @@ Neither side ever holds a gradient of the other's loss: step 2 asks for gradient
 output alone.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,39 +30,14 @@ from ldm_lightning.loss.adversarial import AdversarialLoss, LeCam, adaptive_weig
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
+from ldm_lightning.module.precision import at_least_float32, gradient_at_layer, loss_precision
+from ldm_lightning.module.settings import Adversary, Optimization
+from ldm_lightning.module.update_log import UpdateLog
 from ldm_lightning.utils.checkpoint import check_fits
 from ldm_lightning.utils.distributed import all_reduce_mean, num_processes, process_rank
 from ldm_lightning.utils.random import normal_rows
 
 Batch = Mapping[str, Any]
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How both networks are updated.
-
-    Attributes:
-        generator: Makes the optimizer of autoencoder and log-variance from parameters.
-        discriminator: Makes the discriminator's.
-        schedule: Factor of both learning rates by update.
-        accumulate_batches: Batches that make one update.
-        clip_norm: Largest gradient norm of either network; None does not clip.
-    """
-
-    generator: OptimizerFactory
-    discriminator: OptimizerFactory
-    schedule: Callable[[int], float]
-    accumulate_batches: int = 1
-    clip_norm: float | None = None
-
-
-@dataclass(frozen=True)
-class Adversary:
-    """The other player: its network and the rules of the game."""
-
-    discriminator: nn.Module
-    loss: AdversarialLoss
 
 
 class AutoencoderModule(pl.LightningModule):
@@ -126,7 +100,7 @@ class AutoencoderModule(pl.LightningModule):
         self.stored_config = dict(stored_config)
         self.report: FirstStageReport | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this update
-        self._row: dict[str, Tensor] = {}  # what this update logs
+        self._log = UpdateLog(optimization.accumulate_batches)
         self._likelihood = {"nll": MeanOverImages(), "elbo": MeanOverImages()}
 
     @property
@@ -155,7 +129,7 @@ class AutoencoderModule(pl.LightningModule):
             images, self._posterior_noise(images, step=step, position=position)
         )
         self._generator_backward(images, output, step=step)
-        self._pending.append((images, _at_least_float32(output.reconstructions.detach())))
+        self._pending.append((images, at_least_float32(output.reconstructions.detach())))
         if position + 1 < self.optimization.accumulate_batches:
             return
         generator, *others = self._optimizers()
@@ -190,14 +164,14 @@ class AutoencoderModule(pl.LightningModule):
     def _generator_backward(self, images: Tensor, output: AutoencoderOutput, *, step: int) -> None:
         """Add the gradients of one batch to autoencoder and log-variance (steps 2 and 3 above)."""
         # Half types cannot hold the gradient of mean(|x - x'|), or round it coarsely.
-        outputs = _at_least_float32(output.outputs.detach()).requires_grad_()
-        with self._loss_precision(images):
+        outputs = at_least_float32(output.outputs.detach()).requires_grad_()
+        with loss_precision(images):
             terms = self.reconstruction_loss(outputs, self.autoencoder.to_images(outputs), images)
         learned = list(self.reconstruction_loss.parameters())
         gradient, *learned_gradients = torch.autograd.grad(terms.total, [outputs, *learned])
-        self._note("loss_pixel", terms.pixel)
+        self._log.add("loss_pixel", terms.pixel)
         if terms.perceptual is not None:
-            self._note("loss_perceptual", terms.perceptual)
+            self._log.add("loss_perceptual", terms.perceptual)
         total = terms.total.detach()
         share = (
             self.adversarial_loss.schedule.generator_share(step) if self.adversarial_loss else 0.0
@@ -209,8 +183,8 @@ class AutoencoderModule(pl.LightningModule):
             )
             gradient = gradient + weight * adversarial_gradient
             total = total + weight * adversarial
-            self._note("loss_adversarial", adversarial)
-            self._note("adversarial_weight", weight)
+            self._log.add("loss_adversarial", adversarial)
+            self._log.add("adversarial_weight", weight)
         # The gradient at the decoder's output stands for everything behind it; terms that do not
         # pass through the output (bottleneck, log-variance) are added as they are.
         scalar = (output.outputs * gradient.detach()).sum()
@@ -218,16 +192,16 @@ class AutoencoderModule(pl.LightningModule):
             scalar = scalar + (parameter * parameter_gradient).sum()
         for name, weight_of_term in self.term_weights.items():
             term = output.bottleneck.terms[name].mean()
-            self._note(f"loss_{name}", term)
+            self._log.add(f"loss_{name}", term)
             scalar = scalar + weight_of_term * term
             total = total + weight_of_term * term.detach()
-        self._note("loss_total", total)
+        self._log.add("loss_total", total)
         self.manual_backward(scalar / self.optimization.accumulate_batches)
 
     def _adversarial_gradient(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """The generator's adversarial loss and its gradient at the decoder's output."""
         assert self.discriminator is not None
-        with self._loss_precision(outputs):
+        with loss_precision(outputs):
             logits_fake = self.discriminator(self.autoencoder.to_images(outputs))
             loss = self._adversarial_loss().generator_loss(logits_fake)
         (gradient,) = torch.autograd.grad(loss, outputs)
@@ -241,21 +215,11 @@ class AutoencoderModule(pl.LightningModule):
         if not loss.adaptive:
             return outputs.new_tensor(loss.weight)
         gradients = [
-            self._last_layer_gradient(outputs, gradient)
+            gradient_at_layer(outputs, self.autoencoder.last_layer, gradient)
             for gradient in (reconstruction, adversarial)
         ]
         reconstruction_mean, adversarial_mean = all_reduce_mean(torch.stack(gradients))
         return loss.weight * adaptive_weight(reconstruction_mean, adversarial_mean)
-
-    def _last_layer_gradient(self, outputs: Tensor, gradient: Tensor) -> Tensor:
-        """Push a gradient at the decoder's output through its last layer alone."""
-        last_layer = self.autoencoder.last_layer
-        if outputs.dtype == gradient.dtype:
-            return torch.autograd.grad(outputs, last_layer, gradient, retain_graph=True)[0]
-        # A half type without loss scaling: at unit length the gradient stays in float16's range.
-        length = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
-        unit = (gradient / length).to(outputs.dtype)
-        return torch.autograd.grad(outputs, last_layer, unit, retain_graph=True)[0] * length
 
     def _update_discriminator(self, optimizer: LightningOptimizer) -> None:
         """Let the discriminator learn on the batches of this update (step 4 above)."""
@@ -265,20 +229,20 @@ class AutoencoderModule(pl.LightningModule):
         for images, reconstructions in self._pending:
             if settings.r1_weight:
                 images = images.detach().requires_grad_()
-            with self._loss_precision(images):
+            with loss_precision(images):
                 logits_real = self.discriminator(images)
                 logits_fake = self.discriminator(reconstructions)
             loss = settings.discriminator_loss(logits_real, logits_fake)
-            self._note("loss_discriminator", loss)
-            self._note("logits_real", logits_real.mean())
-            self._note("logits_fake", logits_fake.mean())
+            self._log.add("loss_discriminator", loss)
+            self._log.add("logits_real", logits_real.mean())
+            self._log.add("logits_fake", logits_fake.mean())
             if settings.r1_weight:
                 penalty = r1_penalty(logits_real, images)
-                self._note("loss_r1", penalty)
+                self._log.add("loss_r1", penalty)
                 loss = loss + settings.r1_weight * penalty
             if self.lecam is not None:
                 regulariser = self.lecam(logits_real, logits_fake)
-                self._note("loss_lecam", regulariser)
+                self._log.add("loss_lecam", regulariser)
                 loss = loss + settings.lecam_weight * regulariser
                 seen.append((logits_real.detach(), logits_fake.detach()))
             self.manual_backward(loss / self.optimization.accumulate_batches)
@@ -303,7 +267,7 @@ class AutoencoderModule(pl.LightningModule):
         if self.optimization.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.optimization.clip_norm, norm)
         part = "autoencoder" if is_generator else "discriminator"
-        self._row[f"grad_norm_{part}"] = norm.detach()
+        self._log.set(f"grad_norm_{part}", norm)
 
     def _scaler(self) -> torch.amp.GradScaler | None:
         """What scales fp16 losses; None in other precisions."""
@@ -322,49 +286,29 @@ class AutoencoderModule(pl.LightningModule):
         for optimizer in self._optimizers():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-        self._row["learning_rate"] = torch.tensor(self._optimizers()[0].param_groups[0]["lr"])
-
-    def _loss_precision(self, images: Tensor) -> torch.autocast:
-        """Run losses in full precision under fp16, whose range unscaled gradients would leave."""
-        kind = images.device.type
-        is_half = (
-            torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-        )
-        enabled = torch.is_autocast_enabled(kind) and not is_half
-        return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=enabled)
+        self._log.set("learning_rate", self._optimizers()[0].param_groups[0]["lr"])
 
     # Logging
 
-    def _note(self, name: str, value: Tensor) -> None:
-        """Average a value over the batches of this update."""
-        share = value.detach().double() / self.optimization.accumulate_batches
-        self._row[name] = self._row[name] + share if name in self._row else share
-
     def _log_update(self, step: int) -> None:
-        row, self._row = self._row, {}
         if (step + 1) % self.log_every_steps:
+            self._log.clear()
             return
-        for index, value in enumerate(self.reconstruction_loss.parameters()):
-            row["log_variance" if not index else f"log_variance_{index}"] = value.detach()
-        values = all_reduce_mean(
-            torch.stack([row[name].to(self.device, torch.float64) for name in row])
-        )
-        bad = [
-            name
-            for name, is_finite in zip(row, values.isfinite().tolist(), strict=True)
-            if not is_finite
-        ]
+        for value in self.reconstruction_loss.parameters():  # a likelihood has one at most
+            self._log.set("log_variance", value)
+        values = self._log.take(self.device)
+        bad = [name for name, value in values.items() if not bool(value.isfinite())]
         if (scaler := self._scaler()) and bad and scaler.get_scale() >= 1:
             # The scaler has skipped this update and lowered its scale, as it is meant to.
             bad = [name for name in bad if not name.startswith("grad_norm_")]
         if bad:
             raise FloatingPointError(
                 f"Update {step + 1} is no longer finite in {', '.join(bad)}. Lower "
-                f"optim.learning_rate, set "
-                f"optim.clip_norm, or use trainer.precision=bf16 or 32 instead of fp16."
+                f"optim.learning_rate, set optim.clip_norm, or use trainer.precision=bf16 or 32 "
+                f"instead of fp16."
             )
-        logged = {f"train/{name}": value for name, value in zip(row, values, strict=True)}
-        self._publish(logged, step=step + 1, sync=False)
+        named = {f"train/{name}": value for name, value in values.items()}
+        self._publish(named, step=step + 1, sync=False)
 
     def _publish(self, values: Mapping[str, Tensor | float], *, step: int, sync: bool) -> None:
         """Hand values, alike on every process, to callbacks and loggers by number of updates.
@@ -426,8 +370,3 @@ class AutoencoderModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the autoencoder without this run's configuration."""
         checkpoint["first_stage"] = self.stored_config
-
-
-def _at_least_float32(value: Tensor) -> Tensor:
-    """Widen half types; float64 stays."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))

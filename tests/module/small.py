@@ -18,7 +18,8 @@ from ldm_lightning.loss.pixel import pixel_loss
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
-from ldm_lightning.module.autoencoder import Adversary, AutoencoderModule, Optimization
+from ldm_lightning.module.autoencoder import AutoencoderModule
+from ldm_lightning.module.settings import Adversary, Optimization
 
 TERM_WEIGHTS = {"kl": 1e-6, "codebook": 1.0, "commitment": 0.25}
 
