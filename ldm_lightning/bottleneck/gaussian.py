@@ -37,11 +37,21 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class GaussianBottleneck(Bottleneck):
-    """Read mean and log-variance from the encoder; sample by reparameterisation (sec. 2.4)."""
+    """Read mean and log-variance from the encoder; sample by reparameterisation (sec. 2.4).
+
+    Args:
+        initial_log_variance: Added to the encoder's log-variance. At the published 0 an untrained
+            encoder's latents drown in noise of standard deviation one, and a short run spends its
+            updates on scaling them up; a negative value spares it that.
+    """
 
     inputs_per_channel = 2
     term_names = ("kl",)
     is_stochastic = True
+
+    def __init__(self, *, initial_log_variance: float = 0.0) -> None:
+        super().__init__()
+        self.initial_log_variance = initial_log_variance
 
     def forward(self, encoded: Tensor, *, noise: Tensor | None = None) -> BottleneckOutput:
         """Sample with ``noise`` [B, c, h, w], or take the posterior mean without.
@@ -53,7 +63,7 @@ class GaussianBottleneck(Bottleneck):
             if encoded.dtype in (torch.float16, torch.bfloat16):
                 encoded = encoded.float()
             mean, log_variance = encoded.chunk(2, dim=1)
-            log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)
+            log_variance = (log_variance + self.initial_log_variance).clamp(*LOG_VARIANCE_RANGE)
             latents = mean
             if noise is not None:
                 latents = mean + torch.exp(0.5 * log_variance) * noise.to(mean.dtype)

@@ -1,9 +1,8 @@
 """Keep freed memory in the process: what CPU training spends much of its time on otherwise.
 
 glibc hands every large block back to the kernel when it is freed, and a training step frees and
-allocates the same gigabyte of activations again and again. Each time the kernel must find, clear
-and map the pages anew. On one virtual machine that made an update thirty times slower than with the
-blocks kept.
+allocates the same activations again and again. Each time the kernel must find, clear and map the
+pages anew; on a virtual machine that can cost more than the arithmetic.
 """
 
 import ctypes

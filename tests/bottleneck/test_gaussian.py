@@ -38,3 +38,8 @@ def test_an_extreme_log_variance_stays_finite():
     output = GaussianBottleneck()(torch.full((1, 2, 1, 1), 1e4), noise=torch.ones(1, 1, 1, 1))
     assert output.latents.isfinite().all()
     assert output.terms["kl"].isfinite().all()
+
+
+def test_the_initial_log_variance_is_that_of_an_encoder_that_gives_zeros():
+    output = GaussianBottleneck(initial_log_variance=-6.0)(torch.zeros(1, 2, 3, 3))
+    torch.testing.assert_close(output.variance, torch.full((1, 1, 3, 3), -6.0).exp())
