@@ -143,3 +143,18 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
 def test_images_need_not_be_square(tmp_path):
     run = trained(tmp_path, "kl_f4", max_steps=1, resolution="[24,32]")
     assert summary_of(run)["protocol"]["val/psnr"]["resolution"] == "24x32"
+
+
+def test_two_processes_write_one_run_and_continue_it(tmp_path):
+    words = tiny("vqvae_f8", trainer="ddp_cpu", max_steps=2)
+    ended = process(["-m", "ldm_lightning.train", *words], tmp_path)
+    assert ended.code == 0, ended.output
+    run = run_folder(tmp_path, "vqvae_f8")
+    words = ["-m", "ldm_lightning.train", f"resume={run}", "max_steps=4"]
+    ended = process(words, tmp_path)
+    assert ended.code == 0, ended.output
+    summary = summary_of(run_folder(tmp_path, "vqvae_f8"))
+    assert (summary["state"], summary["step"], summary["num_processes"]) == ("finished", 4, 2)
+    assert summary["protocol"]["val/psnr"]["num_images"] == 10
+    rows = [(step, name) for step, name, _ in read_metrics(run / "metrics.csv")]
+    assert len(rows) == len(set(rows))
