@@ -35,7 +35,13 @@ PUBLISHED = (
     "loss.discriminator_ramp_steps=0",
     "callbacks.ema=null",
 )
-KL = ("experiment=kl_f8", "resolution=16", "loss.adversarial_weight=0.5", "loss.kl_weight=1e-6")
+KL = (
+    "experiment=kl_f8",
+    "resolution=16",
+    "bottleneck.initial_log_variance=0",
+    "loss.adversarial_weight=0.5",
+    "loss.kl_weight=1e-6",
+)
 VQ = (
     "experiment=vqgan_f16",
     "autoencoder.latent_channels=8",
