@@ -32,6 +32,7 @@ class Scenario:
 
 KL_F8 = (
     "resolution=16",
+    "bottleneck.initial_log_variance=0.0",  # noise as large as it gets
     "optim.discriminator_learning_rate_ratio=10",  # keeps the adaptive weight off its limit
     "loss.discriminator_start_steps=3",  # warm-up in updates 2 and 3, ramp in 4 to 7
     "loss.discriminator_warmup_steps=2",
