@@ -1,8 +1,8 @@
-"""Keep freed memory in the process: what CPU training spends much of its time on otherwise.
+"""Keep freed memory in the process, so that CPU training does not fetch it anew every update.
 
 glibc hands every large block back to the kernel when it is freed, and a training step frees and
 allocates the same activations again and again. Each time the kernel must find, clear and map the
-pages anew; on a virtual machine that can cost more than the arithmetic.
+pages anew.
 """
 
 import ctypes
