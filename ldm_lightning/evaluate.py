@@ -16,18 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ldm_lightning.config import CONF_DIR, error_text, errors_told_plainly, register_resolvers
-from ldm_lightning.utils.targets import check_targets
 
 if TYPE_CHECKING:
     from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-
-PACKAGES_OF = {"data": ("ldm_lightning.data",), "features": ("ldm_lightning.metrics",)}
-"""What a run's config.yaml may name: it may come from elsewhere, as the checkpoint beside it."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
@@ -67,107 +63,61 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
 def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Reconstruct a split with the autoencoder of a checkpoint."""
     import torch
-    from rich.progress import track
 
-    from ldm_lightning import build
+    from ldm_lightning import build, measure
     from ldm_lightning.metrics.efficiency import (
         bits_per_pixel,
         compression_ratio,
         measure_throughput,
     )
-    from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
-    from ldm_lightning.utils.image import save_grid, spread_rows
+    from ldm_lightning.utils.image import save_grid
     from ldm_lightning.utils.provenance import peak_memory
-    from ldm_lightning.utils.run_folder import find_checkpoint
 
-    path = find_checkpoint(cfg.checkpoint)
-    checkpoint = load_checkpoint(path)
-    stored = build.stored_description(checkpoint, path)
-    cfg = _with_run_defaults(cfg, path, stored)
-    autoencoder = build.rebuild_autoencoder(stored)
-    weights = autoencoder_weights(checkpoint, cfg.weights)
-    load_strict(autoencoder, weights.tensors, path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = build.choose_precision(str(cfg.precision), device.type)
-    dtype = torch.float64 if precision == "64" else torch.float32
-    autoencoder.eval().to(device, dtype)
+    first_stage = measure.open_first_stage(cfg.checkpoint, weights=cfg.weights)
+    cfg = measure.with_run_defaults(cfg, first_stage)
+    computing = measure.choose_computing(str(cfg.precision))
     features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
     data = build.build_data(cfg)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
-    metrics = build.build_metrics(
-        cfg, features, autoencoder=autoencoder, protocol=data.protocol("val")
-    ).to(device, dtype)
-    metrics.reset()
-    log.info("Weights: %s of %s. Precision: %s.", weights.kind, path, precision)
-    loader = data.val_dataloader()
-    first = None
-    with torch.inference_mode(), build.autocast(device.type, precision):
-        for batch in track(loader, description="reconstructing"):
-            images = batch["image"].to(device, dtype)
-            output = autoencoder(images)
-            metrics.update(images, output.reconstructions, output.bottleneck)
-            first = images if first is None else first
-        if first is None:
-            raise ValueError("No image could be read: there is nothing to measure.")
-        throughput = measure_throughput(autoencoder, first)
-        shown = spread_rows(first, 8)
-        rows = torch.cat([shown, autoencoder(shown).reconstructions])
-    save_grid(rows, run_folder.images / "reconstruction_latest.png", num_columns=len(shown))
-    report = metrics.compute()
+    protocol, autoencoder = data.protocol("val"), first_stage.autoencoder
+    metrics = build.build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol)
+    measured = measure.reconstruct(first_stage, data, metrics, computing=computing)
+    with torch.inference_mode(), computing.autocast():
+        throughput = measure_throughput(autoencoder, measured.first)
+    grid = run_folder.images / "reconstruction_latest.png"
+    save_grid(measured.grid, grid, num_columns=measured.num_columns)
+    cache = measure.evaluation_cache(
+        first_stage,
+        features,
+        protocol=protocol,
+        precision=computing.precision,
+        cache_dir=cfg.cache_dir,
+    )
+    cache.save(measured.record(), grid)  # the gate reads it
+    report = measured.report
     named = {f"test/{name}": value for name, value in report.scalars.items()}
     extra = {
         "perf/encode_images_per_s": throughput.encode_images_per_s,
         "perf/decode_images_per_s": throughput.decode_images_per_s,
-        "test/compression_ratio": compression_ratio(autoencoder, tuple(first.shape)),
+        "test/compression_ratio": compression_ratio(autoencoder, tuple(measured.first.shape)),
     }
     bits = bits_per_pixel(autoencoder)
     if bits is not None:
         extra["test/bits_per_pixel"] = bits
-    facts = {"weights": weights.kind, "precision": precision, "checkpoint": str(path)}
+    facts = {
+        "weights": first_stage.weights,
+        "precision": computing.precision,
+        "checkpoint": str(first_stage.path),
+    }
     return {
         "metrics": {**named, **report.latent_scalars, **extra},
         "protocol": {f"test/{name}": {**entry, **facts} for name, entry in report.protocol.items()},
         "per_channel": report.per_channel,
         "parameters": {"autoencoder": sum(p.numel() for p in autoencoder.parameters())},
-        "memory": peak_memory(device),
+        "memory": peak_memory(computing.device),
         "config": build.plain(cfg),
         "num_unreadable_files": len(data.bad_files()),
     }
-
-
-def _with_run_defaults(cfg: DictConfig, path: Path, stored: dict[str, Any]) -> DictConfig:
-    """Fill what was not given from the checkpoint and its run's configuration."""
-    cfg = cfg.copy()
-    OmegaConf.set_struct(cfg, False)
-    run_config = path.parent.parent / "config.yaml"
-    run = OmegaConf.load(run_config) if run_config.is_file() else OmegaConf.create({})
-    assert isinstance(run, DictConfig)
-    absent = [group for group in ("data", "features") if cfg.get(group) is None]
-    if absent and not run:
-        needed = " and ".join(f"{group}=..." for group in absent)
-        raise ValueError(
-            f"{path} does not lie in a run folder with a config.yaml, so {needed} must be given."
-        )
-    for key in ("resolution", "image_channels"):
-        if cfg[key] is None:
-            cfg[key] = stored[key]
-    if cfg.image_channels != stored["image_channels"]:
-        raise ValueError(
-            f"image_channels={cfg.image_channels}, but the first stage of {path} was trained on "
-            f"{stored['image_channels']}; leave image_channels out."
-        )
-    if cfg.eval_crop is None:
-        cfg.eval_crop = run.get("eval_crop", "center")
-    if cfg.precision is None:
-        cfg.precision = OmegaConf.select(run, "trainer.precision", default="auto")
-    for group in absent:
-        check_targets(OmegaConf.to_container(run[group]), allowed_packages=PACKAGES_OF[group])
-        cfg[group] = run[group]
-    if "data" in absent:
-        cfg.data.resolution = cfg.resolution
-    if missing := sorted(OmegaConf.missing_keys(cfg.data)):
-        raise ValueError(f"No value for data.{missing[0]}: give data.{missing[0]}=VALUE.")
-    return cfg
 
 
 def _compare_folders(cfg: DictConfig) -> dict[str, Any]:

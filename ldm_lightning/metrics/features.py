@@ -133,14 +133,25 @@ class InceptionExtractor(FeatureExtractor):
 
 
 @dataclass(frozen=True)
+class SetMetricNames:
+    """What the metrics of two sets of images are called under one feature network."""
+
+    frechet: str
+    kernel: str
+    precision: str
+    recall: str
+
+
+@dataclass(frozen=True)
 class FeatureSet:
     """The feature networks of a run's metrics, with the names of what they measure.
 
     Attributes:
         name: "tiny" or "standard".
         perceptual: Perceptual distance by metric name.
-        frechet_name: Name of the Fréchet distance of reconstructions to images; without its leading
-            "r" it names that of two unrelated sets.
+        frechet_name: Name of the Fréchet distance of reconstructions to images: ``rfid``, or
+            ``rfd_`` and the network's name; without its leading "r" it names that of two unrelated
+            sets.
         extractor: Network of the Fréchet distance.
     """
 
@@ -148,6 +159,15 @@ class FeatureSet:
     perceptual: Mapping[str, PerceptualLoss]
     frechet_name: str
     extractor: FeatureExtractor
+
+    @property
+    def set_names(self) -> SetMetricNames:
+        """Names of what compares two sets of images that need not correspond."""
+        if self.frechet_name == "rfid":
+            return SetMetricNames("fid", "kid", "precision", "recall")
+        frechet = self.frechet_name.removeprefix("r")
+        suffix = frechet.removeprefix("fd_")
+        return SetMetricNames(frechet, f"kd_{suffix}", f"precision_{suffix}", f"recall_{suffix}")
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Self:
         """Move all networks. float64 is for proofs of equality; it is slow."""

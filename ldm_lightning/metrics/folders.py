@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.metrics.features import FeatureSet
-from ldm_lightning.metrics.frechet import FrechetDistance
+from ldm_lightning.metrics.generation import GenerationMetrics
 from ldm_lightning.metrics.reconstruction import MetricReport, Protocol, ReconstructionMetrics
-from ldm_lightning.utils.image import to_uint8
 
 
 class ImagePair(NamedTuple):
@@ -58,7 +57,11 @@ def compare_sets(
     device: torch.device | str = "cpu",
     protocol: Mapping[str, str | int | float] | None = None,
 ) -> MetricReport:
-    """Measure the Fréchet distance of two sets that need not correspond: ``fid`` or ``fd_tiny``.
+    """Measure two sets that need not correspond, by the metrics of generated images.
+
+    These are Fréchet distance, kernel distance, precision and recall: ``fid``, ``kid``,
+    ``precision`` and ``recall`` with Inception, ``fd_tiny``, ``kd_tiny``, ``precision_tiny`` and
+    ``recall_tiny`` with the embedded features.
 
     Args:
         images: Batches [B, C, H, W] in [-1, 1]; within a batch all images have one size.
@@ -73,20 +76,15 @@ def compare_sets(
     Raises:
         ValueError: If either set has fewer than two images.
     """
-    features.to(device)
-    frechet = FrechetDistance(features.extractor).to(device)
-    frechet.reset()
+    metrics = GenerationMetrics(features).to(device)
+    metrics.reset()
     for batch in images:
-        frechet.update(to_uint8(batch.to(device)))
+        metrics.update(batch.to(device))
     for batch in references:
-        frechet.update_references(to_uint8(batch.to(device)))
-    result = frechet.compute()
-    if result is None:
+        metrics.update_references(batch.to(device))
+    report = metrics.report()
+    if not report.scalars:
         raise ValueError("A Fréchet distance needs at least 2 images in either folder.")
-    name = features.frechet_name.removeprefix("r")
-    report = MetricReport(
-        {name: result.distance}, {name: frechet.describe(result)}, result.num_images
-    )
     return _with_protocol(report, protocol)
 
 

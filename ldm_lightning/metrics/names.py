@@ -32,6 +32,20 @@ METRICS: dict[str, MetricMeaning] = {
     "fd_tiny": MetricMeaning(
         "Fréchet distance of two sets of images, embedded tiny features (not FID)", False
     ),
+    "kid": MetricMeaning(
+        "kernel distance of two sets of images, Inception; unbiased, so it may be below 0", False
+    ),
+    "kd_tiny": MetricMeaning(
+        "kernel distance of two sets of images, embedded tiny features (not KID)", False
+    ),
+    "precision": MetricMeaning("share of samples among the real images, Inception, 0 to 1", True),
+    "precision_tiny": MetricMeaning(
+        "share of samples among the real images, embedded tiny features, 0 to 1", True
+    ),
+    "recall": MetricMeaning("share of real images among the samples, Inception, 0 to 1", True),
+    "recall_tiny": MetricMeaning(
+        "share of real images among the samples, embedded tiny features, 0 to 1", True
+    ),
     "kl": MetricMeaning("information the posterior carries, in nats per image", None),
     "codebook_usage": MetricMeaning("share of codes used at least once, 0 to 1", True),
     "codebook_perplexity": MetricMeaning("effective number of codes, 1 to K", True),

@@ -1,4 +1,4 @@
-"""Statistics of a fixed reference set, kept on disk under a key of all they depend on.
+"""Statistics and features of a fixed reference set, kept on disk under a key of all they depend on.
 
 The file's name is the key's hash, and the whole key stands in the file beside a digest of the
 tensors. So another split, size, crop, number of images or feature network finds no file, and a
@@ -41,29 +41,31 @@ class ReferenceStatistics(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ReferenceCache:
-    """Where the statistics of one reference set under one feature network are kept.
+class TensorCache:
+    """Where tensors that depend on one reference set and one feature network are kept.
 
     Args:
-        directory: Folder of all cached statistics; created when needed.
-        key: Everything the statistics depend on, as plain JSON values: data, split, number of
-            images, size, crop, feature network and its hash.
+        directory: Folder of everything cached; created when needed.
+        kind: First word of the file's name: what the tensors are.
+        key: Everything they depend on, as plain JSON values: data, split, number of images, size,
+            crop, feature network and its hash.
     """
 
     directory: Path
+    kind: str
     key: Mapping[str, object]
 
     @property
     def path(self) -> Path:
-        """The file of these statistics."""
-        return self.directory / f"frechet_{hash_json(self._full_key)[:32]}.safetensors"
+        """The file of these tensors."""
+        return self.directory / f"{self.kind}_{hash_json(self._full_key)[:32]}.safetensors"
 
     @property
     def _full_key(self) -> dict[str, object]:
         return {"format": FORMAT, **self.key}
 
-    def load(self) -> ReferenceStatistics | None:
-        """Read the statistics; ``None`` where there are none, or none that can be trusted."""
+    def load(self) -> dict[str, Tensor] | None:
+        """Read the tensors; ``None`` where there are none, or none that can be trusted."""
         if not self.path.is_file():
             return None
         try:
@@ -79,24 +81,18 @@ class ReferenceCache:
         if metadata.get("digest") != hash_tensors(tensors):
             self._refuse("its content was changed")
             return None
-        return ReferenceStatistics(
-            tensors["mean"], tensors["covariance_root"], int(tensors["num_images"])
-        )
+        return tensors
 
-    def save(self, statistics: ReferenceStatistics) -> None:
-        """Write the statistics atomically; a full disk costs a warning, not the run."""
-        tensors = {
-            "mean": statistics.mean.detach().cpu().contiguous(),
-            "covariance_root": statistics.covariance_root.detach().cpu().contiguous(),
-            "num_images": torch.tensor(statistics.num_images, dtype=torch.int64),
-        }
-        metadata = {"key": canonical_json(self._full_key), "digest": hash_tensors(tensors)}
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors atomically; a full disk costs a warning, not the run."""
+        stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        metadata = {"key": canonical_json(self._full_key), "digest": hash_tensors(stored)}
         # not utils.files.atomic_writer: runs of a sweep may write this file at the same time, and
         # each needs a temporary file of its own; a power cut is caught by the digest
         partial = self.path.with_suffix(f".{os.getpid()}.partial")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata=metadata)
+            save_file(stored, partial, metadata=metadata)
             os.replace(partial, self.path)
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
@@ -108,4 +104,35 @@ class ReferenceCache:
             "Cached reference statistics %s are not used, because %s; they are computed anew.",
             self.path,
             reason,
+        )
+
+
+class ReferenceCache:
+    """Where the statistics of one reference set under one feature network are kept.
+
+    Args:
+        directory: Folder of everything cached; created when needed.
+        key: Everything the statistics depend on, as for ``TensorCache``.
+    """
+
+    def __init__(self, directory: Path, key: Mapping[str, object]) -> None:
+        self._tensors = TensorCache(directory, "frechet", key)
+
+    def load(self) -> ReferenceStatistics | None:
+        """Read the statistics; ``None`` where there are none, or none that can be trusted."""
+        tensors = self._tensors.load()
+        if tensors is None:
+            return None
+        return ReferenceStatistics(
+            tensors["mean"], tensors["covariance_root"], int(tensors["num_images"])
+        )
+
+    def save(self, statistics: ReferenceStatistics) -> None:
+        """Write the statistics atomically; a full disk costs a warning, not the run."""
+        self._tensors.save(
+            {
+                "mean": statistics.mean,
+                "covariance_root": statistics.covariance_root,
+                "num_images": torch.tensor(statistics.num_images, dtype=torch.int64),
+            }
         )

@@ -1,10 +1,12 @@
-"""The metrics of a run as a table on the terminal, with what they mean."""
+"""The metrics of a run, and the gate's verdict, as tables on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ldm_lightning.metrics.gate import GateRow
 
 
 def print_metrics(
@@ -17,8 +19,6 @@ def print_metrics(
 ) -> None:
     """Print one row a metric: name, value, over how many images, meaning.
 
-    On a terminal this is a drawn table; into a file it is aligned plain text.
-
     Args:
         metrics: Values by full name (``val/psnr``); None for one that was not finite.
         meanings: One line by metric, under its full name or the part after the first slash.
@@ -26,26 +26,75 @@ def print_metrics(
         counts: Number of images (or pairs) behind a metric, where that matters.
         console: Where to print; the terminal by default.
     """
-    console = Console() if console is None else console
     counts = counts or {}
     rows = [
         (name, _format(value), str(counts.get(name, "")), _meaning(name, meanings))
         for name, value in sorted(metrics.items())
     ]
-    header = ("metric", "value", "N", "meaning")
+    print_rows(("metric", "value", "N", "meaning"), rows, title=title, console=console)
+
+
+def print_gate(
+    rows: Sequence[GateRow],
+    meanings: Mapping[str, str],
+    *,
+    title: str,
+    console: Console | None = None,
+) -> None:
+    """Print one row a threshold: metric, value, what is wanted, whether it is reached, meaning.
+
+    Args:
+        rows: Numbers beside their thresholds.
+        meanings: One line by metric, under its full name or the part after the first slash.
+        title: Said above the table.
+        console: Where to print; the terminal by default.
+    """
+    cells = [
+        (
+            row.threshold.metric,
+            _format(row.value),
+            str(row.threshold),
+            "passed" if row.passed else "FAILED",
+            _meaning(row.threshold.metric, meanings),
+        )
+        for row in rows
+    ]
+    print_rows(("metric", "value", "wanted", "", "meaning"), cells, title=title, console=console)
+
+
+def print_rows(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str,
+    console: Console | None = None,
+) -> None:
+    """Print a table: drawn on a terminal, aligned plain text into a file.
+
+    Args:
+        header: Name of each column; columns called ``value`` and ``N`` are aligned to the right.
+        rows: Cells, as many as there are columns.
+        title: Said above the table.
+        console: Where to print; the terminal by default.
+    """
+    console = Console() if console is None else console
+    right = {i for i, column in enumerate(header) if column in ("value", "N")}
     if console.is_terminal:
         table = Table(title=Text(title), title_justify="left")
-        for column in header:
-            table.add_column(column, justify="right" if column in ("value", "N") else "left")
+        for i, column in enumerate(header):
+            table.add_column(column, justify="right" if i in right else "left")
         for row in rows:
             table.add_row(*map(Text, row))
         console.print(table)
         return
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(3)]
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header) - 1)]
     lines = [title]
-    for name, value, count, meaning in (header, *rows):
-        line = f"{name:<{widths[0]}}  {value:>{widths[1]}}  {count:>{widths[2]}}  {meaning}"
-        lines.append(line.rstrip())
+    for row in (header, *rows):
+        cells = [
+            f"{cell:>{width}}" if i in right else f"{cell:<{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -159,9 +159,10 @@ def test_other_folders_are_compared_as_sets_under_another_name(tmp_path):
     write_images(tmp_path / "images", 5, seed=1)
     write_images(tmp_path / "reference", 7)
     summary = evaluated(tmp_path, "images=images", "reference=reference")
-    assert set(summary["metrics"]) == {"test/fd_tiny"}
-    entry = summary["protocol"]["test/fd_tiny"]
-    assert (entry["num_images"], entry["num_references"]) == (5, 7)
+    names = {"test/fd_tiny", "test/kd_tiny", "test/precision_tiny", "test/recall_tiny"}
+    assert set(summary["metrics"]) == set(summary["protocol"]) == names
+    for entry in summary["protocol"].values():
+        assert (entry["num_images"], entry["num_references"]) == (5, 7)
 
 
 @pytest.mark.parametrize(

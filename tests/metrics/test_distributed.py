@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from ldm_lightning.bottleneck.base import BottleneckOutput
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
+from ldm_lightning.metrics.generation import GenerationMetrics
 
 NUM_IMAGES = 13
 PROTOCOL = {"data": "noise", "split": "val", "num_images": NUM_IMAGES}
@@ -60,6 +61,28 @@ def measured(rank, num_processes, cache_dir, idle_rank=None):
     return reports
 
 
+def generated(rank, num_processes, cache_dir, idle_rank=None):
+    """The same images as samples against their noisy versions, in two passes."""
+    metrics = GenerationMetrics(
+        tiny_features(), protocol=PROTOCOL if cache_dir else None, cache_dir=cache_dir
+    ).to("cpu", torch.float64)
+    passes = []
+    for _ in range(2):
+        metrics.reset()
+        if idle_rank is None:
+            shares = [(rank, num_processes)]
+        else:
+            shares = [] if rank == idle_rank else [(0, 1)]
+        for share in shares:
+            for samples, images, _ in batches(*share):
+                metrics.update(samples)
+                metrics.update_references(images)
+        report = metrics.report()
+        assert {entry["num_images"] for entry in report.protocol.values()} == {NUM_IMAGES}
+        passes.append(report.scalars)
+    return passes
+
+
 def work(rank, folder):
     """Measure every scenario in one process group, because starting processes takes seconds."""
     torch.set_num_threads(1)
@@ -77,8 +100,13 @@ def work(rank, folder):
             "idle": measured(rank, 2, None, idle_rank=0),
             "cached": measured(rank, 2, Path(folder) / f"cache{rank}"),
         }
+        generation = {
+            "shared": generated(rank, 2, None),
+            "idle": generated(rank, 2, None, idle_rank=0),
+            "cached": generated(rank, 2, Path(folder) / f"features{rank}"),
+        }
     plain = {name: [vars(report) for report in passes] for name, passes in reports.items()}
-    torch.save(plain, f"{folder}/report{rank}.pt")
+    torch.save({"first_stage": plain, "generation": generation}, f"{folder}/report{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -89,12 +117,14 @@ def expected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     report, _ = measured(0, 1, folder / "cache0")
     assert len(list((folder / "cache0").iterdir())) == 1
-    return folder, report
+    scalars, _ = generated(0, 1, folder / "features0")
+    assert len(list((folder / "features0").iterdir())) == 1
+    return folder, report, scalars
 
 
 @pytest.fixture(scope="module")
 def two_processes(expected):
-    folder, _ = expected
+    folder, _, _ = expected
     mp.spawn(work, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"report{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -113,7 +143,16 @@ def assert_equal(report, expected):
 
 @pytest.mark.parametrize("scenario", ["shared", "idle", "cached"])
 def test_two_processes_equal_one(scenario, two_processes, expected):
-    _, report = expected
+    _, report, _ = expected
     for reports in two_processes:
-        for each in reports[scenario]:
+        for each in reports["first_stage"][scenario]:
             assert_equal(each, report)
+
+
+@pytest.mark.parametrize("scenario", ["shared", "idle", "cached"])
+def test_two_processes_measure_generated_images_as_one(scenario, two_processes, expected):
+    _, _, scalars = expected
+    assert len(scalars) == 4
+    for reports in two_processes:
+        for each in reports["generation"][scenario]:
+            assert each == pytest.approx(scalars, rel=1e-9)

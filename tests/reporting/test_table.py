@@ -2,7 +2,8 @@ import io
 
 from rich.console import Console
 
-from ldm_lightning.reporting.table import print_metrics
+from ldm_lightning.metrics.gate import Threshold, judge
+from ldm_lightning.reporting.table import print_gate, print_metrics
 
 METRICS = {"val/psnr": 21.4567, "val/rfd_tiny": 3.5, "val/kl": 12345.6, "val/ssim": None}
 MEANINGS = {"psnr": "dB, mean over images", "val/rfd_tiny": "Fréchet distance [tiny]"}
@@ -42,3 +43,20 @@ def test_a_terminal_gets_the_same_content():
         "Fréchet distance [tiny]",
     ):
         assert part in text
+
+
+def test_the_gate_shows_numbers_beside_their_thresholds():
+    file = io.StringIO()
+    thresholds = [Threshold("val/psnr", at_least=18), Threshold("latent/std", at_most=100)]
+    print_gate(
+        judge({"val/psnr": 9.5}, thresholds).rows,
+        MEANINGS,
+        title="gate",
+        console=Console(file=file, force_terminal=False),
+    )
+    assert file.getvalue().splitlines() == [
+        "gate",
+        "metric           value  wanted               meaning",
+        "val/psnr           9.5  at least 18  FAILED  dB, mean over images",
+        "latent/std  not finite  at most 100  FAILED",
+    ]

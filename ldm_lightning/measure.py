@@ -1,0 +1,259 @@
+"""A first stage from its checkpoint, and its figures on a set of images.
+
+What `evaluate` prints and what the gate decides by are measured here, so both see one number.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+from torch import Tensor
+
+from ldm_lightning import build
+from ldm_lightning.autoencoder.autoencoder import Autoencoder
+from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.metrics.accumulators import MeanOverImages
+from ldm_lightning.metrics.evaluation_cache import EvaluationCache, FirstStageRecord
+from ldm_lightning.metrics.features import FeatureSet
+from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
+from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio
+from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
+from ldm_lightning.utils.hashing import hash_tensors
+from ldm_lightning.utils.image import spread_rows, to_uint8
+from ldm_lightning.utils.run_folder import find_checkpoint
+from ldm_lightning.utils.targets import check_targets
+
+log = logging.getLogger(__name__)
+
+NUM_SHOWN = 8
+"""Columns of the grid."""
+
+PACKAGES_OF = {"data": ("ldm_lightning.data",), "features": ("ldm_lightning.metrics",)}
+"""What a run's config.yaml may name: it may come from elsewhere, as the checkpoint beside it."""
+
+
+@dataclass(frozen=True)
+class OpenedFirstStage:
+    """An autoencoder as its checkpoint holds it, on the CPU in float32.
+
+    Attributes:
+        autoencoder: In eval mode.
+        description: What it was rebuilt from.
+        weights: ``ema`` or ``raw``: which weights it holds.
+        validated_as: Stage under which its run's own validation logged these weights: ``val`` or
+            ``val_raw``.
+        weights_hash: SHA-256 of all its tensors.
+        path: The checkpoint file.
+        step: Generator updates it was trained for; None where the file does not say.
+    """
+
+    autoencoder: Autoencoder
+    description: dict[str, Any]
+    weights: str
+    validated_as: str
+    weights_hash: str
+    path: Path
+    step: int | None
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder it lies in; None where it lies in none."""
+        folder = self.path.absolute().parent.parent
+        return folder if (folder / "config.yaml").is_file() else None
+
+    def run_config(self) -> DictConfig:
+        """Configuration of the run it lies in; empty where it lies in none."""
+        config = OmegaConf.load(self.run / "config.yaml") if self.run else OmegaConf.create({})
+        assert isinstance(config, DictConfig)
+        return config
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Where and in which precision to measure."""
+
+    device: torch.device
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and images; autocast narrows it further."""
+        return torch.float64 if self.precision == "64" else torch.float32
+
+    def autocast(self) -> torch.autocast:
+        """The context of the precision."""
+        return build.autocast(self.device.type, self.precision)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A split, reconstructed and measured.
+
+    Attributes:
+        report: Its figures.
+        grey_psnr: PSNR of plain mid-grey images, in dB: what knowing nothing gives.
+        first: The first batch of images, [B, C, H, W] in [-1, 1].
+        grid: A row of images and a row of their reconstructions, [2 * num_columns, C, H, W].
+        num_columns: Images in a row.
+    """
+
+    report: FirstStageReport
+    grey_psnr: float
+    first: Tensor
+    grid: Tensor
+    num_columns: int
+
+    def record(self) -> FirstStageRecord:
+        """What to keep of it."""
+        return FirstStageRecord(
+            scalars={**self.report.scalars, **self.report.latent_scalars},
+            protocol=self.report.protocol,
+            grey_psnr=self.grey_psnr,
+            num_images=self.report.num_images,
+            image_shape=tuple(self.first.shape[1:]),
+        )
+
+
+def open_first_stage(checkpoint: str | Path, *, weights: str) -> OpenedFirstStage:
+    """Rebuild the autoencoder of a ``.ckpt`` or a run folder.
+
+    Args:
+        checkpoint: The file, or a run folder: ``best.ckpt``, else ``last.ckpt``.
+        weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
+            takes the raw weights.
+
+    Raises:
+        ValueError: If it is missing, damaged, holds no first stage, or does not fit itself.
+    """
+    path = find_checkpoint(checkpoint)
+    content = load_checkpoint(path)
+    description = build.stored_description(content, path)
+    autoencoder = build.rebuild_autoencoder(description)
+    chosen = autoencoder_weights(content, weights)
+    load_strict(autoencoder, chosen.tensors, path)
+    is_raw_of_two = chosen.kind == "raw" and "ema" in content
+    return OpenedFirstStage(
+        autoencoder=autoencoder.eval(),
+        description=description,
+        weights=chosen.kind,
+        validated_as="val_raw" if is_raw_of_two else "val",
+        weights_hash=hash_tensors(autoencoder.state_dict()),
+        path=path,
+        step=content.get("global_step"),
+    )
+
+
+def choose_computing(precision: str) -> Computing:
+    """Take the GPU where there is one; ``auto`` precision follows from the device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Computing(device, build.choose_precision(precision, device.type))
+
+
+def with_run_defaults(cfg: DictConfig, first_stage: OpenedFirstStage) -> DictConfig:
+    """Fill what was not given from the checkpoint and its run's configuration.
+
+    Args:
+        cfg: With ``data``, ``features``, ``resolution``, ``image_channels``, ``eval_crop`` and
+            ``precision``; None where the run's are wanted.
+        first_stage: What is going to be measured.
+
+    Raises:
+        ValueError: If something is missing that the checkpoint's surroundings do not tell.
+    """
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    path, stored, run = first_stage.path, first_stage.description, first_stage.run_config()
+    absent = [group for group in ("data", "features") if cfg.get(group) is None]
+    if absent and not run:
+        needed = " and ".join(f"{group}=..." for group in absent)
+        raise ValueError(
+            f"{path} does not lie in a run folder with a config.yaml, so {needed} must be given."
+        )
+    for key in ("resolution", "image_channels"):
+        if cfg[key] is None:
+            cfg[key] = stored[key]
+    if cfg.image_channels != stored["image_channels"]:
+        raise ValueError(
+            f"image_channels={cfg.image_channels}, but the first stage of {path} was trained on "
+            f"{stored['image_channels']}; leave image_channels out."
+        )
+    if cfg.eval_crop is None:
+        cfg.eval_crop = run.get("eval_crop", "center")
+    if cfg.precision is None:
+        cfg.precision = OmegaConf.select(run, "trainer.precision", default="auto")
+    for group in absent:
+        check_targets(OmegaConf.to_container(run[group]), allowed_packages=PACKAGES_OF[group])
+        cfg[group] = run[group]
+    if "data" in absent:
+        cfg.data.resolution = cfg.resolution
+    if missing := sorted(OmegaConf.missing_keys(cfg.data)):
+        raise ValueError(f"No value for {missing[0]}: give {missing[0]}=VALUE.")
+    return cfg
+
+
+def evaluation_cache(
+    first_stage: OpenedFirstStage,
+    features: FeatureSet,
+    *,
+    protocol: Mapping[str, str | int | float],
+    precision: str,
+    cache_dir: str | Path,
+) -> EvaluationCache:
+    """Where the figures of this first stage on these images are kept."""
+    networks = {
+        name: f"{distance.feature_network} {distance.weights_hash}"
+        for name, distance in features.perceptual.items()
+    }
+    extractor = features.extractor
+    networks[features.frechet_name] = f"{extractor.feature_network} {extractor.weights_hash}"
+    key = {
+        "weights_hash": first_stage.weights_hash,
+        "first_stage": first_stage.description,
+        "networks": networks,
+        "precision": precision,
+        "data": dict(protocol),
+    }
+    return EvaluationCache(Path(cache_dir).expanduser() / "evaluations", key)
+
+
+def reconstruct(
+    first_stage: OpenedFirstStage,
+    data: ImageDataModule,
+    metrics: FirstStageMetrics,
+    *,
+    computing: Computing,
+) -> Reconstruction:
+    """Reconstruct the held-out split and measure it; moves autoencoder and metrics to the device.
+
+    Raises:
+        ValueError: If no image could be read, or reconstructions are not finite.
+    """
+    device, dtype = computing.device, computing.dtype
+    autoencoder = first_stage.autoencoder.to(device, dtype)
+    metrics.to(device, dtype).reset()
+    grey = MeanOverImages().to(device)
+    log.info(
+        "Weights: %s of %s. Precision: %s.",
+        first_stage.weights,
+        first_stage.path,
+        computing.precision,
+    )
+    first = None
+    with torch.inference_mode(), computing.autocast():
+        for batch in track(data.val_dataloader(), description="reconstructing"):
+            images = batch["image"].to(device, dtype)
+            output = autoencoder(images)
+            metrics.update(images, output.reconstructions, output.bottleneck)
+            originals = to_uint8(images)
+            grey.update(peak_signal_to_noise_ratio(torch.full_like(originals, 128), originals))
+            first = images if first is None else first
+        if first is None:
+            raise ValueError("No image could be read: there is nothing to measure.")
+        shown = spread_rows(first, NUM_SHOWN)
+        grid = torch.cat([shown, autoencoder(shown).reconstructions])
+    return Reconstruction(metrics.compute(), grey.compute().mean, first, grid, len(shown))
