@@ -17,6 +17,8 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
+from ldm_lightning.autoencoder.frozen import FrozenFirstStage
+from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.config import PRECISIONS, check_batch_norm, discriminator_start
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.loss.adversarial import AdversarialLoss, AdversarialSchedule
@@ -28,6 +30,7 @@ from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary, Optimization
 from ldm_lightning.optim.schedule import WarmupDecay
 from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
+from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.run_folder import RunFolder, find_checkpoint
 from ldm_lightning.utils.targets import check_targets
 
@@ -79,6 +82,37 @@ def load_weights(autoencoder: Autoencoder, checkpoint: str, *, weights: str) -> 
     load_strict(autoencoder, chosen.tensors, path)
     log.info("Weights (%s) from %s.", chosen.kind, path)
     return chosen.kind
+
+
+def build_frozen_first_stage(
+    checkpoint: str | Path, weights: str, *, normalizer: LatentNormalizer | None = None
+) -> FrozenFirstStage:
+    """Rebuild a first stage for use from its checkpoint alone, on the CPU in float32.
+
+    Args:
+        checkpoint: A ``.ckpt`` file or a run folder: ``best.ckpt``, else ``last.ckpt``.
+        weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
+            takes the raw weights.
+        normalizer: Of its latents; None leaves them as they are until ``set_normalizer``.
+
+    Raises:
+        ValueError: If the checkpoint is missing, damaged, holds no first stage or one that does not
+            fit itself, or if the normalizer was made for other weights.
+    """
+    try:
+        path = find_checkpoint(checkpoint)
+        content = load_checkpoint(path)
+        with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
+            autoencoder = rebuild_autoencoder(stored_description(content, path))
+        load_strict(autoencoder, autoencoder_weights(content, weights).tensors, path)
+    except ValueError as error:
+        raise ValueError(f"The first stage cannot be built: {error}") from error
+    return FrozenFirstStage(
+        autoencoder,
+        normalizer or LatentNormalizer.identity(autoencoder.latent_channels),
+        weights_hash=hash_tensors(autoencoder.state_dict()),
+        path=path,
+    )
 
 
 def learning_rate(cfg: DictConfig, *, num_devices: int) -> float:

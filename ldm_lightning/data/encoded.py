@@ -10,8 +10,13 @@ from ldm_lightning.data.decoding import UnreadableImageError, decode_image
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.samples import Sample, digest_of
 from ldm_lightning.data.sampling import SampleKey
-from ldm_lightning.data.transforms import EvalTransform, TrainTransform, as_size
-from ldm_lightning.utils.random import derive_seed, generator_for
+from ldm_lightning.data.transforms import (
+    EvalTransform,
+    TrainTransform,
+    as_size,
+    augmentation_generator,
+)
+from ldm_lightning.utils.random import derive_seed
 
 # A training sample that cannot be read is replaced by another, which may be damaged too.
 MAX_REPLACEMENTS = 100
@@ -114,6 +119,7 @@ class TrainImages(EncodedImages):
     Args:
         source: Where the encoded images come from.
         transform: Crop and flip.
+        eval_transform: Crop of ``without_augmentation``.
         seed: The run's seed.
         image_channels: Channels of the samples.
         max_bad_share: Share of the source that may be unreadable before the run is stopped.
@@ -124,6 +130,7 @@ class TrainImages(EncodedImages):
         source: ImageSource,
         *,
         transform: TrainTransform,
+        eval_transform: EvalTransform,
         seed: int,
         image_channels: int,
         max_bad_share: float,
@@ -135,6 +142,7 @@ class TrainImages(EncodedImages):
             max_bad_share=max_bad_share,
         )
         self.transform = transform
+        self.eval_transform = eval_transform
         self.seed = seed
         self.crop = transform.description
 
@@ -145,9 +153,18 @@ class TrainImages(EncodedImages):
         """Name of a sample."""
         return self.source.name(index)
 
+    def without_augmentation(self) -> "EvalImages":
+        """The same images cut as for evaluation; one that cannot be read is left out."""
+        return EvalImages(
+            self.source,
+            transform=self.eval_transform,
+            image_channels=self.image_channels,
+            max_bad_share=self.bad_file_log.max_bad_share,
+        )
+
     def __getitem__(self, key: SampleKey) -> Sample:
         epoch, index = key.epoch, key.index
-        generator = generator_for(self.seed, "augment", epoch, index)
+        generator = augmentation_generator(self.seed, key)
         chosen = index
         for attempt in range(MAX_REPLACEMENTS):
             image = self._decode(chosen)
@@ -199,6 +216,10 @@ class EvalImages(EncodedImages):
         image, number = divmod(index, self.transform.crops_per_image)
         name = self.source.name(image)
         return name if self.transform.crops_per_image == 1 else f"{name}#{number}"
+
+    def without_augmentation(self) -> "EvalImages":
+        """Itself: an evaluation split is never augmented."""
+        return self
 
     def __getitem__(self, key: SampleKey) -> Sample | None:
         index, number = divmod(key.index, self.transform.crops_per_image)
@@ -267,6 +288,7 @@ def encoded_data_module(
         TrainImages(
             train_source,
             transform=train_transform,
+            eval_transform=eval_transform,
             seed=seed,
             image_channels=image_channels,
             max_bad_share=max_bad_share,

@@ -1,25 +1,28 @@
-"""The LightningDataModule of all data sets; its loaders resume at any batch."""
+"""The LightningDataModules of all data sets; their loaders resume at any batch."""
 
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from ldm_lightning.data.samples import ImageDataset, collate, digest_of
+from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
 from ldm_lightning.data.sampling import EvaluationSampler, TrainBatchSampler
 from ldm_lightning.utils.distributed import num_processes, process_rank
 from ldm_lightning.utils.random import derive_seed
 
 logger = logging.getLogger(__name__)
 
+DatasetT = TypeVar("DatasetT", bound=MapDataset)
 
-def _use_one_thread(_worker: int) -> None:
+
+def use_one_thread(_worker: int) -> None:
     """Keep a worker process from starting as many threads as there are cores."""
     torch.set_num_threads(1)
 
@@ -42,14 +45,14 @@ class TrainLoader(DataLoader):
         batch_sampler: Chooses the samples; its ``start`` moves on resuming.
     """
 
-    def __init__(self, data_module: "ImageDataModule", batch_sampler: TrainBatchSampler) -> None:
+    def __init__(self, data_module: "MapDataModule", batch_sampler: TrainBatchSampler) -> None:
         super().__init__(
-            data_module.train_dataset,  # type: ignore[arg-type]
+            data_module.train_dataset,
             batch_sampler=batch_sampler,
             num_workers=data_module.num_workers,
-            collate_fn=collate,
+            collate_fn=data_module.collate_fn,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=use_one_thread,
             persistent_workers=data_module.num_workers > 0,
         )
         self._data_module = data_module
@@ -79,8 +82,8 @@ class TrainLoader(DataLoader):
         self._train_sampler.start = int(state["batches_consumed"])
 
 
-class ImageDataModule(LightningDataModule):
-    """Training and evaluation batches of two data sets.
+class MapDataModule(LightningDataModule, Generic[DatasetT]):
+    """Training and evaluation batches of two map-style data sets.
 
     Order and augmentation are functions of (seed, epoch, sample). Lightning sees one epoch of
     ``num_train_batches`` batches, which the entry point sets before ``fit``; passes over the data
@@ -96,14 +99,19 @@ class ImageDataModule(LightningDataModule):
         max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names;
             None evaluates all.
 
+    Attributes:
+        collate_fn: Joins samples to a batch; None where none of them could be read.
+
     Raises:
-        ValueError: If a number is out of range, or the two data sets differ in size or channels.
+        ValueError: If a number is out of range.
     """
+
+    collate_fn: Callable[[list[Any]], dict[str, Any] | None]
 
     def __init__(
         self,
-        train_dataset: ImageDataset,
-        val_dataset: ImageDataset,
+        train_dataset: DatasetT,
+        val_dataset: DatasetT,
         *,
         batch_size: int,
         val_batch_size: int,
@@ -126,8 +134,6 @@ class ImageDataModule(LightningDataModule):
         self.val_batch_size = val_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.resolution = train_dataset.resolution
-        self.image_channels = train_dataset.image_channels
         self.num_classes = train_dataset.num_classes
         self.class_names = train_dataset.class_names
         self.num_train_batches: int | None = None
@@ -193,9 +199,9 @@ class ImageDataModule(LightningDataModule):
                 self.val_indices, rank=process_rank(), num_processes=num_processes()
             ),
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=self.collate_fn,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=use_one_thread,
             persistent_workers=self.num_workers > 0,
         )
 
@@ -210,6 +216,7 @@ class ImageDataModule(LightningDataModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
         return progress.processed  # type: ignore[attr-defined]
 
+    @abstractmethod
     def protocol(self, split: str) -> dict[str, str | int | float]:
         """Describe what a figure on this split was measured on; differs for other images.
 
@@ -222,25 +229,12 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: For another split.
         """
+
+    def indices(self, split: str) -> list[int]:
+        """Samples of a split: all to train on, those that are evaluated."""
         if split not in ("train", "val"):
             raise ValueError(f"split must be train or val, got {split!r}.")
-        dataset = self.train_dataset if split == "train" else self.val_dataset
-        digest = dataset.digest()
-        num_images = len(dataset)
-        if split == "val" and len(self.val_indices) < num_images:
-            num_images = len(self.val_indices)
-            digest = digest_of([digest, *map(dataset.key, self.val_indices)])
-        height, width = dataset.resolution
-        return {
-            "data": dataset.data_name,
-            "root": dataset.root,
-            "split": dataset.split,
-            "num_images": num_images,
-            "resolution": f"{height}x{width}",
-            "channels": dataset.image_channels,
-            "crop": dataset.crop,
-            "images": digest,
-        }
+        return list(range(len(self.train_dataset))) if split == "train" else self.val_indices
 
     def _prepare_workers(self) -> None:
         if self.num_workers > 0:
@@ -249,7 +243,28 @@ class ImageDataModule(LightningDataModule):
             )  # workers report through this file, so it must be chosen before they start
 
 
-def _evaluated_indices(dataset: ImageDataset, max_images: int | None) -> list[int]:
+class ImageDataModule(MapDataModule[ImageDataset]):
+    """Batches of images, as ``collate`` joins them."""
+
+    collate_fn = staticmethod(collate)
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.train_dataset.resolution
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        return self.train_dataset.image_channels
+
+    def protocol(self, split: str) -> dict[str, str | int | float]:
+        """Describe what a figure on this split was measured on; see ``MapDataModule``."""
+        indices = self.indices(split)
+        return image_facts(self.train_dataset if split == "train" else self.val_dataset, indices)
+
+
+def _evaluated_indices(dataset: MapDataset, max_images: int | None) -> list[int]:
     """All indices, or the ``max_images`` whose names have the smallest hash, in order."""
     indices = list(range(len(dataset)))
     if max_images is None or max_images >= len(indices):

@@ -21,19 +21,13 @@ class Sample(TypedDict):
     caption: NotRequired[str]
 
 
-class ImageDataset(Protocol):
+class MapDataset(Protocol):
     """A map-style data set of one split, prepared for training or for evaluation.
 
-    ``data_name`` and ``root`` say where the images come from, ``crop`` what is done to them,
-    ``digest`` which images they are: it changes when the set of images changes.
+    ``digest`` says which samples they are: it changes when the set of samples changes.
     """
 
-    data_name: str
-    root: str
     split: str
-    crop: str
-    resolution: tuple[int, int]
-    image_channels: int
     num_classes: int | None
     class_names: list[str] | None
 
@@ -43,10 +37,10 @@ class ImageDataset(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Images of the split."""
+        """Samples of the split."""
         ...
 
-    def __getitem__(self, key: SampleKey) -> Sample | None:
+    def __getitem__(self, key: SampleKey) -> Any:
         """Return a sample; None for one that is left out because its file cannot be read."""
         ...
 
@@ -55,8 +49,50 @@ class ImageDataset(Protocol):
         ...
 
     def digest(self) -> str:
-        """Short hash of the set of images."""
+        """Short hash of the set of samples."""
         ...
+
+
+class ImageDataset(MapDataset, Protocol):
+    """A data set of images.
+
+    ``data_name`` and ``root`` say where they come from, ``crop`` what is done to them.
+    """
+
+    data_name: str
+    root: str
+    crop: str
+    resolution: tuple[int, int]
+    image_channels: int
+
+    def __getitem__(self, key: SampleKey) -> Sample | None:
+        """Return a sample; None for one that is left out because its file cannot be read."""
+        ...
+
+    def without_augmentation(self) -> "ImageDataset":
+        """The same images in the same order, cut as for evaluation: always the same samples."""
+        ...
+
+
+def image_facts(dataset: ImageDataset, indices: list[int]) -> dict[str, str | int | float]:
+    """Describe what a figure on these samples was measured on; differs for other images.
+
+    ``num_images`` counts what was listed, also what turns out to be unreadable.
+    """
+    digest = dataset.digest()
+    if len(indices) < len(dataset):
+        digest = digest_of([digest, *map(dataset.key, indices)])
+    height, width = dataset.resolution
+    return {
+        "data": dataset.data_name,
+        "root": dataset.root,
+        "split": dataset.split,
+        "num_images": len(indices),
+        "resolution": f"{height}x{width}",
+        "channels": dataset.image_channels,
+        "crop": dataset.crop,
+        "images": digest,
+    }
 
 
 def collate(samples: list[Sample | None]) -> dict[str, Any] | None:

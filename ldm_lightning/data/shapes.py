@@ -128,6 +128,10 @@ class Shapes(Dataset[Sample]):
         """Name of a sample."""
         return f"shapes/{self.split}/{index}"
 
+    def without_augmentation(self) -> "Shapes":
+        """Itself: nothing is cut or mirrored."""
+        return self
+
     def digest(self) -> str:
         """Short hash of what the images are a function of."""
         return digest_of([str(VERSION), str(self.textures), self.split, str(self.num_images)])

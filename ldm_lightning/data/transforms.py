@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.utils.random import generator_for
 
 TRAIN_CROPS = ("random_resized", "random", "center")
@@ -115,6 +116,16 @@ def _covering_size(image: Tensor, size: tuple[int, int]) -> tuple[int, int]:
     )
 
 
+def augmentation_generator(seed: int, key: SampleKey) -> torch.Generator:
+    """Where all augmentation of a sample is drawn from: a function of (seed, epoch, index)."""
+    return generator_for(seed, "augment", key.epoch, key.index)
+
+
+def draws_flip(generator: torch.Generator) -> bool:
+    """Draw whether to mirror: with probability one half."""
+    return bool(_draw(2, generator))
+
+
 def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator))
 
@@ -164,7 +175,7 @@ class TrainTransform:
             image = native_crop(image, self.size, generator)
         else:
             image = self._random_resized(image, generator)
-        return image.flip(-1) if self.flip and _draw(2, generator) else image
+        return image.flip(-1) if self.flip and draws_flip(generator) else image
 
     def _random_resized(self, image: Tensor, generator: torch.Generator) -> Tensor:
         height, width = image.shape[1:]

@@ -1,11 +1,17 @@
 """Mean and standard deviation of latents over a whole set: what a normalizer has to undo."""
 
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from ldm_lightning.autoencoder.frozen import FrozenFirstStage, Moments
+from ldm_lightning.autoencoder.normalizer import StoredStatistics
+from ldm_lightning.utils.distributed import all_reduce_sum
+from ldm_lightning.utils.facts import Fact
 
 
 class LatentResult(NamedTuple):
@@ -91,3 +97,47 @@ def _std(total: Tensor, squares: Tensor, variances: Tensor, count: int) -> Tenso
         return torch.full_like(total, math.nan)
     variance_of_values = ((squares - total**2 / count) / (count - 1)).clamp(min=0)
     return (variance_of_values + variances / count).sqrt()
+
+
+def measure_statistics(
+    moments: Iterable[Moments],
+    *,
+    num_channels: int,
+    first_stage_hash: str,
+    protocol: Mapping[str, Fact],
+) -> StoredStatistics:
+    """Statistics of a first stage's latents over images, from which a normalizer is made.
+
+    Call it on every process, each with its own share of the images.
+
+    Args:
+        moments: Of batch after batch, from ``FrozenFirstStage.moments`` or from a latent cache.
+        num_channels: c.
+        first_stage_hash: SHA-256 of the first stage's weights.
+        protocol: Data and transform of the images, by name.
+
+    Raises:
+        ValueError: If there are fewer than two values, or one is not finite.
+    """
+    metric, num_images = LatentStatistics(num_channels), 0
+    metric.update(torch.empty(0, num_channels, 1, 1))  # a process may have no images
+    for mean, variance in moments:
+        metric.to(mean.device).update(mean, variance)
+        num_images += len(mean)
+    result = metric.compute()
+    return StoredStatistics(
+        mean=result.mean,
+        std=result.std,
+        channel_means=tuple(result.channel_means),
+        channel_stds=tuple(result.channel_stds),
+        num_images=int(all_reduce_sum(torch.tensor(num_images, device=metric.device))),
+        first_stage_hash=first_stage_hash,
+        protocol=dict(protocol),
+    )
+
+
+def frozen_moments(first_stage: FrozenFirstStage, images: Iterable[Tensor]) -> Iterator[Moments]:
+    """Moments of batches of images [B, C, H, W] in [-1, 1], moved to the first stage's device."""
+    parameter = next(first_stage.parameters())
+    for batch in images:
+        yield first_stage.moments(batch.to(parameter.device, parameter.dtype))

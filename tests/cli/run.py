@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm_lightning import evaluate, train
+from ldm_lightning import encode, evaluate, train
 
 ROOT = Path(__file__).resolve().parents[2]
-MAINS = {"train": train.main, "evaluate": evaluate.main}
+MAINS = {"train": train.main, "evaluate": evaluate.main, "encode": encode.main}
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 WITH_CODES = ("vq_f4", "vq_f8", "vq_f16", "vqgan_f16", "vqvae_f8")

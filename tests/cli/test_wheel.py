@@ -50,6 +50,7 @@ def test_the_wheel_declares_the_commands(wheel):
         text = archive.read(name).decode()
     assert "ldm-train = ldm_lightning.train:main" in text
     assert "ldm-evaluate = ldm_lightning.evaluate:main" in text
+    assert "ldm-encode = ldm_lightning.encode:main" in text
 
 
 def test_an_installed_wheel_finds_its_own_configuration(installed, tmp_path):
@@ -82,7 +83,7 @@ def test_a_checkout_uses_the_configuration_beside_the_package():
     assert {path.stem for path in (CONF_DIR / "experiment").iterdir()} == set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("name", ["ldm-train", "ldm-evaluate"])
+@pytest.mark.parametrize("name", ["ldm-train", "ldm-evaluate", "ldm-encode"])
 def test_an_installed_command_prints_its_configuration(installed, tmp_path, name):
     env = {"PYTHONPATH": str(installed)}
     ended = process([installed / "bin" / name, "--cfg", "job"], tmp_path, env=env)

@@ -1,0 +1,250 @@
+"""Training on a latent cache: the batches of the images it was made of, already encoded.
+
+Order and mirroring are those of the images: sample i of epoch e is mirrored where data=image_folder
+with the same seed would mirror it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_lightning.autoencoder.normalizer import StoredStatistics
+from ldm_lightning.data.bad_files import BadFileLog
+from ldm_lightning.data.latent_cache import (
+    STATISTICS,
+    LatentCacheError,
+    LatentIndex,
+    ShardReader,
+)
+from ldm_lightning.data.module import MapDataModule
+from ldm_lightning.data.samples import digest_of
+from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.data.transforms import augmentation_generator, draws_flip
+from ldm_lightning.utils.facts import Fact
+
+ENCODE_ANEW = "Give the first stage and data it was made with, or make another with encode."
+
+
+class LatentSample(TypedDict):
+    """Posterior of one image, [c, h, w], the name of its file, and its class where known."""
+
+    mean: Tensor
+    key: str
+    variance: NotRequired[Tensor]
+    label: NotRequired[int]
+
+
+class LatentDataset(Dataset[LatentSample]):
+    """One split of a latent cache, memory-mapped.
+
+    Args:
+        folder: Of the split.
+        seed: The run's seed, on which mirroring depends.
+        augmented: Take the mirrored copy of half the samples, where the cache has one; for
+            training.
+
+    Raises:
+        LatentCacheError: If the cache is missing, unfinished or damaged.
+    """
+
+    bad_file_log: BadFileLog | None = None
+
+    def __init__(self, folder: Path, *, seed: int, augmented: bool) -> None:
+        self.folder = folder
+        self.index = LatentIndex.load(folder)
+        if self.index.shards is None:
+            raise LatentCacheError(
+                f"The latent cache {folder} is not finished. Run ldm_lightning.encode again with "
+                f"the words that began it: it goes on where it stopped."
+            )
+        self.seed = seed
+        self.flips = augmented and self.index.has_flips
+        self.split = str(self.index.made_of["split"])
+        self.num_classes = self.index.num_classes
+        self.class_names = self.index.class_names
+        self._made_of_hash = self.index.made_of_hash
+        self._ends = np.cumsum([shard.num_samples for shard in self.index.shards])
+        self._readers: dict[int, ShardReader] = {}
+        for shard in self.index.shards:
+            _check_size(folder / shard.file, shard.num_bytes)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, key: SampleKey) -> LatentSample:
+        """Read one sample; mirrored or not, by (seed, epoch, index)."""
+        reader, row = self._find(key.index)
+        flipped = self.flips and draws_flip(augmentation_generator(self.seed, key))
+        suffix = "_flipped" if flipped else ""
+        sample = LatentSample(mean=reader.row(f"mean{suffix}", row), key=reader.key(row))
+        if self.index.has_variance:
+            sample["variance"] = reader.row(f"variance{suffix}", row)
+        if self.num_classes is not None:
+            sample["label"] = reader.label(row)
+        return sample
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files behind: a worker process opens its own."""
+        return {**self.__dict__, "_readers": {}}
+
+    def key(self, index: int) -> str:
+        """Name of a sample: that of its image."""
+        reader, row = self._find(index)
+        return reader.key(row)
+
+    def digest(self) -> str:
+        """Short hash of what the latents were made of."""
+        return digest_of([self._made_of_hash])
+
+    def image_facts(self) -> dict[str, str | int | float]:
+        """Describe the images, as their own data set does."""
+        made_of = self.index.made_of
+        names = ("data", "split", "num_images", "resolution", "channels", "crop", "images")
+        facts = {name: made_of[name] for name in names} | {"root": self.index.made_at["root"]}
+        return facts | ({"crop": f"{made_of['crop']} + flip"} if self.flips else {})
+
+    def _find(self, index: int) -> tuple[ShardReader, int]:
+        """The shard of a sample, opened when it is first needed, and the row in it."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        if number not in self._readers:
+            self._readers[number] = ShardReader(
+                self.folder, number, made_of_hash=self._made_of_hash
+            )
+        return self._readers[number], index - (int(self._ends[number - 1]) if number else 0)
+
+
+def collate_latents(samples: list[LatentSample]) -> dict[str, Any]:
+    """Join samples to a batch.
+
+    Returns:
+        ``mean`` and, where there is a posterior, ``variance``, float32 [B, c, h, w]; ``key`` list
+        of str; where there are classes ``label`` int64 [B].
+    """
+    batch: dict[str, Any] = {
+        "mean": torch.stack([sample["mean"] for sample in samples]).float(),
+        "key": [sample["key"] for sample in samples],
+    }
+    if "variance" in samples[0]:
+        batch["variance"] = torch.stack([sample["variance"] for sample in samples]).float()
+    if "label" in samples[0]:
+        batch["label"] = torch.tensor([sample["label"] for sample in samples])
+    return batch
+
+
+class LatentDataModule(MapDataModule[LatentDataset]):
+    """Batches of a latent cache, as ``collate_latents`` joins them.
+
+    Args:
+        root: Folder of the cache, as ``encode`` wrote it.
+        batch_size: Training samples per process and batch.
+        val_batch_size: Evaluation samples per process and batch.
+        num_workers: Processes that read, for each loader; 0 reads in the main process.
+        seed: The run's seed.
+        max_val_images: Evaluate a fixed subset of at most this many, the one that the images'
+            own data module would choose; None evaluates all.
+
+    Raises:
+        ValueError: If a number is out of range, or the cache is missing, unfinished or damaged.
+    """
+
+    collate_fn = staticmethod(collate_latents)
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        batch_size: int,
+        val_batch_size: int,
+        num_workers: int,
+        max_val_images: int | None,
+        seed: int,
+    ) -> None:
+        folder = Path(root).expanduser()
+        train, val = (
+            LatentDataset(folder / split, seed=seed, augmented=split == "train")
+            for split in ("train", "val")
+        )
+        train_of = train.index.made_of
+        val.index.check(
+            {name: train_of[name] for name in ("first_stage_hash", "resolution", "channels")},
+            folder=val.folder,
+            remedy=f"Make both splits of {folder} with one first stage.",
+        )
+        super().__init__(
+            train,
+            val,
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            max_val_images=max_val_images,
+        )
+        self.root = folder
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape (c, h, w) of a sample."""
+        return self.train_dataset.index.latent_shape
+
+    @property
+    def first_stage_hash(self) -> str:
+        """SHA-256 of the weights that made the latents."""
+        return str(self.train_dataset.index.made_of["first_stage_hash"])
+
+    @property
+    def statistics(self) -> StoredStatistics:
+        """Moments of the training split.
+
+        Raises:
+            ValueError: If they are missing, damaged, or of other weights.
+        """
+        statistics = StoredStatistics.load(self.root / STATISTICS)
+        self.train_dataset.index.check(
+            {"first_stage_hash": statistics.first_stage_hash},
+            folder=self.root,
+            remedy=f"Delete {self.root / STATISTICS} and run ldm_lightning.encode again.",
+        )
+        return statistics
+
+    def check(self, first_stage_hash: str, *, protocol: Mapping[str, Fact] | None = None) -> None:
+        """Refuse to be used with other weights, or instead of other training images.
+
+        Args:
+            first_stage_hash: SHA-256 of the weights in use.
+            protocol: Facts about data and transform that must agree, of those in ``protocol``;
+                None compares none.
+
+        Raises:
+            ValueError: Naming what differs, with both values.
+        """
+        expected = {**(protocol or {}), "first_stage_hash": first_stage_hash}
+        self.train_dataset.index.check(expected, folder=self.root, remedy=ENCODE_ANEW)
+
+    def protocol(self, split: str) -> dict[str, str | int | float]:
+        """Describe what a figure on this split was measured on; see ``MapDataModule``.
+
+        Where all is evaluated, that of the images' own data module.
+        """
+        indices = self.indices(split)
+        dataset = self.train_dataset if split == "train" else self.val_dataset
+        facts = dataset.image_facts()
+        if len(indices) < len(dataset):
+            digest = digest_of([str(facts["images"]), *map(dataset.key, indices)])
+            facts |= {"num_images": len(indices), "images": digest}
+        return facts
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    """Find a missing or cut-off shard before training does."""
+    found = path.stat().st_size if path.is_file() else None
+    if found != num_bytes:
+        what = "does not exist" if found is None else f"has {found} bytes instead of {num_bytes}"
+        raise LatentCacheError(
+            f"The shard {path} {what}. Run ldm_lightning.encode again with the words that made "
+            f"the cache: it makes this shard anew and keeps the others."
+        )

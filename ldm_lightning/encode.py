@@ -1,0 +1,329 @@
+"""Encode a data set into a latent cache: moments, labels, names, statistics.
+
+    python -m ldm_lightning.encode checkpoint=outputs/kl_f8/RUN output=LATENTS
+    torchrun --nproc-per-node 8 -m ldm_lightning.encode checkpoint=RUN output=LATENTS
+
+Images are cut as for evaluation. Started again with the same words, it keeps what is intact; with
+other weights, data or settings it refuses the folder and says what differs. Of several processes
+each writes its own shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ldm_lightning.config import CONF_DIR, error_text, errors_told_plainly, register_resolvers
+
+if TYPE_CHECKING:
+    from ldm_lightning.data.latent_writing import Encode, SplitWriter
+    from ldm_lightning.data.module import ImageDataModule
+    from ldm_lightning.measure import OpenedFirstStage
+    from ldm_lightning.utils.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("float32", "float16")
+SPLITS = ("train", "val")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="encode")
+def _encode(cfg: DictConfig) -> None:
+    with errors_told_plainly():
+        encode(cfg)
+
+
+def encode(cfg: DictConfig) -> None:
+    """Fill ``cfg.output`` with what the configuration names; write its ``summary.json``.
+
+    Raises:
+        ValueError: If a value makes no sense, or the folder holds a cache of other things.
+    """
+    _check(cfg)
+    from ldm_lightning.utils.memory import keep_freed_memory
+    from ldm_lightning.utils.run_folder import RunFolder
+
+    keep_freed_memory()
+    run_folder = RunFolder(cfg.output)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first and (other := run_folder.other_process()) is not None:
+        raise ValueError(f"Process {other} is writing to output={cfg.output} already.")
+    try:
+        with _process_group():
+            changes = _encode_splits(cfg, run_folder)
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        # A cache that was refused is as it was.
+        if is_first and run_folder.read_summary().get("state", "running") == "running":
+            run_folder.update_summary({"state": state, "reason": error_text(error)})
+        raise
+    if is_first:
+        run_folder.update_summary({"state": "finished", **changes})
+        log.info("Latent cache: data=latents data.root=%s", run_folder.path)
+
+
+def _check(cfg: DictConfig) -> None:
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        raise ValueError("No value for checkpoint: give checkpoint=RUN, a run folder or a .ckpt.")
+    splits = list(cfg.splits) if isinstance(cfg.splits, ListConfig) else [cfg.splits]
+    if not splits or not set(splits) <= set(SPLITS):
+        raise ValueError(f"splits must be some of {list(SPLITS)}, got {cfg.splits}.")
+    if cfg.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
+    if not isinstance(cfg.images_per_shard, int) or cfg.images_per_shard < 1:
+        raise ValueError(
+            f"images_per_shard must be a positive whole number, got {cfg.images_per_shard!r}."
+        )
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    """Join the processes that torchrun started; alone nothing is joined."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    from datetime import timedelta
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # One may finish hours before another.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
+    """Write the splits, one after the other; returns what to put into the summary."""
+    from ldm_lightning import build, measure
+    from ldm_lightning.autoencoder.frozen import FrozenFirstStage, Moments
+    from ldm_lightning.autoencoder.normalizer import LatentNormalizer
+    from ldm_lightning.data.module import ImageDataModule
+    from ldm_lightning.utils.provenance import git_commit, package_versions, peak_memory
+
+    opened = measure.open_first_stage(cfg.checkpoint, weights=cfg.weights)
+    cfg = _with_run_defaults(cfg, opened)
+    computing = measure.choose_computing(str(cfg.precision))
+    data = build.build_data(cfg)
+    if not isinstance(data, ImageDataModule):
+        raise ValueError("data=latents is encoded already; give the images: data=image_folder ...")
+    writers = [
+        _writer(cfg, split, data, opened, run_folder.path / split, computing.precision)
+        for split in SPLITS
+        if split in cfg.splits
+    ]  # all of them first: a folder that holds something else is refused before the work
+    if writers[0].rank == 0:
+        run_folder.update_summary({"state": "running", "name": "encode"})
+    autoencoder = opened.autoencoder.to(computing.device, computing.dtype)
+    first_stage = FrozenFirstStage(
+        autoencoder,
+        LatentNormalizer.identity(autoencoder.latent_channels),
+        weights_hash=opened.weights_hash,
+        path=opened.path,
+    )
+
+    def moments(images: Any) -> Moments:
+        with computing.autocast():
+            return first_stage.moments(
+                images.to(computing.device, computing.dtype, non_blocking=True)
+            )
+
+    log.info("Weights: %s of %s. Precision: %s.", opened.weights, opened.path, computing.precision)
+    changes: dict[str, Any] = {"latents": {}, "metrics": {}, "timing": {}}
+    for writer in writers:
+        split = writer.split
+        speed = _fill(writer, moments, bad_files=run_folder.path / "unreadable_files.tsv")
+        if speed is not None:
+            changes["timing"][f"{split}_images_per_s"] = speed
+        changes["latents"][split] = {
+            "num_samples": writer.finished_index().num_samples,
+            **writer.index.made_of,
+            **writer.index.made_at,
+        }
+        if split == "train":
+            changes |= _statistics(writer, run_folder)
+    return changes | {
+        "memory": peak_memory(computing.device),
+        "versions": package_versions(),
+        "commit": git_commit(),
+        "config": build.plain(cfg),
+    }
+
+
+def _with_run_defaults(cfg: DictConfig, opened: OpenedFirstStage) -> DictConfig:
+    """Fill what was not given from the checkpoint and its run, the crop of its data included."""
+    from ldm_lightning import measure
+
+    takes_run_data = cfg.get("data") is None
+    # It fills feature networks too; there is no use for them here.
+    cfg = measure.with_run_defaults(OmegaConf.merge({"features": {}}, cfg), opened)  # type: ignore[arg-type]
+    if takes_run_data and "eval_crop" in cfg.data:
+        cfg.data.eval_crop = cfg.eval_crop
+    return cfg
+
+
+def _writer(
+    cfg: DictConfig,
+    split: str,
+    data: ImageDataModule,
+    opened: OpenedFirstStage,
+    folder: Path,
+    precision: str,
+) -> SplitWriter:
+    """What is to be written for a split, after refusing a folder that holds something else."""
+    import torch
+
+    from ldm_lightning.data.latent_cache import INDEX, LatentIndex
+    from ldm_lightning.data.latent_writing import SplitWriter
+    from ldm_lightning.data.samples import image_facts
+    from ldm_lightning.utils.distributed import num_processes, process_rank
+
+    dataset = data.val_dataset if split == "val" else data.train_dataset
+    dataset = dataset.without_augmentation()
+    indices = data.val_indices if split == "val" else list(range(len(dataset)))
+    facts = image_facts(dataset, indices)
+    _, *latent_shape = opened.autoencoder.latent_shape((1, 0, *dataset.resolution))
+    index = LatentIndex(
+        made_of={
+            "first_stage_hash": opened.weights_hash,
+            **{name: value for name, value in facts.items() if name != "root"},
+            "flip": bool(cfg.flip) and split == "train",  # nothing mirrors what is evaluated
+            "dtype": cfg.dtype,
+            "precision": precision,
+            "images_per_shard": cfg.images_per_shard,
+        },
+        made_at={
+            "first_stage": str(opened.path.absolute()),
+            "weights": opened.weights,
+            "root": str(facts["root"]),
+        },
+        latent_shape=(latent_shape[0], latent_shape[1], latent_shape[2]),
+        has_variance=opened.autoencoder.bottleneck.is_stochastic,
+        num_classes=dataset.num_classes,
+        class_names=dataset.class_names,
+    )
+    if (folder / INDEX).exists():
+        LatentIndex.load(folder).check(
+            index.made_of,
+            folder=folder,
+            remedy=f"Choose another output=, or delete {folder}.",
+        )
+    return SplitWriter(
+        folder,
+        index,
+        dataset,
+        indices,
+        images_per_shard=cfg.images_per_shard,
+        dtype=getattr(torch, cfg.dtype),
+        batch_size=data.val_batch_size,
+        num_workers=data.num_workers,
+        rank=process_rank(),
+        num_processes=num_processes(),
+    )
+
+
+def _fill(writer: SplitWriter, encode: Encode, *, bad_files: Path) -> float | None:
+    """Write what is missing, then the index; returns images a second of this process."""
+    from ldm_lightning.data.latent_cache import INDEX
+
+    writer.folder.mkdir(exist_ok=True)
+    if writer.rank == 0 and not (writer.folder / INDEX).exists():
+        writer.index.save(writer.folder)  # an interrupted cache is recognised by it
+    if writer.dataset.bad_file_log is not None:
+        writer.dataset.bad_file_log.write_to(bad_files)
+    pending = writer.pending()
+    log.info(
+        "%s: %d images, %d shards, of which %d are to be made.",
+        writer.split,
+        len(writer.indices),
+        len(writer.own_shards),
+        len(pending),
+    )
+    speed = _show_progress(writer, pending, encode) if pending else None
+    _wait_for_all()
+    if writer.rank == 0:
+        writer.finished_index().save(writer.folder)
+    return speed
+
+
+def _wait_for_all() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _show_progress(
+    writer: SplitWriter, pending: list[int], encode: Encode, *, every_seconds: float = 30
+) -> float:
+    """Write shards under a bar with the time left, or with a line now and then where none shows."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    name, total, done = f"encoding {writer.split}", writer.num_images(pending), 0
+    start = told = time.monotonic()
+    shows_bar = console.is_terminal and writer.rank == 0
+    with Progress(console=console, disable=not shows_bar) as progress:
+        task = progress.add_task(name, total=total)
+        for number in writer.write(pending, encode):
+            done += number
+            progress.advance(task, number)
+            now = time.monotonic()
+            if not shows_bar and now - told >= every_seconds:
+                told = now
+                left = (now - start) / done * (total - done)
+                log.info("%s: %d of %d images, %.0f s left.", name, done, total, left)
+    return done / (time.monotonic() - start)
+
+
+def _statistics(writer: SplitWriter, run_folder: RunFolder) -> dict[str, Any]:
+    """Measure what the shards hold, over all processes; write ``statistics.json``."""
+    from ldm_lightning.data.latent_cache import STATISTICS
+    from ldm_lightning.metrics.latents import measure_statistics
+
+    made_of = dict(writer.index.made_of)
+    del made_of["images_per_shard"]  # changes no value
+    statistics = measure_statistics(
+        writer.moments(),
+        num_channels=writer.index.latent_shape[0],
+        first_stage_hash=str(made_of.pop("first_stage_hash")),
+        protocol=made_of,
+    )
+    if writer.rank == 0:
+        statistics.save(run_folder.path / STATISTICS)
+        log.info(
+            "Latents of %d images: mean %.4f, standard deviation %.4f.",
+            statistics.num_images,
+            statistics.mean,
+            statistics.std,
+        )
+    return {
+        "metrics": {"latent/mean": statistics.mean, "latent/std": statistics.std},
+        "per_channel": {
+            "latent/mean": list(statistics.channel_means),
+            "latent/std": list(statistics.channel_stds),
+        },
+    }
+
+
+def main() -> None:
+    """Entry point of ``ldm-encode`` and ``python -m ldm_lightning.encode``."""
+    register_resolvers()
+    with errors_told_plainly():
+        _encode()
+
+
+if __name__ == "__main__":
+    main()
