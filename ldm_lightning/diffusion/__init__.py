@@ -1,0 +1,1 @@
+"""Noise schedules, parametrisations, weightings, and the process that joins them."""

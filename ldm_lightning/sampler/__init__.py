@@ -1,0 +1,1 @@
+"""Pure functions from noise to latents, the time grids they walk, and guidance."""
