@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: install  ## Train a first stage on embedded data (minutes on two cores) and show what it reached
-	$(BIN)/python -m ldm_lightning.train experiment=kl_f4 name=demo discriminator=none max_steps=1600 validation.every_steps=400
+	$(BIN)/python -m ldm_lightning.train experiment=kl_f4 name=demo discriminator=none max_steps=1200 validation.every_steps=300
 
 test: install  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
