@@ -72,8 +72,9 @@ def build_module() -> AutoencoderModule:
         adversary=Adversary(
             PatchGAN(image_channels=3),
             AdversarialLoss("hinge", weight=0.5, adaptive=True, schedule=schedule),
+            adam,
         ),
-        optimization=Optimization(generator=adam, discriminator=adam, schedule=lambda step: 1.0),
+        optimization=Optimization(optimizer=adam, schedule=lambda step: 1.0),
         metrics=FirstStageMetrics(tiny_features(), latent_channels=3),
         seed=0,
         log_every_steps=10**9,

@@ -27,7 +27,7 @@ from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
 from ldm_lightning.module.autoencoder import AutoencoderModule
-from ldm_lightning.module.settings import Adversary, Optimization
+from ldm_lightning.module.settings import Adversary, Optimization, OptimizerFactory
 from ldm_lightning.optim.schedule import WarmupDecay
 from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
 from ldm_lightning.utils.hashing import hash_tensors
@@ -124,13 +124,10 @@ def learning_rate(cfg: DictConfig, *, num_devices: int) -> float:
 
 
 def build_optimization(cfg: DictConfig, *, num_devices: int) -> Optimization:
-    """Build optimizers (as factories), schedule, accumulation and clipping."""
+    """Build optimizer (as a factory), schedule, accumulation and clipping."""
     optim = cfg.optim
-    rate = learning_rate(cfg, num_devices=num_devices)
-    adam = functools.partial(torch.optim.Adam, betas=tuple(optim.betas), fused=True)
     return Optimization(
-        generator=functools.partial(adam, lr=rate),
-        discriminator=functools.partial(adam, lr=rate * optim.discriminator_learning_rate_ratio),
+        optimizer=build_adam(cfg, rate=learning_rate(cfg, num_devices=num_devices)),
         schedule=WarmupDecay(
             max_steps=cfg.max_steps,
             warmup_steps=optim.warmup_steps,
@@ -142,8 +139,13 @@ def build_optimization(cfg: DictConfig, *, num_devices: int) -> Optimization:
     )
 
 
-def build_adversary(cfg: DictConfig) -> Adversary | None:
-    """Build the discriminator and its loss; None where there is none."""
+def build_adam(cfg: DictConfig, *, rate: float) -> OptimizerFactory:
+    """Build a factory of Adam with a learning rate."""
+    return functools.partial(torch.optim.Adam, lr=rate, betas=tuple(cfg.optim.betas), fused=True)
+
+
+def build_adversary(cfg: DictConfig, *, num_devices: int) -> Adversary | None:
+    """Build the discriminator, its loss and optimizer; None where there is none."""
     if not cfg.discriminator._target_:
         return None
     loss = AdversarialLoss(
@@ -158,7 +160,12 @@ def build_adversary(cfg: DictConfig) -> Adversary | None:
         r1_weight=cfg.loss.r1_weight,
         lecam_weight=cfg.loss.lecam_weight,
     )
-    return Adversary(discriminator=instantiate(cfg.discriminator), loss=loss)
+    rate = learning_rate(cfg, num_devices=num_devices) * cfg.optim.discriminator_learning_rate_ratio
+    return Adversary(
+        discriminator=instantiate(cfg.discriminator),
+        loss=loss,
+        optimizer=build_adam(cfg, rate=rate),
+    )
 
 
 def build_module(
@@ -193,7 +200,7 @@ def build_module(
         term_weights={
             key.removesuffix(suffix): cfg.loss[key] for key in cfg.loss if key.endswith(suffix)
         },
-        adversary=build_adversary(cfg),
+        adversary=build_adversary(cfg, num_devices=num_devices),
         optimization=build_optimization(cfg, num_devices=num_devices),
         metrics=build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol),
         raw_metrics=build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol)

@@ -168,7 +168,7 @@ def _dry_run(cfg: DictConfig, run_folder: RunFolder) -> None:
 
     with torch.device("meta"):
         autoencoder = build.rebuild_autoencoder(build.stored_first_stage(cfg))
-        adversary = build.build_adversary(cfg)
+        adversary = build.build_adversary(cfg, num_devices=1)
     parts: dict[str, torch.nn.Module] = {
         "encoder": autoencoder.encoder,
         "decoder": autoencoder.decoder,

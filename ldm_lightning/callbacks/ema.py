@@ -1,4 +1,4 @@
-"""Exponential moving average of the autoencoder's weights."""
+"""Exponential moving average of the weights that a module trains for use."""
 
 import logging
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ logger = logging.getLogger(__name__)
 
 
 class Ema(pl.Callback):
-    """Average the autoencoder over updates, and validate with the average.
+    """Average ``pl_module.averaged`` over updates, and validate with the average.
 
     After update t (counted from 1) each parameter's average moves by ``1 - decay`` of the way to
     its value; with ``warm_up`` the decay is min(decay, (1 + t) / (10 + t)), so that the random
     start is forgotten in short runs too. The average begins at the values before the first update.
     Buffers are not averaged but taken from the network as they are.
 
-    Only the autoencoder is averaged: no discriminator, loss or metric network. Checkpoints keep the
-    raw weights in ``state_dict`` and the average under ``ema``, named as
-    ``autoencoder.state_dict()`` names them.
+    That is the autoencoder in a first stage, denoiser and conditioner in a second: no
+    discriminator, loss or metric network. Checkpoints keep the raw weights in ``state_dict`` and
+    the average under ``ema``, named as ``averaged.state_dict()`` names them.
 
     Args:
         decay: Share of the average that one update keeps, in [0, 1).
@@ -149,10 +149,10 @@ class Ema(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Store the averaged autoencoder, buffers included, so that it can be loaded by itself."""
+        """Store the average, buffers included, so that it can be loaded by itself."""
         if self._averages:
-            autoencoder: nn.Module = pl_module.autoencoder  # type: ignore[assignment]
-            own = autoencoder.state_dict()
+            averaged: nn.Module = pl_module.averaged  # type: ignore[assignment]
+            own = averaged.state_dict()
             checkpoint["ema"] = {name: self._averages.get(name, own[name]).detach() for name in own}
 
     def on_load_checkpoint(
@@ -165,6 +165,6 @@ class Ema(pl.Callback):
 
 
 def _parameters(pl_module: pl.LightningModule) -> dict[str, Tensor]:
-    """The autoencoder's parameters by name, detached but sharing memory."""
-    autoencoder: nn.Module = pl_module.autoencoder  # type: ignore[assignment]
-    return {name: parameter.detach() for name, parameter in autoencoder.named_parameters()}
+    """The averaged parameters by name, detached but sharing memory."""
+    averaged: nn.Module = pl_module.averaged  # type: ignore[assignment]
+    return {name: parameter.detach() for name, parameter in averaged.named_parameters()}

@@ -90,7 +90,7 @@ class TrainingProgress(ProgressBar):
         now = time.monotonic()
         if self._num_batches:  # the first batch pays for start-up
             self._training_seconds += now - self._mark
-            self._num_images += len(batch["image"]) * trainer.world_size
+            self._num_images += len(next(iter(batch.values()))) * trainer.world_size
         self._num_batches += 1
         self._mark = now
         pause = 1.0 if self._bar is not None else self.plain_every_seconds

@@ -97,7 +97,7 @@ class RunSummary(pl.Callback):
         """Time the step, and show a sign of life."""
         self._lap("step_s" if self._num_batches else None)
         if self._num_batches:
-            self._num_images += len(batch["image"]) * trainer.world_size
+            self._num_images += len(next(iter(batch.values()))) * trainer.world_size
         self._num_batches += 1
         if trainer.is_global_zero and self._mark - self._written >= HEARTBEAT_SECONDS:
             self._write(trainer, {})

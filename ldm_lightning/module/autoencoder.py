@@ -19,7 +19,6 @@ output alone.
 from collections.abc import Mapping
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -32,15 +31,12 @@ from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
 from ldm_lightning.module.precision import at_least_float32, gradient_at_layer, loss_precision
 from ldm_lightning.module.settings import Adversary, Optimization
-from ldm_lightning.module.update_log import UpdateLog
-from ldm_lightning.utils.checkpoint import check_fits
-from ldm_lightning.utils.distributed import all_reduce_mean, num_processes, process_rank
+from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
+from ldm_lightning.utils.distributed import all_reduce_mean
 from ldm_lightning.utils.random import normal_rows
 
-Batch = Mapping[str, Any]
 
-
-class AutoencoderModule(pl.LightningModule):
+class AutoencoderModule(UpdatingModule):
     """Train, validate and store a first stage.
 
     ``trainer.global_step`` counts generator updates: the discriminator steps through the strategy,
@@ -64,6 +60,8 @@ class AutoencoderModule(pl.LightningModule):
         ValueError: If a term of the bottleneck has no weight.
     """
 
+    part_names = ("autoencoder", "discriminator")
+
     def __init__(
         self,
         autoencoder: Autoencoder,
@@ -78,8 +76,7 @@ class AutoencoderModule(pl.LightningModule):
         log_every_steps: int,
         stored_config: Mapping[str, Any],
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
+        super().__init__(optimization=optimization, log_every_steps=log_every_steps)
         missing = set(autoencoder.bottleneck.term_names) - set(term_weights)
         if missing:
             raise ValueError(
@@ -90,18 +87,21 @@ class AutoencoderModule(pl.LightningModule):
         self.reconstruction_loss = reconstruction_loss
         self.discriminator = adversary.discriminator if adversary else None
         self.adversarial_loss = adversary.loss if adversary else None
+        self._discriminator_optimizer = adversary.optimizer if adversary else None
         self.lecam = LeCam() if adversary and adversary.loss.lecam_weight else None
         self.term_weights = {name: term_weights[name] for name in autoencoder.bottleneck.term_names}
-        self.optimization = optimization
         self.metrics = metrics
         self.raw_metrics = raw_metrics
         self.seed = seed
-        self.log_every_steps = log_every_steps
         self.stored_config = dict(stored_config)
         self.report: FirstStageReport | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this update
-        self._log = UpdateLog(optimization.accumulate_batches)
         self._likelihood = {"nll": MeanOverImages(), "elbo": MeanOverImages()}
+
+    @property
+    def averaged(self) -> nn.Module:
+        """What a moving average is taken of."""
+        return self.autoencoder
 
     @property
     def adversarial_fully_on_step(self) -> int:
@@ -113,24 +113,21 @@ class AutoencoderModule(pl.LightningModule):
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimizer for autoencoder and log-variance, one for the discriminator."""
         generator = [*self.autoencoder.parameters(), *self.reconstruction_loss.parameters()]
-        optimizers = [self.optimization.generator(generator)]
-        if self.discriminator is not None:
-            optimizers.append(self.optimization.discriminator(self.discriminator.parameters()))
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-        return optimizers
+        optimizers = [self.optimization.optimizer(generator)]
+        if self.discriminator is not None and self._discriminator_optimizer is not None:
+            optimizers.append(self._discriminator_optimizer(self.discriminator.parameters()))
+        return prepared(optimizers)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one batch; after ``accumulate_batches`` of them, update both networks."""
         images, step = batch["image"], self.global_step
-        position = batch_idx % self.optimization.accumulate_batches
+        first_row = self.first_row(batch_idx, len(images))
         output = self.autoencoder(
-            images, self._posterior_noise(images, step=step, position=position)
+            images, self._posterior_noise(images, step=step, first_row=first_row)
         )
         self._generator_backward(images, output, step=step)
         self._pending.append((images, at_least_float32(output.reconstructions.detach())))
-        if position + 1 < self.optimization.accumulate_batches:
+        if not self.completes_update(batch_idx):
             return
         generator, *others = self._optimizers()
         self._set_learning_rate(step)
@@ -140,14 +137,11 @@ class AutoencoderModule(pl.LightningModule):
         if others and self._adversarial_loss().schedule.discriminator_learns(step):
             self._update_discriminator(others[0])
         self._pending.clear()
+        for value in self.reconstruction_loss.parameters():  # a likelihood has one at most
+            self._log.set("log_variance", value)
         self._log_update(step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Ask for a validation after the last update, wherever the interval would put it."""
-        if self.global_step >= self.trainer.max_steps:
-            self.trainer.should_stop = True
-
-    def _posterior_noise(self, images: Tensor, *, step: int, position: int) -> Tensor | None:
+    def _posterior_noise(self, images: Tensor, *, step: int, first_row: int) -> Tensor | None:
         """Noise as a function of (seed, update, row of the global batch)."""
         if not self.autoencoder.bottleneck.is_stochastic:
             return None
@@ -156,7 +150,7 @@ class AutoencoderModule(pl.LightningModule):
             seed=self.seed,
             purpose="posterior",
             step=step,
-            first_row=(position * num_processes() + process_rank()) * len(images),
+            first_row=first_row,
             device=images.device,
             dtype=images.dtype,
         )
@@ -254,71 +248,9 @@ class AutoencoderModule(pl.LightningModule):
         self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
         optimizer.zero_grad(set_to_none=True)
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip unscaled gradients, and note their norm."""
-        if (scaler := self._scaler()) and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)  # Lightning leaves it to the step of fused optimizers
-        is_generator = optimizer is self._optimizers()[0].optimizer
-        parameters = [
-            parameter for group in optimizer.param_groups for parameter in group["params"]
-        ]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.optimization.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.optimization.clip_norm, norm)
-        part = "autoencoder" if is_generator else "discriminator"
-        self._log.set(f"grad_norm_{part}", norm)
-
-    def _scaler(self) -> torch.amp.GradScaler | None:
-        """What scales fp16 losses; None in other precisions."""
-        return getattr(self.trainer.precision_plugin, "scaler", None)
-
-    def _optimizers(self) -> list[LightningOptimizer]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
     def _adversarial_loss(self) -> AdversarialLoss:
         assert self.adversarial_loss is not None
         return self.adversarial_loss
-
-    def _set_learning_rate(self, step: int) -> None:
-        factor = self.optimization.schedule(step)
-        for optimizer in self._optimizers():
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-        self._log.set("learning_rate", self._optimizers()[0].param_groups[0]["lr"])
-
-    # Logging
-
-    def _log_update(self, step: int) -> None:
-        if (step + 1) % self.log_every_steps:
-            self._log.clear()
-            return
-        for value in self.reconstruction_loss.parameters():  # a likelihood has one at most
-            self._log.set("log_variance", value)
-        values = self._log.take(self.device)
-        bad = [name for name, value in values.items() if not bool(value.isfinite())]
-        if (scaler := self._scaler()) and bad and scaler.get_scale() >= 1:
-            # The scaler has skipped this update and lowered its scale, as it is meant to.
-            bad = [name for name in bad if not name.startswith("grad_norm_")]
-        if bad:
-            raise FloatingPointError(
-                f"Update {step + 1} is no longer finite in {', '.join(bad)}. Lower "
-                f"optim.learning_rate, set optim.clip_norm, or use trainer.precision=bf16 or 32 "
-                f"instead of fp16."
-            )
-        named = {f"train/{name}": value for name, value in values.items()}
-        self._publish(named, step=step + 1, sync=False)
-
-    def _publish(self, values: Mapping[str, Tensor | float], *, step: int, sync: bool) -> None:
-        """Hand values, alike on every process, to callbacks and loggers by number of updates.
-
-        Past Lightning's own logging, which counts batches and repeats a row until the next one.
-        """
-        self.log_dict(dict(values), logger=False, sync_dist=sync)
-        row = {name: float(value) for name, value in values.items()}
-        for logger in self.loggers:
-            logger.log_metrics(row, step=step)
 
     # Validation
 
@@ -362,10 +294,6 @@ class AutoencoderModule(pl.LightningModule):
         self._publish(scalars, step=self.global_step, sync=True)
 
     # Checkpoints
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture before Lightning lists every key."""
-        check_fits(self, checkpoint["state_dict"], str(self.trainer.ckpt_path))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the autoencoder without this run's configuration."""

@@ -1,4 +1,4 @@
-"""What a first stage's module is given besides its network: optimization and adversary."""
+"""What a module is given besides its networks: optimization and, in a first stage, an adversary."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,18 +13,16 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True)
 class Optimization:
-    """How both networks are updated.
+    """How a module is updated.
 
     Attributes:
-        generator: Makes the optimizer of autoencoder and log-variance from parameters.
-        discriminator: Makes the discriminator's.
-        schedule: Factor of both learning rates by update.
+        optimizer: Makes the optimizer of what the module is there for, from parameters.
+        schedule: Factor of every learning rate by update.
         accumulate_batches: Batches that make one update.
-        clip_norm: Largest gradient norm of either network; None does not clip.
+        clip_norm: Largest gradient norm of each optimizer's parameters; None does not clip.
     """
 
-    generator: OptimizerFactory
-    discriminator: OptimizerFactory
+    optimizer: OptimizerFactory
     schedule: Callable[[int], float]
     accumulate_batches: int = 1
     clip_norm: float | None = None
@@ -32,7 +30,8 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Adversary:
-    """The other player: its network and the rules of the game."""
+    """The other player: its network, the rules of the game, and the maker of its optimizer."""
 
     discriminator: nn.Module
     loss: AdversarialLoss
+    optimizer: OptimizerFactory

@@ -54,3 +54,28 @@ def normal_rows(
         for row in range(shape[0])
     ]
     return torch.stack(rows).to(device=device, dtype=dtype)
+
+
+def uniform_rows(
+    num_rows: int,
+    *,
+    seed: int,
+    purpose: str,
+    step: int,
+    first_row: int,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Draw one uniform number in [0, 1) for each row, as ``normal_rows`` draws noise.
+
+    Returns:
+        [num_rows], float64.
+    """
+    rows = [
+        torch.rand(
+            (),
+            generator=generator_for(seed, purpose, step, first_row + row),
+            dtype=torch.float64,
+        )
+        for row in range(num_rows)
+    ]
+    return torch.stack(rows).to(device=device)

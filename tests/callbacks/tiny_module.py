@@ -88,6 +88,7 @@ class TinyModule(pl.LightningModule):
         self.automatic_optimization = False
         torch.manual_seed(0)
         self.autoencoder = TinyAutoencoder()
+        self.averaged = self.autoencoder
         self.discriminator = nn.Conv2d(3, 1, kernel_size=2)
         self.discriminator_start = discriminator_start
         self.accumulate = accumulate

@@ -88,4 +88,4 @@ def test_an_installed_command_prints_its_configuration(installed, tmp_path, name
     env = {"PYTHONPATH": str(installed)}
     ended = process([installed / "bin" / name, "--cfg", "job"], tmp_path, env=env)
     assert ended.code == 0, ended.output
-    assert "output_dir:" in ended.output
+    assert ("checkpoint:" if name == "ldm-encode" else "output_dir:") in ended.output

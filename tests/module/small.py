@@ -19,7 +19,7 @@ from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
 from ldm_lightning.module.autoencoder import AutoencoderModule
-from ldm_lightning.module.settings import Adversary, Optimization
+from ldm_lightning.module.settings import Adversary, Optimization, OptimizerFactory
 
 TERM_WEIGHTS = {"kl": 1e-6, "codebook": 1.0, "commitment": 0.25}
 
@@ -46,6 +46,7 @@ def small_module(
     log_every_steps: int = 1,
     adversarial: dict | None = None,
     base_width: int = 8,
+    optimizer: OptimizerFactory | None = None,
 ) -> AutoencoderModule:
     torch.manual_seed(0)
     bottleneck = bottleneck or gaussian()
@@ -65,6 +66,8 @@ def small_module(
         recompute=False,
         output="logits" if pixel == "bernoulli" else "images",
     )
+    if optimizer is None:
+        optimizer = functools.partial(torch.optim.Adam, lr=learning_rate, betas=(0.5, 0.9))
     adversary = None
     if start_step is not None:
         settings = {"form": "hinge", "weight": 0.5, "adaptive": True} | (adversarial or {})
@@ -72,8 +75,8 @@ def small_module(
         adversary = Adversary(
             PatchGAN(image_channels=3, base_width=8, num_layers=2),
             AdversarialLoss(**settings, schedule=schedule),
+            optimizer,
         )
-    adam = functools.partial(torch.optim.Adam, lr=learning_rate, betas=(0.5, 0.9))
     return AutoencoderModule(
         autoencoder,
         ReconstructionLoss(
@@ -85,8 +88,7 @@ def small_module(
         term_weights=TERM_WEIGHTS,
         adversary=adversary,
         optimization=Optimization(
-            generator=adam,
-            discriminator=adam,
+            optimizer=optimizer,
             schedule=lambda step: 1.0,
             accumulate_batches=accumulate_batches,
             clip_norm=clip_norm,

@@ -95,7 +95,7 @@ def test_the_gradient_is_that_of_the_whole_loss_written_as_one_formula(tmp_path)
 
     reference = reference.double()
     x = next(iter(loader(1)))["image"].double()
-    noise = reference._posterior_noise(x, step=0, position=0)
+    noise = reference._posterior_noise(x, step=0, first_row=0)
     output = reference.autoencoder(x, noise)
     terms = reference.reconstruction_loss(output.outputs, output.reconstructions, x)
     adversarial = hinge_generator_loss(reference.discriminator(output.reconstructions))

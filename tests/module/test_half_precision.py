@@ -4,7 +4,6 @@ Lightning turns 16-mixed on a CPU into bf16, so the scaler is handed over as a p
 """
 
 import copy
-import dataclasses
 import functools
 
 import lightning.pytorch as pl
@@ -45,12 +44,8 @@ def scaled(init_scale=2.0**10):
 
 
 def module_with(*, fused, **options):
-    module = small_module(**options)
     adam = functools.partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.9), fused=fused)
-    module.optimization = dataclasses.replace(
-        module.optimization, generator=adam, discriminator=adam
-    )
-    return module
+    return small_module(optimizer=adam, **options)
 
 
 def fit(module, folder, *, max_steps=2, size=16, **options):
@@ -67,11 +62,8 @@ def metrics_of(run):
 @pytest.mark.parametrize("fused", [False, True])
 def test_fp16_clips_unscaled_gradients_of_both_networks(tmp_path, fused):
     """Plain gradient descent at rate 1 moves each network by exactly the clipped norm."""
-    module = module_with(fused=fused, clip_norm=0.01, reduction="mean")
     descent = functools.partial(torch.optim.SGD, lr=1.0, fused=fused)
-    module.optimization = dataclasses.replace(
-        module.optimization, generator=descent, discriminator=descent
-    )
+    module = small_module(optimizer=descent, clip_norm=0.01, reduction="mean")
     before = copy.deepcopy(module)
     run, _ = fit(module, tmp_path, max_steps=1, **scaled())
     assert run.global_step == 1

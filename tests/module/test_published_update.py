@@ -79,7 +79,7 @@ def first_update(words, folder, precision):
 def gaussian_forward(start, images):
     """Reconstructions and KL, Kingma & Welling 2014, Appendix B."""
     model = start.autoencoder
-    noise = start._posterior_noise(images, step=0, position=0)
+    noise = start._posterior_noise(images, step=0, first_row=0)
     mean, log_variance = model.quant_conv(model.encoder(images)).chunk(2, dim=1)
     latents = mean + torch.exp(log_variance / 2) * noise
     kl = 0.0

@@ -1,0 +1,138 @@
+"""What the modules of both stages share: updates by hand, their learning rate, clipping and log."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ldm_lightning.module.settings import Optimization
+from ldm_lightning.module.update_log import UpdateLog
+from ldm_lightning.utils.checkpoint import check_fits
+from ldm_lightning.utils.distributed import num_processes, process_rank
+
+Batch = Mapping[str, Any]
+
+
+class UpdatingModule(pl.LightningModule):
+    """Updates its networks by hand, once every ``accumulate_batches`` batches.
+
+    The first optimizer is the one that ``trainer.global_step`` counts.
+
+    Args:
+        optimization: Optimizer, schedule, accumulation, clipping.
+        log_every_steps: Updates between two logged rows; losses are checked for finiteness then
+            too.
+
+    Attributes:
+        part_names: What each optimizer trains, in their order; names logged gradient norms.
+    """
+
+    part_names: tuple[str, ...]
+
+    def __init__(self, *, optimization: Optimization, log_every_steps: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.optimization = optimization
+        self.log_every_steps = log_every_steps
+        self._log = UpdateLog(optimization.accumulate_batches)
+
+    # Updates
+
+    def position_in_update(self, batch_idx: int) -> int:
+        """Which batch of its update a batch is, counted from 0."""
+        return batch_idx % self.optimization.accumulate_batches
+
+    def completes_update(self, batch_idx: int) -> bool:
+        """Whether a batch is the last one of its update."""
+        return self.position_in_update(batch_idx) + 1 == self.optimization.accumulate_batches
+
+    def first_row(self, batch_idx: int, batch_size: int) -> int:
+        """Row of the update's global batch in which this process' batch begins."""
+        return (self.position_in_update(batch_idx) * num_processes() + process_rank()) * batch_size
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Ask for a validation after the last update, wherever the interval would put it."""
+        if self.global_step >= self.trainer.max_steps:
+            self.trainer.should_stop = True
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip unscaled gradients, and note their norm."""
+        if (scaler := self._scaler()) and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # Lightning leaves it to the step of fused optimizers
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.optimization.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.optimization.clip_norm, norm)
+        stepped = [optimizer is own.optimizer for own in self._optimizers()]
+        self._log.set(f"grad_norm_{self.part_names[stepped.index(True)]}", norm)
+
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """What scales fp16 losses; None in other precisions."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _set_learning_rate(self, step: int) -> None:
+        factor = self.optimization.schedule(step)
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        self._log.set("learning_rate", self._optimizers()[0].param_groups[0]["lr"])
+
+    # Logging
+
+    def _log_update(self, step: int) -> None:
+        """Log what this update collected, every ``log_every_steps`` updates.
+
+        Raises:
+            FloatingPointError: If a value is NaN or infinite.
+        """
+        if (step + 1) % self.log_every_steps:
+            self._log.clear()
+            return
+        values = self._log.take(self.device)
+        bad = [name for name, value in values.items() if not bool(value.isfinite())]
+        if (scaler := self._scaler()) and bad and scaler.get_scale() >= 1:
+            # The scaler has skipped this update and lowered its scale, as it is meant to.
+            bad = [name for name in bad if not name.startswith("grad_norm_")]
+        if bad:
+            raise FloatingPointError(
+                f"Update {step + 1} is no longer finite in {', '.join(bad)}. Lower "
+                f"optim.learning_rate, set optim.clip_norm, or use trainer.precision=bf16 or 32 "
+                f"instead of fp16."
+            )
+        named = {f"train/{name}": value for name, value in values.items()}
+        self._publish(named, step=step + 1, sync=False)
+
+    def _publish(self, values: Mapping[str, Tensor | float], *, step: int, sync: bool) -> None:
+        """Hand values, alike on every process, to callbacks and loggers by number of updates.
+
+        Past Lightning's own logging, which counts batches and repeats a row until the next one.
+        """
+        self.log_dict(dict(values), logger=False, sync_dist=sync)
+        row = {name: float(value) for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics(row, step=step)
+
+    # Checkpoints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture before Lightning lists every key."""
+        check_fits(self, checkpoint["state_dict"], str(self.trainer.ckpt_path))
+
+
+def prepared(optimizers: list[Optimizer]) -> list[Optimizer]:
+    """Note each optimizer's own learning rate, which the schedule multiplies."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+    return optimizers
