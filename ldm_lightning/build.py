@@ -29,7 +29,7 @@ from ldm_lightning.metrics.first_stage import FirstStageMetrics
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary, Optimization, OptimizerFactory
 from ldm_lightning.optim.schedule import WarmupDecay
-from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
+from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
 from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.run_folder import RunFolder, find_checkpoint
 from ldm_lightning.utils.targets import check_targets
@@ -71,15 +71,16 @@ def stored_description(checkpoint: Mapping[str, Any], path: Path) -> dict[str, A
     return dict(checkpoint["first_stage"])
 
 
-def load_weights(autoencoder: Autoencoder, checkpoint: str, *, weights: str) -> str:
-    """Load an autoencoder's weights from a ``.ckpt`` or a run folder; strict.
+def load_weights(module: pl.LightningModule, checkpoint: str, *, weights: str) -> str:
+    """Load what a module trains for use from a ``.ckpt`` or a run folder; strict.
 
     Returns:
         ``ema`` or ``raw``: which weights they are.
     """
     path = find_checkpoint(checkpoint)
-    chosen = autoencoder_weights(load_checkpoint(path), weights)
-    load_strict(autoencoder, chosen.tensors, path)
+    part = "autoencoder" if isinstance(module, AutoencoderModule) else "model"
+    chosen = trained_weights(load_checkpoint(path), weights, part=part)
+    load_strict(module.averaged, chosen.tensors, path)  # type: ignore[arg-type]
     log.info("Weights (%s) from %s.", chosen.kind, path)
     return chosen.kind
 
@@ -104,7 +105,8 @@ def build_frozen_first_stage(
         content = load_checkpoint(path)
         with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
             autoencoder = rebuild_autoencoder(stored_description(content, path))
-        load_strict(autoencoder, autoencoder_weights(content, weights).tensors, path)
+        chosen = trained_weights(content, weights)
+        load_strict(autoencoder, chosen.tensors, path)
     except ValueError as error:
         raise ValueError(f"The first stage cannot be built: {error}") from error
     return FrozenFirstStage(
@@ -112,6 +114,7 @@ def build_frozen_first_stage(
         normalizer or LatentNormalizer.identity(autoencoder.latent_channels),
         weights_hash=hash_tensors(autoencoder.state_dict()),
         path=path,
+        weights=chosen.kind,
     )
 
 
@@ -141,7 +144,14 @@ def build_optimization(cfg: DictConfig, *, num_devices: int) -> Optimization:
 
 def build_adam(cfg: DictConfig, *, rate: float) -> OptimizerFactory:
     """Build a factory of Adam with a learning rate."""
-    return functools.partial(torch.optim.Adam, lr=rate, betas=tuple(cfg.optim.betas), fused=True)
+    # AdamW without decay is Adam
+    return functools.partial(
+        torch.optim.AdamW,
+        lr=rate,
+        betas=tuple(cfg.optim.betas),
+        weight_decay=cfg.optim.weight_decay,
+        fused=True,
+    )
 
 
 def build_adversary(cfg: DictConfig, *, num_devices: int) -> Adversary | None:
@@ -277,11 +287,11 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     devices = trainer.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if accelerator == "gpu" else 1
-    if accelerator == "cpu" and cfg.discriminator._target_:
+    if accelerator == "cpu" and "discriminator" in cfg and cfg.discriminator._target_:
         check_batch_norm(cfg, num_processes=devices * trainer.num_nodes)
     strategy = trainer.strategy
     if strategy == "auto" and devices * trainer.num_nodes > 1:
-        strategy = "ddp_find_unused_parameters_true"
+        strategy = "ddp_find_unused_parameters_true" if cfg.stage == "first" else "ddp"
     precision = choose_precision(str(trainer.precision), accelerator)
     log.info("Device: %d x %s, precision %s.", devices * trainer.num_nodes, accelerator, precision)
     return {

@@ -26,6 +26,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from ldm_lightning.metrics.gate import check_mode
 from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.utils.errors import error_line
 from ldm_lightning.utils.run_folder import RunFolder
@@ -38,8 +39,11 @@ CONF_DIR = next(
 )
 """The configuration folder: inside an installed wheel, else beside the package in a checkout."""
 
-GROUPS_OF_VALUES = ("experiment", "scale", "tuned")
+GROUPS_OF_VALUES = ("experiment", "scale", "scale/stage", "scale/denoiser", "tuned")
 """Groups whose files only change values of keys that stand elsewhere."""
+
+FOLLOWING_GROUP = "features/stage"
+"""Follows from two other groups, which Hydra allows in train.yaml alone."""
 
 PUBLISHED_WIDTHS = {
     "kl": {1: [1], 2: [1, 2], 4: [1, 2, 4], 8: [1, 2, 4, 4], 16: [1, 1, 2, 2, 4], 32: [1, 1, 2, 2,
@@ -91,7 +95,7 @@ def _run_dir(name: str, resume: str | None) -> str:
 
 def _higher_is_better(name: str) -> bool:
     """Which way a metric such as ``val/psnr`` improves."""
-    metric = METRICS.get(name.removeprefix("val/"))
+    metric = METRICS.get(name.removeprefix("val/").removeprefix("gen/"))
     if metric is None or metric.higher_is_better is None:
         directed = [f"val/{key}" for key, m in METRICS.items() if m.higher_is_better is not None]
         raise ValueError(f"{name!r} cannot be monitored; choose from {', '.join(directed)}.")
@@ -190,9 +194,9 @@ def check_keys(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         ValueError: Naming the key, and the nearest one there is.
     """
     overrides = [
-        f"{group}={choice}"
+        f"{'+' if group == FOLLOWING_GROUP else ''}{group}={choice}"
         for group, choice in choices.items()
-        if group not in GROUPS_OF_VALUES and not group.startswith("hydra/")
+        if choice and group not in GROUPS_OF_VALUES and not group.startswith("hydra/")
     ]
     reference = compose(config_name="base", overrides=overrides)
     unknown = _unknown_keys(
@@ -237,12 +241,13 @@ def check_values(cfg: DictConfig) -> list[str]:
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} must be a positive whole number, got {value!r}.")
     size = [cfg.resolution] * 2 if isinstance(cfg.resolution, int) else list(cfg.resolution)
-    factor = cfg.autoencoder.downsampling_factor
+    second = cfg.stage == "second"
+    factor = cfg.downsampling_factor if second else cfg.autoencoder.downsampling_factor
     if len(size) != 2 or any(side % factor for side in size):
         suggestion = "x".join(str(max(factor, side - side % factor)) for side in size)
         raise ValueError(
             f"resolution={cfg.resolution} is not divisible by "
-            f"autoencoder.downsampling_factor={factor}; "
+            f"{'' if second else 'autoencoder.'}downsampling_factor={factor}; "
             f"use for instance {suggestion}."
         )
     if str(cfg.trainer.precision) not in (*PRECISIONS, "auto"):
@@ -250,12 +255,37 @@ def check_values(cfg: DictConfig) -> list[str]:
             f"trainer.precision must be one of {[*PRECISIONS, 'auto']}, got "
             f"{cfg.trainer.precision}."
         )
+    if second:
+        return _check_second_stage(cfg)
+    if "denoiser" in cfg:
+        raise ValueError(
+            "denoiser=... belongs to a second stage: choose experiment=ldm_kl_f8 or another ldm_*."
+        )
     if not cfg.discriminator._target_:
         return []
     trainer = cfg.trainer
     if trainer.accelerator == "cpu" and trainer.devices != "auto":
         check_batch_norm(cfg, num_processes=trainer.devices * trainer.num_nodes)
     return _check_loss(cfg)
+
+
+def _check_second_stage(cfg: DictConfig) -> list[str]:
+    check_mode(cfg.gate.mode)
+    for key in ("validation.num_samples", "sampler.num_steps"):
+        value, least = OmegaConf.select(cfg, key), int(key.startswith("sampler"))
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{key} must be a whole number of at least {least}, got {value!r}.")
+    if not cfg.validation.num_samples and str(cfg.monitor).startswith("gen/"):
+        raise ValueError(
+            f"monitor={cfg.monitor} needs samples, and validation.num_samples=0 generates none; "
+            f"set monitor=val/loss."
+        )
+    if cfg.first_stage.checkpoint is None and not cfg.dry_run:
+        raise ValueError(
+            "A second stage needs a first one: give first_stage.checkpoint=RUN, or let "
+            "python -m ldm_lightning.pipeline with the same words train one."
+        )
+    return []
 
 
 def check_batch_norm(cfg: DictConfig, *, num_processes: int) -> None:

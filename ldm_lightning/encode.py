@@ -13,8 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +46,7 @@ def encode(cfg: DictConfig) -> None:
         ValueError: If a value makes no sense, or the folder holds a cache of other things.
     """
     _check(cfg)
+    from ldm_lightning.utils.distributed import joined_processes
     from ldm_lightning.utils.memory import keep_freed_memory
     from ldm_lightning.utils.run_folder import RunFolder
 
@@ -57,7 +56,7 @@ def encode(cfg: DictConfig) -> None:
     if is_first and (other := run_folder.other_process()) is not None:
         raise ValueError(f"Process {other} is writing to output={cfg.output} already.")
     try:
-        with _process_group():
+        with joined_processes():
             changes = _encode_splits(cfg, run_folder)
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -82,26 +81,6 @@ def _check(cfg: DictConfig) -> None:
         raise ValueError(
             f"images_per_shard must be a positive whole number, got {cfg.images_per_shard!r}."
         )
-
-
-@contextmanager
-def _process_group() -> Iterator[None]:
-    """Join the processes that torchrun started; alone nothing is joined."""
-    import torch
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    from datetime import timedelta
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # One may finish hours before another.
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
@@ -131,6 +110,7 @@ def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
         LatentNormalizer.identity(autoencoder.latent_channels),
         weights_hash=opened.weights_hash,
         path=opened.path,
+        weights=opened.weights,
     )
 
     def moments(images: Any) -> Moments:

@@ -3,6 +3,7 @@
     python -m ldm_lightning.evaluate checkpoint=outputs/kl_f8/RUN
     python -m ldm_lightning.evaluate checkpoint=RUN data=image_folder data.root=PHOTOS
     python -m ldm_lightning.evaluate images=SAMPLES reference=PHOTOS
+    python -m ldm_lightning.evaluate images=SAMPLES/images data=image_folder data.root=PHOTOS
 
 With the data of the run, the same weights and the same precision the figures are those of its
 validation, under ``test/*``.
@@ -11,12 +12,13 @@ validation, under ``test/*``.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.config import CONF_DIR, error_text, errors_told_plainly, register_resolvers
 
@@ -38,12 +40,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     Raises:
         ValueError: If neither or both of a checkpoint and two folders are named.
     """
-    folders = cfg.images is not None and cfg.reference is not None
-    if folders == (cfg.checkpoint is not None) or (cfg.images is None) != (cfg.reference is None):
-        raise ValueError(
-            "Give either checkpoint=..., or images=DIR and reference=DIR; got "
-            f"checkpoint={cfg.checkpoint}, images={cfg.images}, reference={cfg.reference}."
-        )
+    measure = _choose(cfg)
     from ldm_lightning.utils.memory import keep_freed_memory
     from ldm_lightning.utils.run_folder import RunFolder
 
@@ -51,7 +48,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     run_folder = RunFolder(folder)
     run_folder.update_summary({"state": "running", "name": "evaluate"})
     try:
-        changes = _compare_folders(cfg) if folders else _measure_checkpoint(cfg, run_folder)
+        changes = measure(cfg, run_folder)
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         run_folder.update_summary({"state": state, "reason": error_text(error)})
@@ -60,11 +57,30 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     return dict(changes["metrics"])
 
 
+def _choose(cfg: DictConfig) -> Callable[[DictConfig, RunFolder], dict[str, Any]]:
+    """What to do with what was named.
+
+    Raises:
+        ValueError: If that is nothing, or too much.
+    """
+    named = {key for key in ("checkpoint", "images", "reference") if cfg[key] is not None}
+    if named == {"checkpoint"}:
+        return _measure_checkpoint
+    if named == {"images", "reference"}:
+        return _compare_folders
+    if named == {"images"} and cfg.get("data") is not None:
+        return _compare_with_data
+    raise ValueError(
+        "Give either checkpoint=..., or images=DIR and reference=DIR, or images=DIR and data=...; "
+        f"got checkpoint={cfg.checkpoint}, images={cfg.images}, reference={cfg.reference}."
+    )
+
+
 def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Reconstruct a split with the autoencoder of a checkpoint."""
     import torch
 
-    from ldm_lightning import build, measure
+    from ldm_lightning import build, measure, second_stage
     from ldm_lightning.metrics.efficiency import (
         bits_per_pixel,
         compression_ratio,
@@ -73,6 +89,12 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     from ldm_lightning.utils.image import save_grid
     from ldm_lightning.utils.provenance import peak_memory
 
+    if second_stage.is_second_stage(cfg.checkpoint):
+        raise ValueError(
+            f"checkpoint={cfg.checkpoint} is a second stage. Generate images first: python -m "
+            f"ldm_lightning.sample checkpoint={cfg.checkpoint} output=SAMPLES num_samples=2000; "
+            "then measure them: images=SAMPLES/images data=..."
+        )
     first_stage = measure.open_first_stage(cfg.checkpoint, weights=cfg.weights)
     cfg = measure.with_run_defaults(cfg, first_stage)
     computing = measure.choose_computing(str(cfg.precision))
@@ -120,7 +142,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     }
 
 
-def _compare_folders(cfg: DictConfig) -> dict[str, Any]:
+def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Measure one folder against another; paired where all names agree."""
     import torch
     from hydra.utils import instantiate
@@ -155,6 +177,44 @@ def _compare_folders(cfg: DictConfig) -> dict[str, Any]:
     return {
         "metrics": {f"test/{name}": value for name, value in report.scalars.items()},
         "protocol": {f"test/{name}": entry for name, entry in report.protocol.items()},
+    }
+
+
+def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
+    """Measure a folder of generated images against the held-out images of a data set."""
+    import torch
+    from hydra.utils import instantiate
+
+    from ldm_lightning import build
+    from ldm_lightning.data.folder_batches import folder_batches
+    from ldm_lightning.data.image_folder import list_images
+    from ldm_lightning.data.module import ImageDataModule
+    from ldm_lightning.metrics.features import tiny_features
+    from ldm_lightning.metrics.folders import compare_sets
+
+    root, cfg = Path(cfg.images), cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    names = list_images(root, key="images")
+    features = instantiate(cfg.features) if cfg.get("features") else tiny_features()
+    first = next(folder_batches(root, names[:1], channels=cfg.image_channels or 3, batch_size=1))
+    cfg.image_channels = first.shape[1]
+    cfg.resolution = cfg.resolution or list(first.shape[2:])
+    cfg.eval_crop = cfg.eval_crop or "center"
+    data = build.build_data(cfg)
+    if not isinstance(data, ImageDataModule):
+        raise ValueError("data=latents holds no images to compare with; give the images.")
+    data.bad_files_path = run_folder.path / "unreadable_files.tsv"
+    report = compare_sets(
+        folder_batches(root, names, channels=cfg.image_channels, batch_size=cfg.batch_size),
+        (batch["image"] for batch in data.val_dataloader()),
+        features,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        protocol={**data.protocol("val"), "images": str(root)},
+    )
+    return {
+        "metrics": {f"gen/{name}": value for name, value in report.scalars.items()},
+        "protocol": {f"gen/{name}": entry for name, entry in report.protocol.items()},
+        "num_unreadable_files": len(data.bad_files()),
     }
 
 

@@ -22,7 +22,7 @@ from ldm_lightning.metrics.evaluation_cache import EvaluationCache, FirstStageRe
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
 from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio
-from ldm_lightning.utils.checkpoint import autoencoder_weights, load_checkpoint, load_strict
+from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
 from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.image import spread_rows, to_uint8
 from ldm_lightning.utils.run_folder import find_checkpoint
@@ -134,7 +134,7 @@ def open_first_stage(checkpoint: str | Path, *, weights: str) -> OpenedFirstStag
     content = load_checkpoint(path)
     description = build.stored_description(content, path)
     autoencoder = build.rebuild_autoencoder(description)
-    chosen = autoencoder_weights(content, weights)
+    chosen = trained_weights(content, weights)
     load_strict(autoencoder, chosen.tensors, path)
     is_raw_of_two = chosen.kind == "raw" and "ema" in content
     return OpenedFirstStage(

@@ -1,4 +1,4 @@
-"""Train a first stage: compose, check, build, fit, say what was reached.
+"""Train a first or a second stage: compose, check, build, fit, say what was reached.
 
     python -m ldm_lightning.train experiment=vqgan_f16
 
@@ -27,7 +27,11 @@ from ldm_lightning.config import (
 )
 
 if TYPE_CHECKING:
-    from ldm_lightning.module.autoencoder import AutoencoderModule
+    import lightning.pytorch as pl
+    import torch
+
+    from ldm_lightning.data.module import MapDataModule
+    from ldm_lightning.metrics.features import FeatureSet
     from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -120,16 +124,15 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
     trainer = build.build_trainer(cfg, run_folder)
-    module = build.build_module(
-        cfg, protocol=data.protocol("val"), num_devices=trainer.world_size, features=features
-    )
+    build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
+    module = build_module(cfg, data, features, trainer, run_folder)
     last = run_folder.checkpoints / "last.ckpt"
     resumes = continues and last.is_file()
     loaded = None
     if resumes:  # before config.yaml is replaced by one that may not fit
         check_fits(module, load_checkpoint(last)["state_dict"], last)
     elif cfg.checkpoint is not None:
-        loaded = build.load_weights(module.autoencoder, cfg.checkpoint, weights=cfg.weights)
+        loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_folder.config, resolve=True)
         run_folder.update_summary({"name": cfg.name, "config": build.plain(cfg)})
@@ -142,6 +145,53 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     if trainer.is_global_zero:
         _report(module, run_folder, facts={} if cfg.train else {"weights": loaded})
     return _monitored(cfg, module)
+
+
+def _first_stage_module(
+    cfg: DictConfig,
+    data: MapDataModule,
+    features: FeatureSet,
+    trainer: pl.Trainer,
+    run_folder: RunFolder,
+) -> pl.LightningModule:
+    from ldm_lightning import build
+    from ldm_lightning.data.module import ImageDataModule
+
+    if not isinstance(data, ImageDataModule):
+        raise ValueError("A first stage is trained on images: data=latents holds none.")
+    return build.build_module(
+        cfg, protocol=data.protocol("val"), num_devices=trainer.world_size, features=features
+    )
+
+
+def _second_stage_module(
+    cfg: DictConfig,
+    data: MapDataModule,
+    features: FeatureSet,
+    trainer: pl.Trainer,
+    run_folder: RunFolder,
+) -> pl.LightningModule:
+    """Judge the first stage, then build the diffusion model on it."""
+    from ldm_lightning import second_stage
+    from ldm_lightning.data.module import ImageDataModule
+    from ldm_lightning.gate import run_gate
+
+    second_stage.resolve_condition(cfg, num_classes=data.num_classes)
+    first_stage = second_stage.build_first_stage(cfg, data)
+    module = second_stage.build_module(
+        cfg, data=data, first_stage=first_stage, features=features, num_devices=trainer.world_size
+    )
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        run_gate(
+            cfg.gate,
+            checkpoint=first_stage.path,
+            weights=first_stage.weights,
+            data=cfg.data if isinstance(data, ImageDataModule) else None,
+            features=cfg.features,
+            cache_dir=cfg.cache_dir,
+            run_folder=run_folder,
+        )
+    return module
 
 
 def _continued(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> DictConfig:
@@ -161,22 +211,10 @@ def _continued(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> Di
 
 def _dry_run(cfg: DictConfig, run_folder: RunFolder) -> None:
     """Build everything without memory, print the parameters, write them down."""
-    import torch
-
     from ldm_lightning import build
     from ldm_lightning.reporting.parameters import print_parameters
 
-    with torch.device("meta"):
-        autoencoder = build.rebuild_autoencoder(build.stored_first_stage(cfg))
-        adversary = build.build_adversary(cfg, num_devices=1)
-    parts: dict[str, torch.nn.Module] = {
-        "encoder": autoencoder.encoder,
-        "decoder": autoencoder.decoder,
-        "bottleneck": autoencoder.bottleneck,
-        "autoencoder": autoencoder,
-    }
-    if adversary:
-        parts["discriminator"] = adversary.discriminator
+    parts = _parts(cfg)
     counts = {
         name: sum(parameter.numel() for parameter in part.parameters())
         for name, part in parts.items()
@@ -188,16 +226,47 @@ def _dry_run(cfg: DictConfig, run_folder: RunFolder) -> None:
     OmegaConf.save(cfg, run_folder.config, resolve=True)
 
 
-def _report(module: AutoencoderModule, run_folder: RunFolder, *, facts: dict[str, Any]) -> None:
+def _parts(cfg: DictConfig) -> dict[str, torch.nn.Module]:
+    """The networks of a run by name, without memory."""
+    import torch
+    from hydra.utils import instantiate
+
+    from ldm_lightning import build, second_stage
+
+    if cfg.stage == "second":
+        try:
+            second_stage.resolve_condition(cfg, num_classes=None)
+        except ValueError:
+            log.warning("conditioner.num_classes follows from the data: counted with 1 class.")
+            second_stage.resolve_condition(cfg, num_classes=1)
+        stored = second_stage.stored_second_stage(cfg)
+        instantiate(cfg.sampler).check(second_stage.build_process(stored))
+        with torch.device("meta"):
+            return dict(second_stage.build_networks(stored).model.items())
+    with torch.device("meta"):
+        autoencoder = build.rebuild_autoencoder(build.stored_first_stage(cfg))
+        adversary = build.build_adversary(cfg, num_devices=1)
+    networks: dict[str, torch.nn.Module] = {
+        "encoder": autoencoder.encoder,
+        "decoder": autoencoder.decoder,
+        "bottleneck": autoencoder.bottleneck,
+        "autoencoder": autoencoder,
+    }
+    return networks | ({"discriminator": adversary.discriminator} if adversary else {})
+
+
+def _report(module: pl.LightningModule, run_folder: RunFolder, *, facts: dict[str, Any]) -> None:
     """Print the final metrics and where everything is; ``facts`` go into their protocol."""
     from ldm_lightning.metrics.names import METRICS
     from ldm_lightning.reporting.table import print_metrics
 
     summary = run_folder.read_summary()
     protocol: dict[str, Any] = {}
-    if module.report is not None:
+    report: Any = module.report
+    if report is not None:
         protocol = {
-            f"val/{name}": {**entry, **facts} for name, entry in module.report.protocol.items()
+            name if "/" in name else f"val/{name}": {**entry, **facts}
+            for name, entry in report.protocol.items()
         }
         run_folder.update_summary({"protocol": protocol})
     print_metrics(
@@ -206,16 +275,19 @@ def _report(module: AutoencoderModule, run_folder: RunFolder, *, facts: dict[str
         title=f"{summary.get('state', 'done')} at update {summary.get('step', 0)}",
         counts={name: entry["num_images"] for name, entry in protocol.items()},
     )
-    grid = run_folder.images / "reconstruction_latest.png"
-    if grid.is_file():
-        log.info("Reconstructions: %s", grid)
+    for name, file in (("Reconstructions", "reconstruction"), ("Samples", "samples")):
+        grid = run_folder.images / f"{file}_latest.png"
+        if grid.is_file():
+            log.info("%s: %s", name, grid)
     log.info("Run folder: %s", run_folder.path)
 
 
-def _monitored(cfg: DictConfig, module: AutoencoderModule) -> float | None:
-    if module.report is None:
+def _monitored(cfg: DictConfig, module: pl.LightningModule) -> float | None:
+    report: Any = module.report
+    if report is None:
         return None
-    return module.report.scalars.get(str(cfg.monitor).removeprefix("val/"))
+    scalars, name = report.scalars, str(cfg.monitor)
+    return scalars.get(name, scalars.get(name.removeprefix("val/")))
 
 
 def main() -> None:

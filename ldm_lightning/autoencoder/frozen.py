@@ -35,6 +35,7 @@ class FrozenFirstStage(nn.Module):
         normalizer: Of its latents.
         weights_hash: SHA-256 of its tensors.
         path: The checkpoint they come from.
+        weights: Which weights of the checkpoint they are, ``ema`` or ``raw``.
 
     Raises:
         ValueError: If the normalizer was made for other weights or another number of channels.
@@ -47,11 +48,13 @@ class FrozenFirstStage(nn.Module):
         *,
         weights_hash: str,
         path: Path,
+        weights: str,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.weights_hash = weights_hash
         self.path = path
+        self.weights = weights
         self.normalizer: LatentNormalizer
         self.set_normalizer(normalizer)
         self.requires_grad_(False)

@@ -1,17 +1,13 @@
 """Pictures after each validation: inputs, reconstructions, errors, and samples of a VAE's prior."""
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
-from ldm_lightning.utils.image import save_grid, spread_rows
+from ldm_lightning.callbacks.pictures import draw
+from ldm_lightning.utils.image import spread_rows
 from ldm_lightning.utils.random import generator_for
 from ldm_lightning.utils.run_folder import RunFolder
 
@@ -101,14 +97,11 @@ class ReconstructionGrid(pl.Callback):
             self._draw(trainer, "prior", samples.float(), num_columns=min(8, len(samples)))
 
     def _draw(self, trainer: pl.Trainer, name: str, images: Tensor, *, num_columns: int) -> None:
-        """Write one picture and its copy under ``_latest``, and send it to the loggers."""
-        path = self.folder / f"{name}_{trainer.global_step}.png"
-        save_grid(images, path, num_columns=num_columns)
-        shutil.copyfile(path, self.folder / f"{name}_latest.png")
+        """Write one picture, and what its rows show."""
+        draw(trainer, self.folder, name, images, num_columns=num_columns)
         legend = self.folder / "legend.txt"
         if not legend.exists():
             legend.write_text(self.legend() + "\n", encoding="utf-8")
-        _send(trainer, name, path)
 
     def legend(self) -> str:
         """What the rows show."""
@@ -118,13 +111,3 @@ class ReconstructionGrid(pl.Callback):
             "reach from -1 to 1).\nprior_<update>.png: decoded draws of the prior, the same every "
             "time."
         )
-
-
-def _send(trainer: pl.Trainer, name: str, path: Path) -> None:
-    """Show a picture in W&B and TensorBoard, where they are on."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(f"images/{name}", [str(path)], step=trainer.global_step)
-        elif isinstance(logger, TensorBoardLogger):
-            picture = pil_to_tensor(Image.open(path))
-            logger.experiment.add_image(f"images/{name}", picture, trainer.global_step)

@@ -55,7 +55,10 @@ class RunSummary(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what runs, and where."""
-        parts = {name: getattr(pl_module, name) for name in ("autoencoder", "discriminator")}
+        parts = {
+            name: getattr(pl_module, name, None)
+            for name in ("autoencoder", "discriminator", "denoiser")
+        }
         parameters = {
             name: sum(parameter.numel() for parameter in part.parameters())
             for name, part in parts.items()
@@ -122,7 +125,8 @@ class RunSummary(pl.Callback):
         report: Any = pl_module.report
         if report is not None:
             changes["protocol"] = _protocol(report.protocol, metrics, _weights(trainer))
-            changes["per_channel"] = report.per_channel
+            if per_channel := getattr(report, "per_channel", None):
+                changes["per_channel"] = per_channel
         if trainer.state.fn == "validate":
             changes |= {
                 "state": "validated",

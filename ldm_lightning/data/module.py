@@ -258,6 +258,18 @@ class ImageDataModule(MapDataModule[ImageDataset]):
         """Channels of the images."""
         return self.train_dataset.image_channels
 
+    def unaugmented_dataloader(self) -> EvaluationLoader:
+        """Each training image once, cut as for evaluation, in this process."""
+        self._prepare_workers()
+        return EvaluationLoader(
+            self.train_dataset.without_augmentation(),  # type: ignore[arg-type]
+            batch_size=self.val_batch_size,
+            sampler=EvaluationSampler(self.indices("train"), rank=0, num_processes=1),
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            worker_init_fn=use_one_thread,
+        )
+
     def protocol(self, split: str) -> dict[str, str | int | float]:
         """Describe what a figure on this split was measured on; see ``MapDataModule``."""
         indices = self.indices(split)

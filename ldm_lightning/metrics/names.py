@@ -55,6 +55,7 @@ METRICS: dict[str, MetricMeaning] = {
     "bits_per_pixel": MetricMeaning("log2(codes) / f^2; real-valued latents have none", None),
     "perf/encode_images_per_s": MetricMeaning("images encoded a second, median of batches", True),
     "perf/decode_images_per_s": MetricMeaning("images decoded a second, median of batches", True),
+    "loss": MetricMeaning("diffusion loss, mean over noise levels", False),
     "latent/mean": MetricMeaning("mean of the latents before the normalizer", None),
     "latent/std": MetricMeaning("standard deviation of the latents before the normalizer", None),
 }

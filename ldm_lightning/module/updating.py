@@ -1,6 +1,8 @@
 """What the modules of both stages share: updates by hand, their learning rate, clipping and log."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -39,6 +41,7 @@ class UpdatingModule(pl.LightningModule):
         self.optimization = optimization
         self.log_every_steps = log_every_steps
         self._log = UpdateLog(optimization.accumulate_batches)
+        self._keys: dict[int, list[str]] = {}  # of the images of the updates since the last row
 
     # Updates
 
@@ -53,6 +56,10 @@ class UpdatingModule(pl.LightningModule):
     def first_row(self, batch_idx: int, batch_size: int) -> int:
         """Row of the update's global batch in which this process' batch begins."""
         return (self.position_in_update(batch_idx) * num_processes() + process_rank()) * batch_size
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Remember which images are trained on, until their update is known to be finite."""
+        self._keys.setdefault(self.global_step, []).extend(batch.get("key", ()))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Ask for a validation after the last update, wherever the interval would put it."""
@@ -99,19 +106,31 @@ class UpdatingModule(pl.LightningModule):
         if (step + 1) % self.log_every_steps:
             self._log.clear()
             return
+        keys, self._keys = self._keys, {}
         values = self._log.take(self.device)
         bad = [name for name, value in values.items() if not bool(value.isfinite())]
         if (scaler := self._scaler()) and bad and scaler.get_scale() >= 1:
             # The scaler has skipped this update and lowered its scale, as it is meant to.
             bad = [name for name in bad if not name.startswith("grad_norm_")]
         if bad:
+            told = self._save_keys(step + 1, bad, keys)
             raise FloatingPointError(
-                f"Update {step + 1} is no longer finite in {', '.join(bad)}. Lower "
+                f"Update {step + 1} is no longer finite in {', '.join(bad)}.{told} Lower "
                 f"optim.learning_rate, set optim.clip_norm, or use trainer.precision=bf16 or 32 "
                 f"instead of fp16."
             )
         named = {f"train/{name}": value for name, value in values.items()}
         self._publish(named, step=step + 1, sync=False)
+
+    def _save_keys(self, update: int, bad: list[str], keys: Mapping[int, list[str]]) -> str:
+        """Write down which images the updates since the last row saw; says where."""
+        if not any(keys.values()):
+            return ""
+        path = Path(self.trainer.default_root_dir) / f"not_finite_{process_rank()}.json"
+        updates = {str(step + 1): names for step, names in keys.items()}
+        content = {"update": update, "not_finite": bad, "image_keys_by_update": updates}
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return f" The images of the last {len(updates)} updates are named in {path}."
 
     def _publish(self, values: Mapping[str, Tensor | float], *, step: int, sync: bool) -> None:
         """Hand values, alike on every process, to callbacks and loggers by number of updates.

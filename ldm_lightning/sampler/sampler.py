@@ -40,6 +40,14 @@ class Sampler:
             raise ValueError(f"sampler.num_steps must be at least 1, got {self.num_steps}.")
         Guidance(self.guidance_scale, self.guidance_interval)
 
+    def check(self, process: Process) -> None:
+        """Find out before any waiting whether this process can be sampled.
+
+        Raises:
+            ValueError: If its schedule has no such grid.
+        """
+        time_grid(process.schedule, self.num_steps, self.spacing)
+
     @torch.no_grad()
     def sample(
         self,

@@ -138,30 +138,34 @@ def _first(names: list[str], count: int = 3) -> str:
 
 
 @dataclass(frozen=True)
-class AutoencoderWeights:
-    """Weights of an autoencoder, and whether they are the averaged ones (``ema``) or ``raw``."""
+class TrainedWeights:
+    """What a run trained for use, and whether it is the averaged weights (``ema``) or ``raw``."""
 
     tensors: dict[str, Tensor]
     kind: str
 
 
-def autoencoder_weights(checkpoint: Mapping[str, Any], weights: str = "ema") -> AutoencoderWeights:
-    """Choose the autoencoder's weights from a checkpoint of a run.
+def trained_weights(
+    checkpoint: Mapping[str, Any], weights: str = "ema", *, part: str = "autoencoder"
+) -> TrainedWeights:
+    """Choose the weights of a network from a checkpoint of a run.
 
     Args:
         checkpoint: As ``load_checkpoint`` returns it.
+        part: The module's attribute that was averaged: ``autoencoder``, or ``model`` in a second
+            stage.
         weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
             takes the raw weights.
 
     Raises:
         ValueError: If ``weights`` is neither.
-        CheckpointError: If there is no autoencoder in the checkpoint.
+        CheckpointError: If there is no such part in the checkpoint.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}.")
     if weights == "ema" and "ema" in checkpoint:
-        return AutoencoderWeights(dict(checkpoint["ema"]), "ema")
-    prefix = "autoencoder."
+        return TrainedWeights(dict(checkpoint["ema"]), "ema")
+    prefix = f"{part}."
     tensors = {
         name.removeprefix(prefix): tensor
         for name, tensor in checkpoint.get("state_dict", {}).items()
@@ -169,6 +173,6 @@ def autoencoder_weights(checkpoint: Mapping[str, Any], weights: str = "ema") -> 
     }
     if not tensors:
         raise CheckpointError(
-            "The checkpoint holds no autoencoder; it was not written by a run of ours."
+            f"The checkpoint holds no {part}; it was not written by a run of ours."
         )
-    return AutoencoderWeights(tensors, "raw")
+    return TrainedWeights(tensors, "raw")

@@ -4,6 +4,7 @@ Inside the package an image is float32, [B, C, H, W], in [-1, 1]. On disk, on sc
 metrics it is uint8 in [0, 255], or that divided by 255.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ def spread_rows(images: Tensor, count: int) -> Tensor:
     """At most ``count`` images of a batch, evenly spaced: [min(B, count), C, H, W]."""
     step = max(1, len(images) // count)
     return images[::step][:count]
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """One image in [-1, 1], [C, H, W] with 1 or 3 channels, as the content of a PNG file."""
+    pixels = to_uint8(image[None])[0].permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    array = np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def save_grid(images: Tensor, path: Path, *, num_columns: int, min_tile: int = 96) -> None:

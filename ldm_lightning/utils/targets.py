@@ -14,6 +14,9 @@ from typing import Any
 PART_PACKAGES = (
     "ldm_lightning.autoencoder",
     "ldm_lightning.bottleneck",
+    "ldm_lightning.conditioner",
+    "ldm_lightning.denoiser",
+    "ldm_lightning.diffusion",
     "ldm_lightning.discriminator",
     "ldm_lightning.loss",
     "ldm_lightning.nn",

@@ -221,7 +221,7 @@ def test_a_normalizer_of_its_own_comes_along_from_the_start(tmp_path):
     origin = NormalizerOrigin("scalar", "abc", 10, {})
     normalizer = LatentNormalizer(torch.zeros(4), torch.full((4,), 0.18215), origin=origin)
     first_stage = FrozenFirstStage(
-        autoencoder_of(), normalizer, weights_hash="abc", path=tmp_path / "x.ckpt"
+        autoencoder_of(), normalizer, weights_hash="abc", path=tmp_path / "x.ckpt", weights="raw"
     )
     latents = first_stage.moments(images()).mean
     torch.testing.assert_close(first_stage.encode(images()), latents * 0.18215)

@@ -22,12 +22,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm_lightning import encode, evaluate, train
+from ldm_lightning import encode, evaluate, sample, train
 
 ROOT = Path(__file__).resolve().parents[2]
-MAINS = {"train": train.main, "evaluate": evaluate.main, "encode": encode.main}
+MAINS = {
+    "train": train.main,
+    "evaluate": evaluate.main,
+    "encode": encode.main,
+    "sample": sample.main,
+}
 
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+_ALL = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+SECOND_STAGES = [name for name in _ALL if name.startswith("ldm_")]
+EXPERIMENTS = [name for name in _ALL if name not in SECOND_STAGES]
 WITH_CODES = ("vq_f4", "vq_f8", "vq_f16", "vqgan_f16", "vqvae_f8")
 WITHOUT_DISCRIMINATOR = ("ae_f8", "vae_f8", "vqvae_f8")
 

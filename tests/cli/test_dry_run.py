@@ -2,7 +2,14 @@ import pytest
 
 from ldm_lightning.utils import pretrained
 from tests.autoencoder.test_published_sizes import PUBLISHED
-from tests.cli.run import EXPERIMENTS, WITHOUT_DISCRIMINATOR, command, run_folder, summary_of
+from tests.cli.run import (
+    EXPERIMENTS,
+    SECOND_STAGES,
+    WITHOUT_DISCRIMINATOR,
+    command,
+    run_folder,
+    summary_of,
+)
 
 DISCRIMINATOR = {2: 663_361, 3: 2_765_633}  # parameters by number of layers, as published
 
@@ -13,6 +20,14 @@ def _no_network(monkeypatch):
         raise AssertionError("a dry run asks for weights")
 
     monkeypatch.setattr(pretrained, "require_weights", refuse)
+
+
+PUBLISHED_DENOISERS = {
+    "ldm_celebahq": 274_056_163,
+    "ldm_churches": 294_966_916,
+    "ldm_imagenet_vq_f8": 394_984_196,
+    "ldm_imagenet_vq_f4": 400_920_579,
+}
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
@@ -42,6 +57,24 @@ def test_every_experiment_can_be_built_at_every_scale(tmp_path, experiment, scal
         num_layers = 2 if experiment in ("vq_f8", "vq_f16") else 3
         assert counts["discriminator"] == DISCRIMINATOR[num_layers]
         assert summary["config"]["monitor"] == "val/rfid"
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize(
+    ("experiment", "conditioner"),
+    [(name, "class_label") for name in SECOND_STAGES]
+    + [(name, "none") for name in SECOND_STAGES if not name.startswith("ldm_imagenet")],
+)
+def test_every_second_stage_can_be_built_at_every_scale(tmp_path, experiment, scale, conditioner):
+    words = [f"experiment={experiment}", f"scale={scale}", f"conditioner={conditioner}"]
+    if conditioner == "class_label":
+        words.append("conditioner.num_classes=1000")
+    ended = command("train", [*words, "dry_run=true"], tmp_path)
+    assert ended.code == 0, ended.output
+    counts = summary_of(run_folder(tmp_path, experiment))["parameters"]
+    assert bool(counts["conditioner"]) == (conditioner == "class_label")
+    if scale == "paper" and experiment in PUBLISHED_DENOISERS:
+        assert counts["denoiser"] == PUBLISHED_DENOISERS[experiment]
 
 
 def test_the_published_experiments_are_all_there():

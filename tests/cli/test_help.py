@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from tests.cli.run import EXPERIMENTS, ROOT, command, process
+from tests.cli.run import EXPERIMENTS, ROOT, SECOND_STAGES, command, process
 
 NO_TORCH = """
 import sys
@@ -33,13 +33,14 @@ def test_help_lists_every_experiment_and_scale_and_how_to_begin(tmp_path):
     ended = command("train", ["--help"], tmp_path)
     assert ended.code == 0
     listed = dict(re.findall(r"^(\w+): (.+)$", ended.output, flags=re.MULTILINE))
-    assert listed["experiment"].split(", ") == EXPERIMENTS
+    assert listed["experiment"].split(", ") == sorted(EXPERIMENTS + SECOND_STAGES)
     assert listed["scale"] == "cpu, gpu, paper"
     assert "python -m ldm_lightning.train experiment=vqgan_f16" in ended.output
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EXPERIMENTS + SECOND_STAGES)
 def test_an_experiment_opens_with_the_command_that_runs_it(name):
     text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     opening = text.split("\ndefaults:")[0].split("\nname:")[0]
-    assert f"#   python -m ldm_lightning.train experiment={name}\n" in opening
+    rest = "[^#]*first_stage.checkpoint=" if name in SECOND_STAGES else "\n"
+    assert re.search(rf"#   python -m ldm_lightning.train experiment={name}{rest}", opening)

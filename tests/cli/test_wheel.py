@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ldm_lightning.config import CONF_DIR
-from tests.cli.run import EXPERIMENTS, ROOT, process, run_folder, summary_of
+from tests.cli.run import EXPERIMENTS, ROOT, SECOND_STAGES, process, run_folder, summary_of
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,10 @@ def test_an_installed_wheel_builds_a_model_and_loads_its_features(installed, tmp
 
 def test_a_checkout_uses_the_configuration_beside_the_package():
     assert CONF_DIR == ROOT / "conf"
-    assert {path.stem for path in (CONF_DIR / "experiment").iterdir()} == set(EXPERIMENTS)
+    assert {path.stem for path in (CONF_DIR / "experiment").iterdir()} == {
+        *EXPERIMENTS,
+        *SECOND_STAGES,
+    }
 
 
 @pytest.mark.parametrize("name", ["ldm-train", "ldm-evaluate", "ldm-encode"])

@@ -7,10 +7,10 @@ from torch import nn
 
 from ldm_lightning.utils.checkpoint import (
     CheckpointError,
-    autoencoder_weights,
     load_checkpoint,
     load_strict,
     save_checkpoint,
+    trained_weights,
 )
 
 
@@ -122,13 +122,13 @@ def test_averaged_weights_are_preferred_and_raw_ones_can_be_forced():
         "state_dict": {"autoencoder.weight": torch.zeros(1), "discriminator.weight": torch.ones(1)},
         "ema": {"weight": torch.full((1,), 5.0)},
     }
-    averaged = autoencoder_weights(checkpoint)
+    averaged = trained_weights(checkpoint)
     assert (averaged.kind, averaged.tensors) == ("ema", {"weight": torch.full((1,), 5.0)})
-    raw = autoencoder_weights(checkpoint, "raw")
+    raw = trained_weights(checkpoint, "raw")
     assert (raw.kind, raw.tensors) == ("raw", {"weight": torch.zeros(1)})
     del checkpoint["ema"]
-    assert autoencoder_weights(checkpoint).kind == "raw"
+    assert trained_weights(checkpoint).kind == "raw"
     with pytest.raises(ValueError, match="'ema' or 'raw', got 'best'"):
-        autoencoder_weights(checkpoint, "best")
+        trained_weights(checkpoint, "best")
     with pytest.raises(CheckpointError, match="holds no autoencoder"):
-        autoencoder_weights({"state_dict": {}})
+        trained_weights({"state_dict": {}})

@@ -1,0 +1,36 @@
+"""Pictures after each validation of a second stage: samples, their ceiling, and decoded noise."""
+
+import lightning.pytorch as pl
+
+from ldm_lightning.callbacks.pictures import draw
+from ldm_lightning.utils.run_folder import RunFolder
+
+LEGEND = """\
+samples_<update>.png: generated images, always of the same noise; of a class-conditional model
+column c holds class c.
+ceiling_latest.png: real images as the first stage reconstructs them; samples cannot be better.
+prior_latest.png: decoded noise, without any denoising; samples should be better.
+"""
+
+
+class SampleGrid(pl.Callback):
+    """Draw what the module generated in its validation into the run's ``images/``.
+
+    Args:
+        run_folder: Where ``images/`` is.
+    """
+
+    def __init__(self, run_folder: RunFolder) -> None:
+        self.folder = run_folder.images
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw on the first process."""
+        generated = pl_module.generated
+        if trainer.sanity_checking or not trainer.is_global_zero or generated is None:
+            return
+        num_columns: int = pl_module.generation.num_columns  # type: ignore[union-attr, assignment]
+        for name in ("samples", "ceiling", "prior"):
+            draw(trainer, self.folder, name, getattr(generated, name), num_columns=num_columns)
+        legend = self.folder / "legend.txt"
+        if not legend.exists():
+            legend.write_text(LEGEND, encoding="utf-8")

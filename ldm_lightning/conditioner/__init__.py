@@ -1,0 +1,1 @@
+"""From a batch to what a denoiser is conditioned on."""

@@ -1,0 +1,263 @@
+"""The U-Net of latent diffusion.
+
+Source: Dhariwal & Nichol 2021 (ADM, arXiv:2105.05233, section 3); with attention to a condition's
+tokens, Rombach et al. 2022 (arXiv:2112.10752, section 3.3). Parameters bear the names of the
+published weights without their prefix ``model.diffusion_model.``; embeddings of labels are the
+conditioner's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ldm_lightning.denoiser.unet_attention import AttentionBlock, SpatialTransformer
+from ldm_lightning.denoiser.unet_blocks import BlockList, Downsample, ResidualBlock
+from ldm_lightning.denoiser.unet_layers import group_norm, zeroed
+from ldm_lightning.nn.blocks import NearestUpsample
+from ldm_lightning.nn.condition import Condition
+from ldm_lightning.nn.time_embedding import TimeEmbedding
+
+EMBEDDING_RATIO = 4
+"""Width of the time embedding over ``base_width``."""
+
+
+class UNet(nn.Module):
+    """Predict from noisy latents, at the time given, what the parametrisation says.
+
+    Args:
+        in_channels: Channels of the noisy latents, and of what a condition concatenates to them.
+        out_channels: Channels of the prediction.
+        base_width: Channels of the first level; even.
+        width_multipliers: Channels of each level, as multiples of ``base_width``; each level halves
+            height and width of the one before.
+        num_res_blocks: Residual blocks a level going down; one more going up.
+        attention_at: Downsampling factors of the latents at which every residual block is followed
+            by attention; one that no level reaches is ignored. The middle block always has it.
+        num_heads: Attention heads, or None.
+        head_width: Channels of an attention head, or None. One of the two is given.
+        context_width: Width of the condition's tokens, which attention blocks then read; None for
+            self-attention alone.
+        transformer_depth: Transformer blocks at each place of attention to the condition's tokens.
+        scale_shift_norm: The time embedding scales and shifts normalised features, instead of being
+            added to features.
+        resblock_updown: Residual blocks change the resolution, instead of convolutions.
+        dropout: Share of activations dropped in residual blocks, in [0, 1).
+        recompute: Trade time for memory: recompute activations in the backward pass.
+
+    Raises:
+        ValueError: If not exactly one of ``num_heads`` and ``head_width`` is given, or it does not
+            divide the width of a level with attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        base_width: int,
+        width_multipliers: Sequence[int],
+        num_res_blocks: int,
+        attention_at: Sequence[int],
+        num_heads: int | None = None,
+        head_width: int | None = None,
+        context_width: int | None = None,
+        transformer_depth: int = 1,
+        scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        dropout: float = 0.0,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if (num_heads is None) == (head_width is None):
+            raise ValueError(
+                "Give exactly one of num_heads and head_width and leave the other null, got "
+                f"num_heads={num_heads} and head_width={head_width}."
+            )
+        self.in_channels = in_channels
+        self.context_width = context_width
+        self.recompute = recompute
+        self.downsampling_factor = 2 ** (len(width_multipliers) - 1)
+        self._embedding_width = embedding_width = EMBEDDING_RATIO * base_width
+
+        def residual(
+            in_width: int, out_width: int, resample: nn.Module | None = None
+        ) -> ResidualBlock:
+            return ResidualBlock(
+                in_width,
+                out_width,
+                embedding_width=embedding_width,
+                scale_shift_norm=scale_shift_norm,
+                dropout=dropout,
+                resample=resample,
+            )
+
+        def attention(width: int) -> nn.Module:
+            heads = _num_heads(width, num_heads=num_heads, head_width=head_width)
+            if context_width is None:
+                return AttentionBlock(width, num_heads=heads)
+            return SpatialTransformer(
+                width, context_width=context_width, num_heads=heads, depth=transformer_depth
+            )
+
+        def attention_after(level: int) -> list[nn.Module]:
+            return [attention(widths[level])] if 2**level in attention_at else []
+
+        def halving(width: int) -> nn.Module:
+            return residual(width, width, nn.AvgPool2d(2)) if resblock_updown else Downsample(width)
+
+        def doubling(width: int) -> nn.Module:
+            if resblock_updown:
+                return residual(width, width, nn.Upsample(scale_factor=2.0))
+            return NearestUpsample(width)
+
+        widths = [base_width * multiplier for multiplier in width_multipliers]
+        self.time_embed = TimeEmbedding(width=base_width, out_width=embedding_width)
+
+        self.input_blocks = nn.ModuleList(
+            [BlockList([nn.Conv2d(in_channels, base_width, kernel_size=3, padding=1)])]
+        )
+        skip_widths = [base_width]  # of the output of each input block
+        for level, level_width in enumerate(widths):
+            if level > 0:
+                self.input_blocks.append(BlockList([halving(skip_widths[-1])]))
+                skip_widths.append(skip_widths[-1])
+            for _ in range(num_res_blocks):
+                self.input_blocks.append(
+                    BlockList([residual(skip_widths[-1], level_width), *attention_after(level)])
+                )
+                skip_widths.append(level_width)
+
+        width = skip_widths[-1]
+        self.middle_block = BlockList(
+            [residual(width, width), attention(width), residual(width, width)]
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, level_width in reversed(list(enumerate(widths))):
+            for index in range(num_res_blocks + 1):
+                layers: list[nn.Module] = [residual(width + skip_widths.pop(), level_width)]
+                layers += attention_after(level)
+                width = level_width
+                if level > 0 and index == num_res_blocks:
+                    layers.append(doubling(width))
+                self.output_blocks.append(BlockList(layers))
+
+        self.out = nn.Sequential(
+            group_norm(width),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(width, out_channels, kernel_size=3, padding=1)),
+        )
+
+    @property
+    def vector_width(self) -> int:
+        """Width of ``condition.vector``: that of the time embedding."""
+        return self._embedding_width
+
+    def forward(self, noisy: Tensor, network_time: Tensor, condition: Condition) -> Tensor:
+        """Predict.
+
+        Args:
+            noisy: Noisy latents, scaled to unit variance or so, [B, c, h, w].
+            network_time: What the schedule says the network sees of the time, [B].
+            condition: ``vector`` [B, ``vector_width``] is added to the time embedding, ``context``
+                [B, n, ``context_width``] is attended to, ``concat`` [B, c', h, w] is concatenated.
+
+        Returns:
+            [B, out_channels, h, w], unbounded; in the parameters' type, under autocast too.
+
+        Raises:
+            ValueError: If height or width is not divisible, or what comes is not what the network
+                was built for.
+        """
+        self._check(noisy, network_time, condition)
+        hidden = noisy
+        if condition.concat is not None:
+            hidden = torch.cat([noisy, condition.concat], dim=1)
+        embedding = self.time_embed(network_time)
+        if condition.vector is not None:
+            embedding = embedding + condition.vector
+        skips: list[Tensor] = []
+        for blocks in self.input_blocks:
+            hidden = self._run(blocks, hidden, embedding, condition.context)
+            skips.append(hidden)
+        hidden = self._run(self.middle_block, hidden, embedding, condition.context)
+        for blocks in self.output_blocks:
+            hidden = self._run(blocks, hidden, embedding, condition.context, skips.pop())
+        norm, activation, conv = self.out
+        hidden = activation(norm(hidden))
+        # The last layer runs in the parameters' own precision: what it rounds away is an error of
+        # every prediction. It is one convolution.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return conv(hidden.to(conv.weight.dtype))
+
+    def _run(
+        self,
+        blocks: nn.Module,
+        hidden: Tensor,
+        embedding: Tensor,
+        context: Tensor | None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
+        """Run a list of blocks; with ``recompute`` its activations are made again going back."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(blocks, hidden, embedding, context, skip, use_reentrant=False)
+        return blocks(hidden, embedding, context, skip)
+
+    def _check(self, noisy: Tensor, network_time: Tensor, condition: Condition) -> None:
+        """Refuse what does not fit the network."""
+        batch, channels, height, width = noisy.shape
+        if height % self.downsampling_factor or width % self.downsampling_factor:
+            raise ValueError(
+                f"Latents of {height}x{width} are not divisible by the U-Net's downsampling factor "
+                f"{self.downsampling_factor}; give images whose size is, or fewer "
+                "denoiser.width_multipliers."
+            )
+        if network_time.shape != (batch,):
+            raise ValueError(
+                f"network_time must be [{batch}], one a sample, got {list(network_time.shape)}."
+            )
+        concat, vector, context = condition.concat, condition.vector, condition.context
+        num_concat = 0 if concat is None else concat.shape[1]
+        if channels + num_concat != self.in_channels:
+            raise ValueError(
+                f"The U-Net takes in_channels={self.in_channels}, got {channels} of the noisy "
+                f"latents and {num_concat} of the condition's concat; set denoiser.in_channels to "
+                f"their sum, {channels + num_concat}."
+            )
+        if concat is not None and concat.shape[2:] != noisy.shape[2:]:
+            raise ValueError(
+                f"The condition's concat must have the latents' size {height}x{width}, got "
+                f"{'x'.join(map(str, concat.shape[2:]))}."
+            )
+        if vector is not None and vector.shape != (batch, self.vector_width):
+            raise ValueError(
+                f"The condition's vector must be [{batch}, {self.vector_width}], got "
+                f"{list(vector.shape)}; its width is {EMBEDDING_RATIO} * base_width."
+            )
+        if (context is None) != (self.context_width is None):
+            raise ValueError(
+                f"The U-Net has context_width={self.context_width} and the condition "
+                f"{'no' if context is None else 'a'} context; a context needs context_width, the "
+                "width of its tokens, and context_width needs a context."
+            )
+        if context is not None and (
+            context.ndim != 3 or context.shape[::2] != (batch, self.context_width)
+        ):
+            raise ValueError(
+                f"The condition's context must be [{batch}, n, {self.context_width}], got "
+                f"{list(context.shape)}."
+            )
+
+
+def _num_heads(width: int, *, num_heads: int | None, head_width: int | None) -> int:
+    """Attention heads of a block of ``width`` channels."""
+    name, divisor = ("num_heads", num_heads) if head_width is None else ("head_width", head_width)
+    assert divisor is not None  # one of the two is given
+    if width % divisor:
+        raise ValueError(
+            f"Attention over {width} channels is not divisible by {name}={divisor}; change it, "
+            "base_width or width_multipliers."
+        )
+    return divisor if head_width is None else width // divisor

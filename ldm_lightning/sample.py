@@ -1,0 +1,265 @@
+"""Generate images with a trained second stage.
+
+    python -m ldm_lightning.sample checkpoint=outputs/ldm_kl_f8/RUN output=SAMPLES num_samples=100
+    torchrun --nproc-per-node 8 -m ldm_lightning.sample checkpoint=RUN output=SAMPLES
+
+Image i follows from (seed, i), whatever batch or process it is made in. Started again with the same
+words, images that exist are kept; with other words the folder is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ldm_lightning.config import CONF_DIR, error_text, errors_told_plainly, register_resolvers
+
+if TYPE_CHECKING:
+    from ldm_lightning.second_stage import OpenedSecondStage
+    from ldm_lightning.utils.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+NUM_SHOWN = 100
+"""Images in the grid."""
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="sample")
+def _sample(cfg: DictConfig) -> None:
+    with errors_told_plainly():
+        sample(cfg)
+
+
+def sample(cfg: DictConfig) -> None:
+    """Fill ``cfg.output`` with images; write its ``summary.json``.
+
+    Raises:
+        ValueError: If a value makes no sense, or the folder holds other samples.
+    """
+    _check(cfg)
+    from ldm_lightning.utils.distributed import joined_processes
+    from ldm_lightning.utils.memory import keep_freed_memory
+    from ldm_lightning.utils.run_folder import RunFolder
+
+    keep_freed_memory()
+    run_folder = RunFolder(cfg.output)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first and (other := run_folder.other_process()) is not None:
+        raise ValueError(f"Process {other} is writing to output={cfg.output} already.")
+    try:
+        with joined_processes():
+            changes = _make_images(cfg, run_folder)
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        # A folder that was refused is as it was.
+        if is_first and run_folder.read_summary().get("state", "running") == "running":
+            run_folder.update_summary({"state": state, "reason": error_text(error)})
+        raise
+    if is_first:
+        run_folder.update_summary({"state": "finished", **changes})
+        log.info("Grid: %s", run_folder.path / "grid.png")
+        log.info("Images: %s", run_folder.images)
+
+
+def _check(cfg: DictConfig) -> None:
+    for key, what in (("checkpoint", "RUN, a run folder or a .ckpt"), ("output", "DIR")):
+        if OmegaConf.is_missing(cfg, key):
+            raise ValueError(f"No value for {key}: give {key}={what}.")
+    for key in ("num_samples", "batch_size"):
+        if not isinstance(cfg[key], int) or cfg[key] < 1:
+            raise ValueError(f"{key} must be a positive whole number, got {cfg[key]!r}.")
+
+
+def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
+    """Make what is missing; returns what to put into the summary."""
+    import torch
+
+    from ldm_lightning import build, measure, second_stage
+    from ldm_lightning.sampler.images import in_batches
+    from ldm_lightning.utils.distributed import num_processes, process_rank
+    from ldm_lightning.utils.provenance import git_commit, package_versions
+
+    opened = second_stage.open_second_stage(
+        cfg.checkpoint, weights=cfg.weights, first_stage_checkpoint=cfg.first_stage.checkpoint
+    )
+    sampler = _sampler_config(cfg.sampler, opened)
+    image_sampler = second_stage.opened_sampler(opened, sampler, seed=cfg.seed)
+    num_classes = image_sampler.conditioner.num_classes
+    labels = _labels(cfg.labels, cfg.num_samples, None if cfg.prior else num_classes)
+    computing = measure.choose_computing(str(cfg.precision))
+    facts = {
+        "checkpoint": str(opened.path.absolute()),
+        "weights": opened.weights,
+        "weights_hash": opened.weights_hash,
+        "sampler": OmegaConf.to_container(sampler),
+        "labels": OmegaConf.to_container(cfg.labels)
+        if isinstance(cfg.labels, ListConfig)
+        else cfg.labels,
+        "prior": cfg.prior,
+        "seed": cfg.seed,
+        "precision": computing.precision,
+    }
+    _refuse_others(run_folder, facts)
+    if process_rank() == 0:
+        run_folder.update_summary({"state": "running", "name": "sample", "samples": facts})
+        (run_folder.path / "labels.json").write_text(json.dumps(labels) + "\n", encoding="utf-8")
+    missing = [n for n in range(cfg.num_samples) if not _path(run_folder, n).is_file()]
+    log.info("%d images, of which %d are to be made.", cfg.num_samples, len(missing))
+    for network in (image_sampler.first_stage, opened.networks.model):
+        network.to(computing.device, computing.dtype)
+    own = missing[process_rank() :: num_processes()]
+    with torch.inference_mode(), computing.autocast():
+        for numbers in _with_progress(in_batches(own, cfg.batch_size), len(own)):
+            if cfg.prior:
+                images = image_sampler.prior_images(numbers)
+            else:
+                wanted = None if num_classes is None else [labels[n] for n in numbers]
+                images = image_sampler.images(numbers, wanted)
+            _save(images.float().cpu(), numbers, run_folder)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if process_rank() == 0:
+        _summarise(cfg, run_folder, labels, num_classes)
+    return {
+        "num_samples": cfg.num_samples,
+        "versions": package_versions(),
+        "commit": git_commit(),
+        "config": build.plain(cfg),
+    }
+
+
+def _sampler_config(given: DictConfig, opened: OpenedSecondStage) -> DictConfig:
+    """The sampler to use: the given one, or the run's with the given values."""
+    if given._target_ is not None:
+        return given
+    from ldm_lightning.utils.targets import check_targets
+
+    stored = opened.description["sampler"]
+    check_targets(stored, allowed_packages=("ldm_lightning.sampler",))
+    values = {key: value for key, value in given.items() if value is not None}
+    merged = OmegaConf.merge(stored, values)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _labels(
+    given: int | ListConfig | None, num_samples: int, num_classes: int | None
+) -> list[int | None]:
+    """The class of each sample; None for a model without classes.
+
+    Raises:
+        ValueError: If labels are given to a model without classes, or one is out of range.
+    """
+    from ldm_lightning.sampler.images import default_labels
+
+    if num_classes is None:
+        if given is not None:
+            raise ValueError(f"labels={given}, but these images depend on no label; leave it out.")
+        return [None] * num_samples
+    if given is None:
+        in_turn = default_labels(range(num_samples), num_classes)
+        assert in_turn is not None
+        return list(in_turn)
+    wanted = list(given) if isinstance(given, ListConfig) else [given]
+    wrong = [x for x in wanted if not isinstance(x, int) or not 0 <= x < num_classes]
+    if wrong or not wanted:
+        raise ValueError(
+            f"labels={given}: this model has the classes 0 to {num_classes - 1}; give one, or a "
+            "list of them."
+        )
+    return [wanted[number % len(wanted)] for number in range(num_samples)]
+
+
+def _refuse_others(run_folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Refuse a folder whose images were made by other words.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    found = run_folder.read_summary().get("samples")
+    if found is None:
+        if any(run_folder.images.glob("*.png")):
+            raise ValueError(
+                f"{run_folder.images} holds images of something else. Choose another output."
+            )
+        return
+    differing = [
+        f"{key}={found.get(key)} there, {facts[key]} now"
+        for key in facts
+        if found.get(key) != facts[key]
+    ]
+    if differing:
+        raise ValueError(
+            f"{run_folder.path} holds other samples ({'; '.join(differing)}). Choose another "
+            "output, or delete that one."
+        )
+
+
+def _path(run_folder: RunFolder, number: int) -> Path:
+    return run_folder.images / f"{number:06d}.png"
+
+
+def _save(images: Any, numbers: Sequence[int], run_folder: RunFolder) -> None:
+    """Write images as PNG files, each whole or not at all."""
+    from ldm_lightning.utils.files import atomic_writer
+    from ldm_lightning.utils.image import png_bytes
+
+    for image, number in zip(images, numbers, strict=True):
+        with atomic_writer(_path(run_folder, number)) as file:
+            file.write(png_bytes(image))
+
+
+def _with_progress(batches: Sequence[Any], total: int) -> Any:
+    """Go through batches under a bar with the time left."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("sampling", total=total)
+        for batch in batches:
+            yield batch
+            progress.advance(task, len(batch))
+
+
+def _summarise(
+    cfg: DictConfig, run_folder: RunFolder, labels: list[int | None], num_classes: int | None
+) -> None:
+    """Write the grid, and where wanted the npz."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from ldm_lightning.utils.image import from_uint8, save_grid
+
+    shown = range(min(NUM_SHOWN, cfg.num_samples))
+    arrays = [np.asarray(Image.open(_path(run_folder, number))) for number in shown]
+    tiles = torch.stack([torch.from_numpy(np.atleast_3d(a).copy()) for a in arrays])
+    columns = num_classes if num_classes is not None and 2 <= num_classes <= 16 else 10
+    save_grid(
+        from_uint8(tiles.permute(0, 3, 1, 2)), run_folder.path / "grid.png", num_columns=columns
+    )
+    if cfg.npz:
+        numbers = range(cfg.num_samples)
+        everything = np.stack([np.asarray(Image.open(_path(run_folder, n))) for n in numbers])
+        contents = [everything]  # ADM's evaluator reads arr_0, and class labels from arr_1
+        if num_classes is not None and not cfg.prior:
+            contents.append(np.asarray(labels))
+        np.savez(run_folder.path / "samples.npz", *contents)
+
+
+def main() -> None:
+    """Entry point of ``ldm-sample`` and ``python -m ldm_lightning.sample``."""
+    register_resolvers()
+    with errors_told_plainly():
+        _sample()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""From configuration or checkpoint to a diffusion model in a first stage's latent space."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+from torch import nn
+
+from ldm_lightning import build, measure
+from ldm_lightning.autoencoder.frozen import FrozenFirstStage
+from ldm_lightning.autoencoder.normalizer import MODES, LatentNormalizer, StoredStatistics
+from ldm_lightning.conditioner.base import Conditioner
+from ldm_lightning.data.latents import LatentDataModule
+from ldm_lightning.data.module import ImageDataModule, MapDataModule
+from ldm_lightning.data.samples import image_facts
+from ldm_lightning.diffusion.process import Process
+from ldm_lightning.metrics.features import FeatureSet
+from ldm_lightning.metrics.generation import GenerationMetrics
+from ldm_lightning.metrics.latents import frozen_moments, measure_statistics
+from ldm_lightning.module.diffusion import DiffusionModule
+from ldm_lightning.module.generation import GenerationValidation
+from ldm_lightning.sampler.images import ImageSampler
+from ldm_lightning.sampler.sampler import Sampler
+from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
+from ldm_lightning.utils.hashing import hash_tensors
+from ldm_lightning.utils.run_folder import find_checkpoint
+from ldm_lightning.utils.targets import check_targets
+
+log = logging.getLogger(__name__)
+
+NUM_SHOWN = 64
+"""Samples in a picture."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a second stage trains."""
+
+    denoiser: nn.Module
+    conditioner: Conditioner
+
+    @property
+    def model(self) -> nn.ModuleDict:
+        """Both, under the names of a checkpoint."""
+        return nn.ModuleDict({"denoiser": self.denoiser, "conditioner": self.conditioner})
+
+
+def resolve_condition(cfg: DictConfig, *, num_classes: int | None) -> None:
+    """Fill in what the conditioner takes from the denoiser and from the data.
+
+    Args:
+        cfg: Is changed: ``conditioner.width`` and ``conditioner.num_classes`` where they are null.
+        num_classes: Of the data; None where they have no labels, or are not known.
+
+    Raises:
+        ValueError: If classes are needed and there are none, or more than the model has.
+    """
+    conditioner = cfg.conditioner
+    if "num_classes" not in conditioner:
+        return
+    if conditioner.num_classes is None:
+        if num_classes is None:
+            raise ValueError(
+                "conditioner=class_label needs images with labels, and these data have none. Use "
+                "data with class folders or .cls entries, or conditioner=none."
+            )
+        conditioner.num_classes = num_classes
+    elif num_classes is not None and num_classes > conditioner.num_classes:
+        raise ValueError(
+            f"The data have {num_classes} classes, labels 0 to {num_classes - 1}, but "
+            f"conditioner.num_classes={conditioner.num_classes}; set it to {num_classes}."
+        )
+    if conditioner.width is None:
+        if conditioner.kind == "context":
+            conditioner.width = cfg.denoiser.context_width
+        else:
+            with torch.device("meta"):
+                conditioner.width = instantiate(cfg.denoiser).vector_width
+
+
+def stored_second_stage(cfg: DictConfig) -> dict[str, Any]:
+    """Plain description, from which ``build_networks`` and ``build_process`` make them again."""
+    resolved = build.plain(cfg)
+    names = ("denoiser", "conditioner", "diffusion", "sampler", "resolution", "image_channels")
+    return {name: resolved[name] for name in names}
+
+
+def build_networks(stored: Mapping[str, Any]) -> Networks:
+    """Build the networks of a description, after checking its targets."""
+    check_targets({name: stored[name] for name in ("denoiser", "conditioner")})
+    return Networks(instantiate(stored["denoiser"]), instantiate(stored["conditioner"]))
+
+
+def build_process(stored: Mapping[str, Any]) -> Process:
+    """Build the diffusion process of a description, after checking its targets."""
+    check_targets(stored["diffusion"])
+    return instantiate(stored["diffusion"])
+
+
+# The first stage in use
+
+
+def build_first_stage(cfg: DictConfig, data: MapDataModule) -> FrozenFirstStage:
+    """The frozen first stage of a run, with the normalizer of its training data.
+
+    Raises:
+        ValueError: If it is missing or does not fit the configuration, or if a latent cache or
+            stored statistics were made with other weights, data or transforms.
+    """
+    first_stage = build.build_frozen_first_stage(
+        cfg.first_stage.checkpoint, cfg.first_stage.weights
+    )
+    autoencoder = first_stage.autoencoder
+    for key, own in (
+        ("latent_channels", autoencoder.latent_channels),
+        ("downsampling_factor", autoencoder.downsampling_factor),
+    ):
+        if cfg[key] != own:
+            raise ValueError(
+                f"{key}={cfg[key]}, but the first stage {first_stage.path} has {own}; give "
+                f"{key}={own}, or the first stage this experiment was written for."
+            )
+    if isinstance(data, LatentDataModule):
+        data.check(first_stage.weights_hash)
+        size = [cfg.resolution] * 2 if isinstance(cfg.resolution, int) else list(cfg.resolution)
+        wanted = first_stage.latent_shape((1, cfg.image_channels, *size))[1:]
+        if data.latent_shape != wanted:
+            raise ValueError(
+                f"The latents of {data.root} are {list(data.latent_shape)}, but "
+                f"resolution={cfg.resolution} gives {list(wanted)}; give the resolution that they "
+                "were encoded at."
+            )
+    first_stage.set_normalizer(_normalizer(cfg.first_stage.normalizer, first_stage, data))
+    return first_stage
+
+
+def _normalizer(
+    kind: str | float, first_stage: FrozenFirstStage, data: MapDataModule
+) -> LatentNormalizer:
+    """The normalizer that ``first_stage.normalizer`` asks for."""
+    num_channels = first_stage.latent_channels
+    if isinstance(kind, (int, float)):
+        return LatentNormalizer(torch.zeros(num_channels), torch.full((num_channels,), float(kind)))
+    if kind not in MODES:
+        raise ValueError(
+            f"first_stage.normalizer must be one of {', '.join(MODES)}, or a number such as "
+            f"0.18215; got {kind!r}."
+        )
+    if kind == "identity":
+        return LatentNormalizer.identity(num_channels)
+    if isinstance(data, LatentDataModule):
+        statistics = data.statistics
+    else:
+        assert isinstance(data, ImageDataModule)
+        statistics = _stored_or_measured(first_stage, data)
+    return LatentNormalizer.from_statistics(statistics, mode=kind)
+
+
+def _stored_or_measured(first_stage: FrozenFirstStage, data: ImageDataModule) -> StoredStatistics:
+    """Statistics of the training images: those stored beside the first stage, or measured now."""
+    loader = data.unaugmented_dataloader()
+    facts = image_facts(data.train_dataset.without_augmentation(), data.indices("train"))
+    protocol = {name: value for name, value in facts.items() if name != "root"}
+    path = first_stage.path.with_suffix(".latents.json")
+    if path.is_file():
+        statistics = StoredStatistics.load(path)
+        LatentNormalizer.from_statistics(statistics, mode="scalar").check(
+            first_stage.weights_hash, protocol=protocol
+        )
+        return statistics
+    batches = track(loader, description="latent statistics")
+    device = measure.choose_computing("32").device
+    statistics = measure_statistics(
+        frozen_moments(first_stage.to(device), (batch["image"] for batch in batches)),
+        num_channels=first_stage.latent_channels,
+        first_stage_hash=first_stage.weights_hash,
+        protocol=protocol,
+    )
+    first_stage.cpu()
+    try:
+        statistics.save(path)
+    except OSError as error:
+        log.warning("The statistics of the latents could not be kept in %s: %s", path, error)
+    return statistics
+
+
+# Training
+
+
+def build_module(
+    cfg: DictConfig,
+    *,
+    data: MapDataModule,
+    first_stage: FrozenFirstStage,
+    features: FeatureSet,
+    num_devices: int,
+) -> DiffusionModule:
+    """Build the second stage's module.
+
+    Args:
+        cfg: The composed configuration, after ``resolve_condition``.
+        data: What it is trained on.
+        first_stage: With its normalizer.
+        features: Feature networks of the metrics.
+        num_devices: Processes that train together.
+    """
+    stored = stored_second_stage(cfg)
+    networks, process = build_networks(stored), build_process(stored)
+    generation = None
+    if cfg.validation.num_samples:
+        real = data if isinstance(data, ImageDataModule) else real_images(cfg, first_stage)
+        generation = GenerationValidation(
+            image_sampler(
+                instantiate(cfg.sampler), networks, process, first_stage, stored, seed=cfg.seed
+            ),
+            GenerationMetrics(features, protocol=real.protocol("val"), cache_dir=cfg.cache_dir),
+            real.val_dataloader,
+            num_samples=cfg.validation.num_samples,
+            batch_size=cfg.validation.sample_batch_size,
+            num_shown=NUM_SHOWN,
+        )
+    return DiffusionModule(
+        networks.denoiser,
+        networks.conditioner,
+        process,
+        first_stage,
+        optimization=build.build_optimization(cfg, num_devices=num_devices),
+        seed=cfg.seed,
+        log_every_steps=cfg.log_every_steps,
+        stored_config=stored,
+        protocol=data.protocol("val"),
+        generation=generation,
+    )
+
+
+def image_sampler(
+    sampler: Sampler,
+    networks: Networks,
+    process: Process,
+    first_stage: FrozenFirstStage,
+    stored: Mapping[str, Any],
+    *,
+    seed: int,
+) -> ImageSampler:
+    """Join what turns noise into images of the resolution that a description names."""
+    size = stored["resolution"]
+    size = [size] * 2 if isinstance(size, int) else list(size)
+    _, _, height, width = first_stage.latent_shape((1, stored["image_channels"], *size))
+    return ImageSampler(
+        sampler=sampler,
+        process=process,
+        denoiser=networks.denoiser,
+        conditioner=networks.conditioner,
+        first_stage=first_stage,
+        latent_size=(height, width),
+        seed=seed,
+    )
+
+
+def real_images(cfg: DictConfig, first_stage: FrozenFirstStage) -> ImageDataModule:
+    """Images of the first stage's own run, against which samples are measured.
+
+    A latent cache holds no images.
+    """
+    opened = measure.open_first_stage(first_stage.path, weights=first_stage.weights)
+    unknown = dict.fromkeys(("data", "resolution", "image_channels", "eval_crop", "precision"))
+    known = {"features": OmegaConf.to_container(cfg.features, resolve=True)}
+    defaults = measure.with_run_defaults(OmegaConf.create({**unknown, **known}), opened)
+    return build.build_data(defaults)
+
+
+# In use
+
+
+@dataclass(frozen=True)
+class OpenedSecondStage:
+    """A second stage as its checkpoint holds it, on the CPU in float32, in evaluation mode.
+
+    Attributes:
+        networks: With the trained weights.
+        process: What they were trained with.
+        first_stage: With the normalizer it was trained under.
+        description: What it was rebuilt from.
+        weights: ``ema`` or ``raw``: which weights it holds.
+        weights_hash: SHA-256 of the networks' tensors.
+        path: The checkpoint file.
+        step: Updates it was trained for; None where the file does not say.
+    """
+
+    networks: Networks
+    process: Process
+    first_stage: FrozenFirstStage
+    description: dict[str, Any]
+    weights: str
+    weights_hash: str
+    path: Path
+    step: int | None
+
+
+def is_second_stage(checkpoint: str | Path) -> bool:
+    """Whether a ``.ckpt`` or run folder holds a second stage.
+
+    Raises:
+        ValueError: If it is missing or damaged.
+    """
+    return "second_stage" in load_checkpoint(find_checkpoint(checkpoint))
+
+
+def open_second_stage(
+    checkpoint: str | Path, *, weights: str, first_stage_checkpoint: str | None
+) -> OpenedSecondStage:
+    """Rebuild a second stage and find its first stage again.
+
+    Args:
+        checkpoint: A ``.ckpt`` or a run folder: ``best.ckpt``, else ``last.ckpt``.
+        weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
+            takes the raw weights.
+        first_stage_checkpoint: Where the first stage is now; None looks where it was, and beside
+            the run as in the folder of a chain.
+
+    Raises:
+        ValueError: If one of the two is missing or damaged, or the first stage is another one.
+    """
+    path = find_checkpoint(checkpoint)
+    content = load_checkpoint(path)
+    if "second_stage" not in content:
+        raise ValueError(
+            f"checkpoint={path} holds no second stage; expected a run of an ldm_* experiment."
+        )
+    stored = dict(content["second_stage"])
+    with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
+        networks = build_networks(stored)
+    chosen = trained_weights(content, weights, part="model")
+    model = networks.model
+    load_strict(model, chosen.tensors, path)
+    model.eval().requires_grad_(False)
+    known = stored["first_stage"]
+    place = first_stage_checkpoint or _find_first_stage(Path(known["path"]), path)
+    try:
+        first_stage = build.build_frozen_first_stage(place, known["weights"])
+    except ValueError as error:
+        raise ValueError(
+            f"{path} needs its first stage with the weights {known['hash'][:12]} "
+            f"(weights={known['weights']}), formerly {known['path']}. {error} Give "
+            "first_stage.checkpoint=RUN."
+        ) from error
+    first_stage.check_weights(known["hash"])
+    first_stage.set_normalizer(LatentNormalizer.from_dict(stored["normalizer"]))
+    return OpenedSecondStage(
+        networks,
+        build_process(stored),
+        first_stage,
+        stored,
+        chosen.kind,
+        hash_tensors(model.state_dict()),
+        path,
+        content.get("global_step"),
+    )
+
+
+def opened_sampler(opened: OpenedSecondStage, sampler: DictConfig, *, seed: int) -> ImageSampler:
+    """What turns noise into images with a checkpoint."""
+    return image_sampler(
+        instantiate(sampler),
+        opened.networks,
+        opened.process,
+        opened.first_stage,
+        opened.description,
+        seed=seed,
+    )
+
+
+def _find_first_stage(formerly: Path, second_stage: Path) -> Path:
+    """Where the first stage was, or beside the run if a chain's folder was moved."""
+    moved = second_stage.absolute().parents[2] / "first_stage" / "checkpoints" / formerly.name
+    return moved if moved.is_file() and not formerly.is_file() else formerly
