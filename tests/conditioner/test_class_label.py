@@ -1,0 +1,80 @@
+"""Labels become rows of a table; dropped ones become its last row."""
+
+import pytest
+import torch
+
+from ldm_lightning.conditioner.class_label import ClassConditioner
+from ldm_lightning.conditioner.none import NoConditioner
+from ldm_lightning.nn.condition import Condition
+
+
+def batch(*labels):
+    return {"label": torch.tensor(labels)}
+
+
+def test_a_vector_is_the_label_s_row():
+    conditioner = ClassConditioner(num_classes=3, width=8)
+    condition = conditioner(batch(2, 0), drop=None)
+    assert condition.context is None
+    assert condition.concat is None
+    torch.testing.assert_close(condition.vector, conditioner.embedding.weight[[2, 0]])
+
+
+def test_a_context_is_one_token():
+    conditioner = ClassConditioner(num_classes=3, width=8, kind="context")
+    condition = conditioner(batch(1, 1), drop=None)
+    assert condition.vector is None
+    assert condition.context.shape == (2, 1, 8)
+    torch.testing.assert_close(condition.context[:, 0], conditioner.embedding.weight[[1, 1]])
+
+
+@pytest.mark.parametrize("kind", ["vector", "context"])
+def test_dropped_rows_equal_the_null_condition(kind):
+    conditioner = ClassConditioner(num_classes=3, width=8, kind=kind)
+    drop = torch.tensor([True, False])
+    condition = getattr(conditioner(batch(0, 0), drop=drop), kind)
+    null = getattr(conditioner.null(1, torch.device("cpu")), kind)
+    torch.testing.assert_close(condition[0], null[0])
+    torch.testing.assert_close(condition[0].flatten(), conditioner.embedding.weight[3])
+    assert not torch.equal(condition[1], condition[0])
+
+
+def test_both_kinds_of_rows_learn():
+    conditioner = ClassConditioner(num_classes=2, width=4)
+    condition = conditioner(batch(1, 0), drop=torch.tensor([False, True]))
+    condition.vector.sum().backward()
+    assert conditioner.embedding.weight.grad.sum(1).tolist() == [0.0, 4.0, 4.0]
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_is_named(label):
+    conditioner = ClassConditioner(num_classes=3, width=4)
+    with pytest.raises(ValueError, match=rf"Label {label} is out of range: .* the labels 0 to 2"):
+        conditioner(batch(0, label), drop=None)
+
+
+def test_images_without_labels_are_refused():
+    with pytest.raises(ValueError, match="needs images with labels"):
+        ClassConditioner(num_classes=3, width=4)({"image": torch.zeros(1)}, drop=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 0}, "must be at least 1, got 0"),
+        ({"width": 0}, "must be at least 1"),
+        ({"kind": "text"}, "one of .*vector.*, got 'text'"),
+        ({"dropout": 1.5}, r"\[0, 1\], got 1.5"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ClassConditioner(**({"num_classes": 2, "width": 4} | changes))
+
+
+def test_no_condition_is_empty_and_has_no_parameters():
+    conditioner = NoConditioner()
+    assert conditioner({}, drop=None) == Condition()
+    assert conditioner.null(2, torch.device("cpu")) == Condition()
+    assert not list(conditioner.parameters())
+    assert conditioner.num_classes is None
