@@ -261,3 +261,27 @@ def test_a_latent_cache_is_plain_safetensors(tmp_path, first_stage):
     assert encode(first_stage, tmp_path / "latents").code == 0
     shards = sorted((tmp_path / "latents/train").glob("*.safetensors"))
     assert load_file(shards[0])["mean"].shape[1:] == (4, 8, 8)
+
+
+def test_an_image_condition_is_concatenated(tmp_path, first_stage):
+    words = tiny_second(
+        first_stage,
+        conditioner="image",
+        conditioner__latent_size=8,
+        denoiser__in_channels=7,
+        validation__num_samples=0,
+        monitor="val/loss",
+    )
+    ended = command("train", words, tmp_path)
+    assert ended.code == 0, ended.output
+
+
+def test_a_context_is_attended_to(tmp_path, first_stage):
+    words = tiny_second(
+        first_stage,
+        conditioner="class_label",
+        conditioner__kind="context",
+        denoiser__context_width=16,
+    )
+    ended = command("train", words, tmp_path)
+    assert ended.code == 0, ended.output
