@@ -21,13 +21,20 @@ class ClassConditioner(Conditioner):
         kind: ``vector`` adds it to the time embedding (ADM, DiT); ``context`` offers it as the only
             token of cross-attention (published class-conditional latent diffusion).
         dropout: Share of a training batch that learns without its label.
+        initial_std: Of the embeddings before training: 1 in ADM and latent diffusion, 0.02 in DiT.
 
     Raises:
         ValueError: If a number or the kind makes no sense.
     """
 
     def __init__(
-        self, *, num_classes: int, width: int, kind: str = "vector", dropout: float = 0.1
+        self,
+        *,
+        num_classes: int,
+        width: int,
+        kind: str = "vector",
+        dropout: float = 0.1,
+        initial_std: float = 1.0,
     ) -> None:
         super().__init__(dropout=dropout, num_classes=num_classes)
         if num_classes < 1 or width < 1:
@@ -39,7 +46,7 @@ class ClassConditioner(Conditioner):
             raise ValueError(f"conditioner.kind must be one of {KINDS}, got {kind!r}.")
         self.kind = kind
         self.embedding = nn.Embedding(num_classes + 1, width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.embedding.weight, std=initial_std)
 
     def forward(self, batch: Mapping[str, Any], *, drop: Tensor | None) -> Condition:
         """Embed ``label`` [B] int64.
@@ -56,6 +63,8 @@ class ClassConditioner(Conditioner):
         labels: Tensor = batch["label"]
         if labels.device.type == "cpu":
             self._check(labels)
+        # Unchecked, one label too many would quietly mean no class: move it out of the table.
+        labels = labels + (labels == self._null_label)
         if drop is not None:
             labels = torch.where(drop, self._null_label, labels)
         return self._embed(labels)

@@ -46,6 +46,8 @@ def tiny_second(first_stage: Path, experiment: str = "ldm_kl_f4", **changes: Any
             "denoiser.base_width": 32,
             "denoiser.width_multipliers": "[1,1]",
             "denoiser.num_res_blocks": 1,
+            "denoiser.num_heads": "null",
+            "denoiser.head_width": 32,
         }
     values |= {name.replace("__", "."): value for name, value in changes.items()}
     return [f"{name}={value}" for name, value in values.items()]

@@ -53,6 +53,14 @@ def test_a_label_out_of_range_is_named(label):
         conditioner(batch(0, label), drop=None)
 
 
+def test_where_labels_are_not_looked_at_one_too_many_is_still_no_null_label(monkeypatch):
+    # as on a GPU, where the embedding then stops with an assertion instead of an IndexError
+    conditioner = ClassConditioner(num_classes=3, width=4)
+    monkeypatch.setattr(conditioner, "_check", lambda labels: None)
+    with pytest.raises(IndexError):
+        conditioner(batch(0, 3), drop=None)
+
+
 def test_images_without_labels_are_refused():
     with pytest.raises(ValueError, match="needs images with labels"):
         ClassConditioner(num_classes=3, width=4)({"image": torch.zeros(1)}, drop=None)

@@ -7,6 +7,7 @@ import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
+from ldm_lightning.conditioner.class_label import ClassConditioner
 from ldm_lightning.denoiser.dit import DiT, position_embedding
 from ldm_lightning.nn.condition import Condition
 
@@ -67,8 +68,8 @@ def test_published_sizes(name, patch):
         assert round((count + labels) / 1e6) == PUBLISHED_MILLIONS[name]
 
 
-def diffusers_twin(model):
-    """The same weights in diffusers' DiT, whose class embedding is set to zero."""
+def diffusers_twin(model, class_table):
+    """The same weights in diffusers' DiT, with the table of a class conditioner."""
     twin = DiTTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=8,
@@ -92,7 +93,7 @@ def diffusers_twin(model):
             for layer, at in (("linear_1", 0), ("linear_2", 2)):
                 name = f"{other}norm1.emb.timestep_embedder.{layer}.{part}"
                 theirs[name] = own[f"t_embedder.{at}.{part}"]
-        theirs[f"{other}norm1.emb.class_embedder.embedding_table.weight"] = torch.zeros(11, 32)
+        theirs[f"{other}norm1.emb.class_embedder.embedding_table.weight"] = class_table
     for part in ("weight", "bias"):
         theirs[f"pos_embed.proj.{part}"] = own[f"x_embedder.{part}"]
         theirs[f"proj_out_1.{part}"] = own[f"final_layer.adaLN_modulation.1.{part}"]
@@ -109,11 +110,26 @@ def test_equals_diffusers():
     model = randomised(small()).eval()
     noisy, time = draw(3, 4, 8, 8), torch.tensor([0.0, 431.0, 999.0])
     with torch.no_grad():
-        expected = diffusers_twin(model)(
+        expected = diffusers_twin(model, torch.zeros(11, 32))(
             noisy, timestep=time, class_labels=torch.zeros(3, dtype=torch.long)
         ).sample
         actual = model(noisy, time, Condition())
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_equals_diffusers_on_labels_and_on_the_null_label():
+    model = randomised(small()).eval()
+    conditioner = randomised(ClassConditioner(num_classes=10, width=32)).eval()
+    noisy, time = draw(3, 4, 8, 8), torch.tensor([0.0, 431.0, 999.0])
+    labels, drop = torch.tensor([7, 0, 3]), torch.tensor([False, False, True])
+    with torch.no_grad():
+        expected = diffusers_twin(model, conditioner.embedding.weight)(
+            noisy, timestep=time, class_labels=torch.tensor([7, 0, 10])
+        ).sample
+        actual = model(noisy, time, conditioner({"label": labels}, drop=drop))
+        without = model(noisy, time, Condition())
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(actual, without, atol=1e-2)
 
 
 def test_positions_are_the_published_ones_on_a_square():
@@ -152,6 +168,48 @@ def test_takes_sizes_that_are_not_square():
     assert model(draw(2, 4, 8, 16), torch.rand(2), Condition()).shape == (2, 4, 8, 16)
 
 
+@pytest.mark.parametrize(("row", "column"), [(0, 11), (5, 2)])
+def test_a_patch_sees_only_itself_while_every_gate_is_closed(row, column):
+    model = small()
+    torch.nn.init.normal_(model.final_layer.linear.weight)
+    noisy = draw(1, 4, 6, 12)
+    changed = noisy.clone()
+    changed[..., row, column] += 1
+    time = torch.tensor([500.0])
+    difference = model(noisy, time, Condition()) - model(changed, time, Condition())
+    patch = difference[..., row // 2 * 2 :, column // 2 * 2 :][..., :2, :2]
+    assert patch.abs().min() > 0
+    assert difference.count_nonzero() == patch.numel()
+
+
+def test_positions_are_no_part_of_the_state():
+    model = small()
+    names = set(model.state_dict())
+    model(draw(1, 4, 8, 8), torch.zeros(1), Condition())
+    assert set(model.state_dict()) == names == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_learns_after_inference_mode(recompute):
+    model = randomised(small(recompute=recompute))
+    noisy, time = draw(1, 4, 8, 8), torch.zeros(1)
+    with torch.inference_mode():
+        model.eval()(noisy, time, Condition())
+    model.train()(noisy, time, Condition()).square().sum().backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_under_autocast_blocks_are_summed_and_the_prediction_made_in_full_precision():
+    model = randomised(small()).eval()
+    streams = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *call: streams.append(call[-1].dtype))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(draw(1, 4, 8, 8), torch.zeros(1), Condition(draw(1, 32)))
+    assert streams == [torch.float32, torch.float32]
+    assert output.dtype == torch.float32
+
+
 def test_recomputing_changes_nothing():
     kept = randomised(small()).train()
     recomputed = copy.deepcopy(kept)
@@ -170,8 +228,12 @@ def test_recomputing_changes_nothing():
     [
         ((1, 4, 7, 8), Condition(), "7x8 are not divisible by denoiser.patch_size=2"),
         ((1, 3, 8, 8), Condition(), "takes 4 channels, got 3"),
+        ((1, 4, 8, 8), Condition(concat=torch.zeros(1, 2, 8, 8)), "in_channels to their sum, 6"),
+        ((1, 2, 8, 8), Condition(concat=torch.zeros(1, 2, 4, 4)), "size 8x8, got 4x4"),
         ((1, 4, 8, 8), Condition(context=torch.zeros(1, 1, 32)), "no cross-attention"),
-        ((1, 4, 8, 8), Condition(vector=torch.zeros(1, 8)), "8 wide, expected 32"),
+        ((1, 4, 8, 8), Condition(vector=torch.zeros(1, 8)), r"\[1, 32\], got \[1, 8\]"),
+        ((1, 4, 8, 8), Condition(vector=torch.zeros(2, 32)), r"\[1, 32\], got \[2, 32\]"),
+        ((2, 4, 8, 8), Condition(), r"network_time must be \[2\], one a sample, got \[1\]"),
     ],
 )
 def test_what_does_not_fit_is_told(shape, condition, message):
@@ -182,3 +244,9 @@ def test_what_does_not_fit_is_told(shape, condition, message):
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match=r"denoiser.width=32 .*num_heads=5"):
         small(num_heads=5)
+
+
+@pytest.mark.parametrize("name", ["num_heads", "patch_size", "num_blocks", "out_channels"])
+def test_sizes_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"denoiser.{name} must be at least 1, got 0"):
+        small(**{name: 0})

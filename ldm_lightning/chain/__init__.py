@@ -1,0 +1,1 @@
+"""A chain of commands: its steps, the words of each, running them."""

@@ -1,0 +1,220 @@
+"""From images to a measured second stage, in one folder, each step a command of its own.
+
+    python -m ldm_lightning.pipeline experiment=ldm_kl_f4
+    python -m ldm_lightning.pipeline resume=outputs/ldm_kl_f4_chain/CHAIN
+
+Trains a first stage, measures it, encodes the images, trains the second stage, generates, measures.
+Every command is printed before it runs. A chain that stopped goes on with the step it stopped in.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+from hydra import compose
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ldm_lightning.chain.process import run_command
+from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
+from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, key_of, trainings
+from ldm_lightning.config import (
+    CONF_DIR,
+    check_keys,
+    check_values,
+    errors_told_plainly,
+    register_resolvers,
+)
+from ldm_lightning.utils.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+CHAIN_FILE = "chain.json"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="pipeline")
+def _pipeline(cfg: DictConfig) -> None:
+    with errors_told_plainly():
+        code = pipeline(cfg, HydraConfig.get(), run=run_command)
+    if code:
+        sys.exit(code)
+
+
+def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
+    """Start the chain of a configuration, or continue it.
+
+    Args:
+        cfg: The composed configuration.
+        runtime: Hydra's own configuration of this job: group choices, overrides, folder.
+        run: Runs a step.
+
+    Returns:
+        The exit code: 0, that of the step that failed, or 130 after Ctrl-C.
+
+    Raises:
+        ValueError: Before any step, on words that make no sense, or a folder that holds a chain.
+    """
+    folder = Path(runtime.runtime.output_dir).absolute()
+    words = [word for word in runtime.overrides.task if key_of(word) != "resume"]
+    if cfg.resume is not None and (cfg.resume != "auto" or (folder / CHAIN_FILE).is_file()):
+        chain = Chain.load(folder / CHAIN_FILE)
+        _check_same_words(words, chain)
+        log.info("Continuing the chain in %s.", folder)
+    else:
+        if (folder / CHAIN_FILE).exists():
+            raise ValueError(
+                f"{folder} holds a chain already. Continue it with resume={folder}, or choose "
+                "another output_dir."
+            )
+        chain = _new_chain(cfg, runtime, words, folder)
+        if cfg.dry_run:
+            return _dry_run(chain, run)
+        chain.save(folder / CHAIN_FILE)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    return run_chain(chain, run=run)
+
+
+def _check_same_words(words: list[str], chain: Chain) -> None:
+    other = [word for word in words if word not in chain.words]
+    if other:
+        raise ValueError(
+            f"A chain goes on with the words it was started with, so resume takes no others; got "
+            f"{shlex.join(other)}. Leave that out, or start a new chain."
+        )
+
+
+def _new_chain(cfg: DictConfig, runtime: HydraConf, words: list[str], folder: Path) -> Chain:
+    """The steps that the words ask for, after checking what can be checked without waiting."""
+    experiment = str(runtime.runtime.choices["experiment"])
+    if cfg.stage != "second":
+        raise ValueError(
+            f"experiment={experiment} is a first stage, and the pipeline is named by the second: "
+            f"choose experiment=ldm_{experiment} or another ldm_*. A first stage alone: python -m "
+            f"ldm_lightning.train experiment={experiment}."
+        )
+    if cfg.first_stage.checkpoint is not None:
+        raise ValueError(
+            f"first_stage.checkpoint={cfg.first_stage.checkpoint}: the pipeline trains its own "
+            f"first stage. On a trained one: python -m ldm_lightning.train experiment={experiment} "
+            f"first_stage.checkpoint={cfg.first_stage.checkpoint}."
+        )
+    if runtime.runtime.choices["data"] == "latents":
+        raise ValueError(
+            "data=latents: the pipeline encodes the images itself; give these, such as "
+            "data=image_folder data.root=PHOTOS."
+        )
+    num_samples = cfg.samples.num_samples
+    if not isinstance(num_samples, int) or num_samples < 2:
+        raise ValueError(
+            f"samples.num_samples must be a whole number of at least 2, got {num_samples!r}."
+        )
+    request = Request(
+        experiment=experiment,
+        first_stage=cfg.first_stage.experiment,
+        words=tuple(words),
+        first_stage_overrides=tuple(cfg.first_stage.overrides),
+        encode_overrides=tuple(cfg.encode.overrides),
+        num_samples=num_samples,
+        sample_overrides=tuple(cfg.samples.overrides),
+    )
+    first, second = trainings(request, folder, dry_run=cfg.dry_run)
+    second, facts = _fitted(first, second)
+    steps = all_steps(request, first, second, facts, folder)
+    for step in steps:
+        if step.name in ("latents", "samples", "evaluation"):  # the others hold no word of the user
+            compose(config_name=step.command, overrides=list(step.words))
+    return Chain(tuple(words), str(Path.cwd()), str(folder), steps)
+
+
+def _dry_run(chain: Chain, run: Runner) -> int:
+    """Show every command; run the two trainings, which build their networks without memory."""
+    for number, step in enumerate(chain.steps, start=1):
+        log.info("%d/%d %s: %s", number, len(chain.steps), step.name, step.line)
+        if step.command == "train" and (code := run(step, Path(chain.working_folder))):
+            return exit_code(code)
+    RunFolder(chain.folder).update_summary({"state": "dry_run"})
+    return 0
+
+
+# Checks, before anything is waited for
+
+
+def _checked(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """Compose what ``train`` would and check it; returns it with Hydra's group choices.
+
+    Raises:
+        ValueError: On a misspelt key, or values that do not go together.
+    """
+    cfg = compose(config_name="train", overrides=list(words), return_hydra_config=True)
+    choices = dict(cfg.hydra.runtime.choices)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    check_keys(cfg, choices)
+    return cfg, choices
+
+
+def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
+    """Compose and check both trainings; let the second follow the first where no word says more.
+
+    Returns:
+        The second training, and what the first says about the images.
+
+    Raises:
+        ValueError: Naming what to change.
+    """
+    cfg, choices = _checked(first.words)
+    if cfg.stage != "first":
+        raise ValueError(
+            f"first_stage.experiment={choices['experiment']} is a second stage; name a first one, "
+            "such as kl_f4."
+        )
+    check_values(cfg)
+    second_cfg, _ = _checked(second.words)
+    of_first = {
+        "resolution": cfg.resolution,
+        "image_channels": cfg.image_channels,
+        "latent_channels": cfg.autoencoder.latent_channels,
+        "downsampling_factor": cfg.autoencoder.downsampling_factor,
+    }
+    differing = {key: value for key, value in of_first.items() if second_cfg[key] != value}
+    given = {key_of(word) for word in second.words}
+    for key, value in differing.items():
+        if key in given or key == "downsampling_factor":
+            raise ValueError(
+                f"{key} is {second_cfg[key]} for the second stage, but {value} for the first "
+                f"stage {cfg.name}; give {key}={value}, or another first_stage.experiment."
+            )
+    if differing:
+        words = [f"{key}={value}" for key, value in differing.items()]
+        second = replace(second, words=(*second.words, *words))
+        second_cfg, _ = _checked(second.words)
+    check_values(second_cfg)
+    facts = ImageFacts(
+        data=choices["data"],
+        features=choices["features"],
+        eval_crop=cfg.eval_crop,
+        image_channels=cfg.image_channels,
+    )
+    return second, facts
+
+
+def main() -> None:
+    """Entry point of ``ldm-pipeline`` and ``python -m ldm_lightning.pipeline``."""
+    register_resolvers()
+    try:
+        with errors_told_plainly():
+            _pipeline()
+    except KeyboardInterrupt:  # outside the steps, which say how to go on
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

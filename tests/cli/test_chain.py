@@ -1,0 +1,38 @@
+"""A whole chain, every step of it cut down to seconds."""
+
+import json
+import shutil
+
+from tests.cli.run import process, summary_of, tiny
+from tests.cli.second_stage import tiny_second
+
+
+def test_a_chain_runs_goes_on_and_keeps_what_is_done(tmp_path):
+    first = [word for word in tiny("kl_f4") if not word.startswith("experiment=")]
+    second = [
+        word
+        for word in tiny_second(tmp_path, "ldm_shapes")
+        if not word.startswith(("first_stage.", "data.", "trainer.precision="))
+    ]
+    words = [*second, "data.num_train_images=22", "data.num_val_images=10"]
+    words += ["data.batch_size=4", "data.val_batch_size=4", "samples.num_samples=4"]
+    words.append(f"first_stage.overrides={json.dumps(first)}")
+    chain = tmp_path / "chain"
+    ended = process(
+        ["-m", "ldm_lightning.pipeline", *words, f"output_dir={chain}"], tmp_path, timeout=400
+    )
+    assert ended.code == 0, ended.output
+    for name in ("samples", "ceiling", "prior"):
+        assert (chain / "second_stage" / "images" / f"{name}_latest.png").is_file()
+    assert len(list((chain / "samples/images").glob("*.png"))) == 4
+    summary = summary_of(chain)
+    assert summary["state"] == "finished"
+    assert {"gen/fd_tiny", "prior/fd_tiny", "test/psnr"} <= summary["metrics"].keys()
+    # continued, it makes only what is missing
+    shutil.rmtree(chain / "evaluation")
+    kept = (chain / "second_stage/checkpoints/last.ckpt").stat().st_mtime_ns
+    ended = process(["-m", "ldm_lightning.pipeline", f"resume={chain}"], tmp_path, timeout=400)
+    assert ended.code == 0, ended.output
+    assert ended.said.count("done already") == 7
+    assert (chain / "second_stage/checkpoints/last.ckpt").stat().st_mtime_ns == kept
+    assert summary_of(chain)["metrics"] == summary["metrics"]

@@ -1,0 +1,160 @@
+"""The command that runs a whole chain: words, refusals, continuing; its steps are stood in for."""
+
+import json
+
+import pytest
+
+from ldm_lightning import pipeline
+from tests.chain.stand_in import StandIn
+from tests.cli import run
+from tests.cli.run import command, process, run_folder, summary_of
+from tests.cli.test_help import NO_TORCH
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda file: None)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Runs the pipeline in an empty folder with a stand-in for its commands."""
+    monkeypatch.setitem(run.MAINS, "pipeline", pipeline.main)
+
+    def start(*words, **ends):
+        stand_in = StandIn(ends)
+        monkeypatch.setattr(pipeline, "run_command", stand_in)
+        return command("pipeline", words, tmp_path), stand_in
+
+    return start
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]])
+def test_help_and_printed_configurations_do_not_import_torch(tmp_path, words):
+    ended = process(["-c", NO_TORCH.format(name="pipeline"), *words], tmp_path)
+    assert ended.code == 0, ended.output
+    assert "num_samples: 2000" in ended.output
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_chain_runs_in_one_folder(start, tmp_path):
+    ended, stand_in = start("name=small", "samples.num_samples=4", "seed=3")
+    assert ended.code == 0, ended.output
+    chain = run_folder(tmp_path, "small_chain")
+    assert {step.name for step in stand_in.steps} <= {path.name for path in chain.iterdir()}
+    assert "1/8 first_stage: python -m ldm_lightning.train experiment=kl_f4 seed=3" in ended.said
+    evaluation = stand_in.steps[-2].words
+    assert {"data=shapes", "features=tiny", "eval_crop=crops", "seed=3"} <= {*evaluation}
+    summary = summary_of(chain)
+    assert summary["state"] == "finished"
+    assert summary["metrics"]["gen/fd_tiny"] < summary["metrics"]["prior/fd_tiny"]
+    stored = json.loads((chain / "chain.json").read_text(encoding="utf-8"))
+    assert stored["words"] == ["name=small", "samples.num_samples=4", "seed=3"]
+    assert [step["words"] for step in stored["steps"]] == [list(s.words) for s in stand_in.steps]
+
+
+@pytest.mark.parametrize("how", ["path", "auto", "same words"])
+def test_a_stopped_chain_goes_on_with_its_own_commands(start, tmp_path, how):
+    words = ["experiment=ldm_vq_f4", "seed=5", "samples.num_samples=9"]
+    ended, _ = start(*words, latents=4)
+    assert ended.code == 4
+    chain = run_folder(tmp_path, "ldm_vq_f4_chain")
+    again = {
+        "path": [f"resume={chain}"],
+        "auto": ["experiment=ldm_vq_f4", "resume=auto"],
+        "same words": [*words, "resume=auto"],
+    }
+    ended, stand_in = start(*again[how])
+    assert ended.code == 0, ended.output
+    assert run_folder(tmp_path, "ldm_vq_f4_chain") == chain
+    assert "2/8 first_stage_evaluation: done already" in ended.said
+    assert stand_in.names[0] == "latents"
+    by_name = {step.name: step.words for step in stand_in.steps}
+    assert "seed=5" in by_name["second_stage"]
+    assert "num_samples=9" in by_name["samples"]
+
+
+def test_resume_takes_no_other_words(start, tmp_path):
+    start("name=small", latents=4)
+    chain = run_folder(tmp_path, "small_chain")
+    ended, stand_in = start(f"resume={chain}", "name=small", "max_steps=7")
+    assert ended.code == 1
+    assert "so resume takes no others; got max_steps=7." in ended.said
+    assert not stand_in.steps
+    assert summary_of(chain)["state"] == "failed"
+
+
+def test_resume_auto_without_an_unfinished_chain_starts_one(start, tmp_path):
+    ended, stand_in = start("name=small", "resume=auto")
+    assert ended.code == 0, ended.output
+    assert len(stand_in.steps) == 8
+    ended, stand_in = start("name=small", "resume=auto", "output_dir=" + str(tmp_path / "other"))
+    assert len(stand_in.steps) == 8
+
+
+def test_a_folder_with_a_chain_is_not_overwritten(start, tmp_path):
+    start("output_dir=chain")
+    ended, stand_in = start("output_dir=chain")
+    assert ended.code == 1
+    assert "holds a chain already. Continue it with resume=" in ended.said
+    assert not stand_in.steps
+
+
+def test_ctrl_c_ends_with_130_and_without_a_traceback(start):
+    ended, _ = start(latents=KeyboardInterrupt)
+    assert ended.code == 130
+    assert "Interrupted. To go on: python -m ldm_lightning.pipeline resume=" in ended.said
+    assert "Traceback" not in ended.output
+
+
+def test_a_dry_run_says_all_commands_and_runs_the_trainings_dry(start, tmp_path):
+    ended, stand_in = start("dry_run=true", "data=image_folder", "output_dir=chain")
+    assert ended.code == 0, ended.output
+    assert stand_in.names == ["first_stage", "second_stage"]
+    assert all("dry_run=true" in step.words for step in stand_in.steps)
+    assert all(f"{number}/8 " in ended.output for number in range(1, 9))
+    assert summary_of(tmp_path / "chain")["state"] == "dry_run"
+    ended, stand_in = start("output_dir=chain")  # the real thing may follow in the same folder
+    assert ended.code == 0, ended.output
+    assert "experiment=kl_f4" in stand_in.steps[0].words
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["experiment=kl_f4"], "experiment=kl_f4 is a first stage"),
+        (["experiment=ldm_kl_f5"], "There is no 'experiment/ldm_kl_f5'; choose from"),
+        (["max_stepz=3"], "Did you mean 'max_steps'?"),
+        (["first_stage.overrides=['max_stepz=3']"], "Did you mean 'max_steps'?"),
+        (["encode.overrides=['flipp=true']"], "Nothing reads the key 'flipp'"),
+        (["samples.overrides=['samplr=ddim']"], "samplr"),
+        (["samples.num_samples=0"], "samples.num_samples must be a whole number of at least 2"),
+        (["first_stage.experiment=ldm_kl_f8"], "is a second stage; name a first one"),
+        (["first_stage.checkpoint=run"], "the pipeline trains its own first stage"),
+        (["data=latents", "data.root=x"], "the pipeline encodes the images itself"),
+        (["data=image_folder"], "No value for data.root"),
+        (["latent_channels=7"], "latent_channels is 7 for the second stage, but 4"),
+        (["resolution=32", "first_stage.overrides=['resolution=64']"], "give resolution=64"),
+        (["first_stage.experiment=kl_f8"], "downsampling_factor is 4 for the second stage, but 8"),
+        (["resume=nowhere"], "resume=nowhere is no run"),
+    ],
+)
+def test_wrong_words_are_found_before_the_first_step(start, words, said):
+    ended, stand_in = start(*words)
+    assert ended.code == 1
+    assert said in ended.said
+    assert "Traceback" not in ended.output
+    assert not stand_in.steps
+
+
+def test_the_second_stage_follows_what_the_first_is_told_about_images(start):
+    ended, stand_in = start("dry_run=true", "first_stage.overrides=['resolution=[64,32]']")
+    assert ended.code == 0, ended.output
+    assert "resolution=[64, 32]" in stand_in.steps[1].words
+
+
+@pytest.mark.parametrize("experiment", run.SECOND_STAGES)
+def test_every_second_stage_fits_the_first_it_names(start, experiment):
+    ended, stand_in = start(f"experiment={experiment}", "dry_run=true", "data=image_folder")
+    assert ended.code == 0, ended.output
+    assert len(stand_in.steps) == 2
