@@ -216,6 +216,7 @@ def _writer(
 def _fill(writer: SplitWriter, encode: Encode, *, bad_files: Path) -> float | None:
     """Write what is missing, then the index; returns images a second of this process."""
     from ldm_lightning.data.latent_cache import INDEX
+    from ldm_lightning.utils.distributed import wait_for_all
 
     writer.folder.mkdir(exist_ok=True)
     if writer.rank == 0 and not (writer.folder / INDEX).exists():
@@ -231,17 +232,10 @@ def _fill(writer: SplitWriter, encode: Encode, *, bad_files: Path) -> float | No
         len(pending),
     )
     speed = _show_progress(writer, pending, encode) if pending else None
-    _wait_for_all()
+    wait_for_all()
     if writer.rank == 0:
         writer.finished_index().save(writer.folder)
     return speed
-
-
-def _wait_for_all() -> None:
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def _show_progress(

@@ -80,7 +80,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     """Reconstruct a split with the autoencoder of a checkpoint."""
     import torch
 
-    from ldm_lightning import build, measure, second_stage
+    from ldm_lightning import build, generator, measure
     from ldm_lightning.metrics.efficiency import (
         bits_per_pixel,
         compression_ratio,
@@ -89,7 +89,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     from ldm_lightning.utils.image import save_grid
     from ldm_lightning.utils.provenance import peak_memory
 
-    if second_stage.is_second_stage(cfg.checkpoint):
+    if generator.is_second_stage(cfg.checkpoint):
         raise ValueError(
             f"checkpoint={cfg.checkpoint} is a second stage. Generate images first: python -m "
             f"ldm_lightning.sample checkpoint={cfg.checkpoint} output=SAMPLES num_samples=2000; "

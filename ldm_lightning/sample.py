@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ldm_lightning.config import CONF_DIR, error_text, errors_told_plainly, register_resolvers
 
 if TYPE_CHECKING:
-    from ldm_lightning.second_stage import OpenedSecondStage
+    from ldm_lightning.generator import OpenedSecondStage
     from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -81,16 +81,16 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Make what is missing; returns what to put into the summary."""
     import torch
 
-    from ldm_lightning import build, measure, second_stage
+    from ldm_lightning import build, generator, measure
     from ldm_lightning.sampler.images import in_batches
-    from ldm_lightning.utils.distributed import num_processes, process_rank
+    from ldm_lightning.utils.distributed import num_processes, process_rank, wait_for_all
     from ldm_lightning.utils.provenance import git_commit, package_versions
 
-    opened = second_stage.open_second_stage(
+    opened = generator.open_second_stage(
         cfg.checkpoint, weights=cfg.weights, first_stage_checkpoint=cfg.first_stage.checkpoint
     )
     sampler = _sampler_config(cfg.sampler, opened)
-    image_sampler = second_stage.opened_sampler(opened, sampler, seed=cfg.seed)
+    image_sampler = generator.opened_sampler(opened, sampler, seed=cfg.seed)
     num_classes = image_sampler.conditioner.num_classes
     labels = _labels(cfg.labels, cfg.num_samples, None if cfg.prior else num_classes)
     computing = measure.choose_computing(str(cfg.precision))
@@ -106,11 +106,12 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
         "seed": cfg.seed,
         "precision": computing.precision,
     }
-    _refuse_others(run_folder, facts)
     if process_rank() == 0:
+        _refuse_others(run_folder, facts)
         run_folder.update_summary({"state": "running", "name": "sample", "samples": facts})
         (run_folder.path / "labels.json").write_text(json.dumps(labels) + "\n", encoding="utf-8")
     missing = [n for n in range(cfg.num_samples) if not _path(run_folder, n).is_file()]
+    wait_for_all()  # nobody writes before everybody has seen what is missing
     log.info("%d images, of which %d are to be made.", cfg.num_samples, len(missing))
     for network in (image_sampler.first_stage, opened.networks.model):
         network.to(computing.device, computing.dtype)
@@ -123,8 +124,7 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
                 wanted = None if num_classes is None else [labels[n] for n in numbers]
                 images = image_sampler.images(numbers, wanted)
             _save(images.float().cpu(), numbers, run_folder)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    wait_for_all()
     if process_rank() == 0:
         _summarise(cfg, run_folder, labels, num_classes)
     return {

@@ -1,9 +1,8 @@
-"""From configuration or checkpoint to a diffusion model in a first stage's latent space."""
+"""From configuration to a diffusion model in a first stage's latent space."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +26,6 @@ from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.generation import GenerationValidation
 from ldm_lightning.sampler.images import ImageSampler
 from ldm_lightning.sampler.sampler import Sampler
-from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
-from ldm_lightning.utils.hashing import hash_tensors
-from ldm_lightning.utils.run_folder import find_checkpoint
 from ldm_lightning.utils.targets import check_targets
 
 log = logging.getLogger(__name__)
@@ -273,110 +269,3 @@ def real_images(cfg: DictConfig, first_stage: FrozenFirstStage) -> ImageDataModu
     known = {"features": OmegaConf.to_container(cfg.features, resolve=True)}
     defaults = measure.with_run_defaults(OmegaConf.create({**unknown, **known}), opened)
     return build.build_data(defaults)
-
-
-# In use
-
-
-@dataclass(frozen=True)
-class OpenedSecondStage:
-    """A second stage as its checkpoint holds it, on the CPU in float32, in evaluation mode.
-
-    Attributes:
-        networks: With the trained weights.
-        process: What they were trained with.
-        first_stage: With the normalizer it was trained under.
-        description: What it was rebuilt from.
-        weights: ``ema`` or ``raw``: which weights it holds.
-        weights_hash: SHA-256 of the networks' tensors.
-        path: The checkpoint file.
-        step: Updates it was trained for; None where the file does not say.
-    """
-
-    networks: Networks
-    process: Process
-    first_stage: FrozenFirstStage
-    description: dict[str, Any]
-    weights: str
-    weights_hash: str
-    path: Path
-    step: int | None
-
-
-def is_second_stage(checkpoint: str | Path) -> bool:
-    """Whether a ``.ckpt`` or run folder holds a second stage.
-
-    Raises:
-        ValueError: If it is missing or damaged.
-    """
-    return "second_stage" in load_checkpoint(find_checkpoint(checkpoint))
-
-
-def open_second_stage(
-    checkpoint: str | Path, *, weights: str, first_stage_checkpoint: str | None
-) -> OpenedSecondStage:
-    """Rebuild a second stage and find its first stage again.
-
-    Args:
-        checkpoint: A ``.ckpt`` or a run folder: ``best.ckpt``, else ``last.ckpt``.
-        weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
-            takes the raw weights.
-        first_stage_checkpoint: Where the first stage is now; None looks where it was, and beside
-            the run as in the folder of a chain.
-
-    Raises:
-        ValueError: If one of the two is missing or damaged, or the first stage is another one.
-    """
-    path = find_checkpoint(checkpoint)
-    content = load_checkpoint(path)
-    if "second_stage" not in content:
-        raise ValueError(
-            f"checkpoint={path} holds no second stage; expected a run of an ldm_* experiment."
-        )
-    stored = dict(content["second_stage"])
-    with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
-        networks = build_networks(stored)
-    chosen = trained_weights(content, weights, part="model")
-    model = networks.model
-    load_strict(model, chosen.tensors, path)
-    model.eval().requires_grad_(False)
-    known = stored["first_stage"]
-    place = first_stage_checkpoint or _find_first_stage(Path(known["path"]), path)
-    try:
-        first_stage = build.build_frozen_first_stage(place, known["weights"])
-    except ValueError as error:
-        raise ValueError(
-            f"{path} needs its first stage with the weights {known['hash'][:12]} "
-            f"(weights={known['weights']}), formerly {known['path']}. {error} Give "
-            "first_stage.checkpoint=RUN."
-        ) from error
-    first_stage.check_weights(known["hash"])
-    first_stage.set_normalizer(LatentNormalizer.from_dict(stored["normalizer"]))
-    return OpenedSecondStage(
-        networks,
-        build_process(stored),
-        first_stage,
-        stored,
-        chosen.kind,
-        hash_tensors(model.state_dict()),
-        path,
-        content.get("global_step"),
-    )
-
-
-def opened_sampler(opened: OpenedSecondStage, sampler: DictConfig, *, seed: int) -> ImageSampler:
-    """What turns noise into images with a checkpoint."""
-    return image_sampler(
-        instantiate(sampler),
-        opened.networks,
-        opened.process,
-        opened.first_stage,
-        opened.description,
-        seed=seed,
-    )
-
-
-def _find_first_stage(formerly: Path, second_stage: Path) -> Path:
-    """Where the first stage was, or beside the run if a chain's folder was moved."""
-    moved = second_stage.absolute().parents[2] / "first_stage" / "checkpoints" / formerly.name
-    return moved if moved.is_file() and not formerly.is_file() else formerly

@@ -36,6 +36,12 @@ def joined_processes() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    if num_processes() > 1:
+        dist.barrier()
+
+
 def all_reduce_sum(value: Tensor) -> Tensor:
     """Sum a tensor over processes; gradients do not flow."""
     if num_processes() == 1:

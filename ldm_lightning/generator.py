@@ -1,0 +1,123 @@
+"""A trained second stage from its checkpoint, with the first stage it belongs to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from ldm_lightning import build, second_stage
+from ldm_lightning.autoencoder.frozen import FrozenFirstStage
+from ldm_lightning.autoencoder.normalizer import LatentNormalizer
+from ldm_lightning.diffusion.process import Process
+from ldm_lightning.sampler.images import ImageSampler
+from ldm_lightning.second_stage import Networks
+from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
+from ldm_lightning.utils.hashing import hash_tensors
+from ldm_lightning.utils.run_folder import find_checkpoint
+
+
+@dataclass(frozen=True)
+class OpenedSecondStage:
+    """A second stage as its checkpoint holds it, on the CPU in float32, in evaluation mode.
+
+    Attributes:
+        networks: With the trained weights.
+        process: What they were trained with.
+        first_stage: With the normalizer it was trained under.
+        description: What it was rebuilt from.
+        weights: ``ema`` or ``raw``: which weights it holds.
+        weights_hash: SHA-256 of the networks' tensors.
+        path: The checkpoint file.
+        step: Updates it was trained for; None where the file does not say.
+    """
+
+    networks: Networks
+    process: Process
+    first_stage: FrozenFirstStage
+    description: dict[str, Any]
+    weights: str
+    weights_hash: str
+    path: Path
+    step: int | None
+
+
+def is_second_stage(checkpoint: str | Path) -> bool:
+    """Whether a ``.ckpt`` or run folder holds a second stage.
+
+    Raises:
+        ValueError: If it is missing or damaged.
+    """
+    return "second_stage" in load_checkpoint(find_checkpoint(checkpoint))
+
+
+def open_second_stage(
+    checkpoint: str | Path, *, weights: str, first_stage_checkpoint: str | None
+) -> OpenedSecondStage:
+    """Rebuild a second stage and find its first stage again.
+
+    Args:
+        checkpoint: A ``.ckpt`` or a run folder: ``best.ckpt``, else ``last.ckpt``.
+        weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
+            takes the raw weights.
+        first_stage_checkpoint: Where the first stage is now; None looks where it was, and beside
+            the run as in the folder of a chain.
+
+    Raises:
+        ValueError: If one of the two is missing or damaged, or the first stage is another one.
+    """
+    path = find_checkpoint(checkpoint)
+    content = load_checkpoint(path)
+    if "second_stage" not in content:
+        raise ValueError(
+            f"checkpoint={path} holds no second stage; expected a run of an ldm_* experiment."
+        )
+    stored = dict(content["second_stage"])
+    with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
+        networks = second_stage.build_networks(stored)
+    chosen = trained_weights(content, weights, part="model")
+    model = networks.model
+    load_strict(model, chosen.tensors, path)
+    model.eval().requires_grad_(False)
+    known = stored["first_stage"]
+    place = first_stage_checkpoint or _find_first_stage(Path(known["path"]), path)
+    try:
+        first_stage = build.build_frozen_first_stage(place, known["weights"])
+    except ValueError as error:
+        raise ValueError(
+            f"{path} needs its first stage with the weights {known['hash'][:12]} "
+            f"(weights={known['weights']}), formerly {known['path']}. {error} Give "
+            "first_stage.checkpoint=RUN."
+        ) from error
+    first_stage.check_weights(known["hash"])
+    first_stage.set_normalizer(LatentNormalizer.from_dict(stored["normalizer"]))
+    return OpenedSecondStage(
+        networks,
+        second_stage.build_process(stored),
+        first_stage,
+        stored,
+        chosen.kind,
+        hash_tensors(model.state_dict()),
+        path,
+        content.get("global_step"),
+    )
+
+
+def opened_sampler(opened: OpenedSecondStage, sampler: DictConfig, *, seed: int) -> ImageSampler:
+    """What turns noise into images with a checkpoint."""
+    return second_stage.image_sampler(
+        instantiate(sampler),
+        opened.networks,
+        opened.process,
+        opened.first_stage,
+        opened.description,
+        seed=seed,
+    )
+
+
+def _find_first_stage(formerly: Path, checkpoint: Path) -> Path:
+    """Where the first stage was, or beside the run if a chain's folder was moved."""
+    moved = checkpoint.absolute().parents[2] / "first_stage" / "checkpoints" / formerly.name
+    return moved if moved.is_file() and not formerly.is_file() else formerly
