@@ -61,6 +61,12 @@ def test_where_labels_are_not_looked_at_one_too_many_is_still_no_null_label(monk
         conditioner(batch(0, 3), drop=None)
 
 
+def test_embeddings_start_with_the_given_deviation():
+    for given in (1.0, 0.02):
+        table = ClassConditioner(num_classes=99, width=64, initial_std=given).embedding.weight
+        assert table.std().item() == pytest.approx(given, rel=0.1)
+
+
 def test_images_without_labels_are_refused():
     with pytest.raises(ValueError, match="needs images with labels"):
         ClassConditioner(num_classes=3, width=4)({"image": torch.zeros(1)}, drop=None)

@@ -1,6 +1,7 @@
 """The diffusion transformer: published sizes, diffusers' numbers, any size, zero at the start."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -150,6 +151,22 @@ def test_predicts_zero_before_training():
     assert not output.any()
 
 
+def test_weights_start_as_published():
+    model = small(width=128)
+
+    def deviation(weight):
+        return pytest.approx(weight.std().item(), rel=0.1)
+
+    assert all(deviation(model.t_embedder[at].weight) == 0.02 for at in (0, 2))
+    attention = model.blocks[0].attn
+    patches = model.x_embedder.weight.flatten(1)  # a linear map of whole patches
+    for weight in (attention.qkv.weight, attention.proj.weight, patches):
+        fan_out, fan_in = weight.shape
+        assert deviation(weight) == math.sqrt(2 / (fan_in + fan_out))  # Xavier
+    biases = [value for name, value in model.named_parameters() if name.endswith("bias")]
+    assert not any(bias.any() for bias in biases)
+
+
 def test_time_vector_and_concat_matter():
     model = randomised(small(in_channels=6)).eval()
     noisy, time = draw(1, 4, 8, 8), torch.tensor([500.0])
@@ -166,6 +183,16 @@ def test_time_vector_and_concat_matter():
 def test_takes_sizes_that_are_not_square():
     model = randomised(small(patch_size=4)).eval()
     assert model(draw(2, 4, 8, 16), torch.rand(2), Condition()).shape == (2, 4, 8, 16)
+
+
+def test_sizes_in_turn_do_not_disturb_each_other():
+    model = randomised(small()).eval()
+    fresh = copy.deepcopy(model)
+    time = torch.tensor([300.0])
+    model(draw(1, 4, 8, 4), time, Condition())
+    for shape in ((1, 4, 4, 8), (1, 4, 4, 4), (1, 4, 8, 4), (1, 4, 2, 16)):
+        expected = copy.deepcopy(fresh)(draw(*shape), time, Condition())
+        torch.testing.assert_close(model(draw(*shape), time, Condition()), expected)
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 11), (5, 2)])
@@ -215,10 +242,16 @@ def test_recomputing_changes_nothing():
     recomputed = copy.deepcopy(kept)
     recomputed.recompute = True
     noisy, time = draw(2, 4, 8, 8), torch.tensor([5.0, 700.0])
+    calls = []
+    for model in (kept, recomputed):
+        for block in model.blocks:
+            block.register_forward_pre_hook(lambda *_, model=model: calls.append(model.recompute))
     outputs = [model(noisy, time, Condition()) for model in (kept, recomputed)]
     torch.testing.assert_close(*outputs)
     for output in outputs:
         output.square().sum().backward()
+    assert calls.count(False) == 2
+    assert calls.count(True) == 4  # once more going back
     for one, other in zip(kept.parameters(), recomputed.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
 
