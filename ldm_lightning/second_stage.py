@@ -103,12 +103,18 @@ def build_process(stored: Mapping[str, Any]) -> Process:
 
 
 def build_first_stage(cfg: DictConfig, data: MapDataModule) -> FrozenFirstStage:
-    """The frozen first stage of a run, with the normalizer of its training data.
+    """The frozen first stage of a run, without a normalizer yet: measuring one may take long.
 
     Raises:
-        ValueError: If it is missing or does not fit the configuration, or if a latent cache or
-            stored statistics were made with other weights, data or transforms.
+        ValueError: If it is missing or does not fit the configuration, or if a latent cache was
+            made with other weights.
     """
+    kind = cfg.first_stage.normalizer
+    if not isinstance(kind, (int, float)) and kind not in MODES:
+        raise ValueError(
+            f"first_stage.normalizer must be one of {', '.join(MODES)}, or a number such as "
+            f"0.18215; got {kind!r}."
+        )
     first_stage = build.build_frozen_first_stage(
         cfg.first_stage.checkpoint, cfg.first_stage.weights
     )
@@ -132,8 +138,16 @@ def build_first_stage(cfg: DictConfig, data: MapDataModule) -> FrozenFirstStage:
                 f"resolution={cfg.resolution} gives {list(wanted)}; give the resolution that they "
                 "were encoded at."
             )
-    first_stage.set_normalizer(_normalizer(cfg.first_stage.normalizer, first_stage, data))
     return first_stage
+
+
+def fit_normalizer(cfg: DictConfig, first_stage: FrozenFirstStage, data: MapDataModule) -> None:
+    """Give a first stage the normalizer of its training data.
+
+    Raises:
+        ValueError: If stored statistics were made with other weights, data or transforms.
+    """
+    first_stage.set_normalizer(_normalizer(cfg.first_stage.normalizer, first_stage, data))
 
 
 def _normalizer(
@@ -143,11 +157,6 @@ def _normalizer(
     num_channels = first_stage.latent_channels
     if isinstance(kind, (int, float)):
         return LatentNormalizer(torch.zeros(num_channels), torch.full((num_channels,), float(kind)))
-    if kind not in MODES:
-        raise ValueError(
-            f"first_stage.normalizer must be one of {', '.join(MODES)}, or a number such as "
-            f"0.18215; got {kind!r}."
-        )
     if kind == "identity":
         return LatentNormalizer.identity(num_channels)
     if isinstance(data, LatentDataModule):
@@ -202,7 +211,7 @@ def build_module(
     Args:
         cfg: The composed configuration, after ``resolve_condition``.
         data: What it is trained on.
-        first_stage: With its normalizer.
+        first_stage: Of the latents; its normalizer may be set later.
         features: Feature networks of the metrics.
         num_devices: Processes that train together.
     """

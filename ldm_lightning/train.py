@@ -171,7 +171,7 @@ def _second_stage_module(
     trainer: pl.Trainer,
     run_folder: RunFolder,
 ) -> pl.LightningModule:
-    """Judge the first stage, then build the diffusion model on it."""
+    """Build the diffusion model, judge its first stage, measure its latents; quick checks first."""
     from ldm_lightning import second_stage
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.gate import run_gate
@@ -191,6 +191,7 @@ def _second_stage_module(
             cache_dir=cfg.cache_dir,
             run_folder=run_folder,
         )
+    second_stage.fit_normalizer(cfg, first_stage, data)  # last: it may read every image
     return module
 
 

@@ -1,15 +1,18 @@
 """Pictures after each validation of a second stage: samples, their ceiling, and decoded noise."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 
 from ldm_lightning.callbacks.pictures import draw
+from ldm_lightning.utils.image import save_grid
 from ldm_lightning.utils.run_folder import RunFolder
 
 LEGEND = """\
 samples_<update>.png: generated images, always of the same noise; of a class-conditional model
 column c holds class c.
-ceiling_latest.png: real images as the first stage reconstructs them; samples cannot be better.
-prior_latest.png: decoded noise, without any denoising; samples should be better.
+ceiling.png: real images as the first stage reconstructs them; samples cannot be better.
+prior.png: decoded noise, without any denoising; samples should be better.
 """
 
 
@@ -25,12 +28,14 @@ class SampleGrid(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw on the first process."""
-        generated = pl_module.generated
+        generated: Any = pl_module.generated  # a Generated, of module/generation.py
         if trainer.sanity_checking or not trainer.is_global_zero or generated is None:
             return
         num_columns: int = pl_module.generation.num_columns  # type: ignore[union-attr, assignment]
-        for name in ("samples", "ceiling", "prior"):
-            draw(trainer, self.folder, name, getattr(generated, name), num_columns=num_columns)
+        draw(trainer, self.folder, "samples", generated.samples, num_columns=num_columns)
+        for name, images in (("ceiling", generated.ceiling), ("prior", generated.prior)):
+            if not (path := self.folder / f"{name}.png").exists():  # neither changes in a run
+                save_grid(images, path, num_columns=num_columns)
         legend = self.folder / "legend.txt"
         if not legend.exists():
             legend.write_text(LEGEND, encoding="utf-8")

@@ -32,8 +32,8 @@ MEASURED = {
 
 PICTURES = {
     "Samples in training": "second_stage/images/samples_latest.png",
-    "What the first stage allows": "second_stage/images/ceiling_latest.png",
-    "Decoded noise": "second_stage/images/prior_latest.png",
+    "What the first stage allows": "second_stage/images/ceiling.png",
+    "Decoded noise": "second_stage/images/prior.png",
     "Samples": "samples/grid.png",
 }
 

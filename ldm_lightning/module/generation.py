@@ -12,6 +12,7 @@ from ldm_lightning.metrics.generation import GenerationMetrics
 from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.sampler.images import ImageSampler, default_labels, in_batches
 from ldm_lightning.utils.distributed import num_processes, process_rank
+from ldm_lightning.utils.image import spread_rows
 
 RealBatches = Callable[[], Iterable[Mapping[str, Any]]]
 
@@ -67,6 +68,8 @@ class GenerationValidation:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.num_shown = min(num_shown, num_samples)
+        self._ceiling: Tensor | None = None  # of a frozen first stage: never changes
+        self._prior: Tensor | None = None  # likewise
 
     @property
     def num_columns(self) -> int:
@@ -92,14 +95,16 @@ class GenerationValidation:
             self.metrics.update(images)
             if sum(map(len, shown)) < self.num_shown:
                 shown.append(images.float())
-        ceiling = self._see_real_images(autocast)
-        with autocast():
-            prior = self.image_sampler.prior_images(range(self.num_columns))
+        if self._ceiling is None or self.metrics.needs_references:
+            self._ceiling = self._see_real_images(autocast)
+        if self._prior is None:
+            with autocast():
+                self._prior = self.image_sampler.prior_images(range(self.num_columns)).float()
         return Generated(
             report=self.metrics.report(),
-            samples=torch.cat(shown)[: self.num_shown] if shown else prior[:0].float(),
-            ceiling=ceiling,
-            prior=prior.float(),
+            samples=torch.cat(shown)[: self.num_shown] if shown else self._prior[:0],
+            ceiling=self._ceiling,
+            prior=self._prior,
         )
 
     def _see_real_images(self, autocast: Callable[[], AbstractContextManager[Any]]) -> Tensor:
@@ -109,12 +114,12 @@ class GenerationValidation:
         parameter = next(first_stage.parameters())
         for batch in self.real_batches():
             images = batch["image"].to(parameter)
+            self.metrics.update_references(images)
             missing = self.num_columns - sum(map(len, ceiling))
             if missing > 0:
                 with autocast():
-                    chosen = images[:: max(1, len(images) // missing)][:missing]
-                    ceiling.append(first_stage.decode(first_stage.encode(chosen)).float())
+                    shown = spread_rows(images, missing)
+                    ceiling.append(first_stage.decode(first_stage.encode(shown)).float())
             elif not self.metrics.needs_references:
                 break
-            self.metrics.update_references(images)
-        return torch.cat(ceiling)
+        return torch.cat(ceiling) if ceiling else torch.empty(0)

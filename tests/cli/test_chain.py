@@ -22,8 +22,8 @@ def test_a_chain_runs_goes_on_and_keeps_what_is_done(tmp_path):
         ["-m", "ldm_lightning.pipeline", *words, f"output_dir={chain}"], tmp_path, timeout=400
     )
     assert ended.code == 0, ended.output
-    for name in ("samples", "ceiling", "prior"):
-        assert (chain / "second_stage" / "images" / f"{name}_latest.png").is_file()
+    for name in ("samples_latest", "ceiling", "prior"):
+        assert (chain / "second_stage" / "images" / f"{name}.png").is_file()
     assert len(list((chain / "samples/images").glob("*.png"))) == 4
     summary = summary_of(chain)
     assert summary["state"] == "finished"

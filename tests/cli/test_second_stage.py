@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ldm_lightning import second_stage
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.reporting.metrics_csv import read_metrics
 from ldm_lightning.utils.checkpoint import load_checkpoint
@@ -52,8 +53,8 @@ def test_a_run_leaves_pictures_figures_and_where_its_first_stage_is(trained, fir
     assert summary["protocol"]["gen/fd_tiny"]["num_images"] == 4
     assert summary["protocol"]["gen/fd_tiny"]["small_sample"]
     assert summary["parameters"]["denoiser"] > 0
-    for picture in ("samples", "ceiling", "prior"):
-        assert (trained / "images" / f"{picture}_latest.png").is_file()
+    for picture in ("samples_2", "samples_4", "samples_latest", "ceiling", "prior"):
+        assert (trained / "images" / f"{picture}.png").is_file()
     stored = checkpoint_of(trained)["second_stage"]
     assert stored["first_stage"]["path"] == str(first_stage / "checkpoints/best.ckpt")
     assert len(stored["first_stage"]["hash"]) == 64
@@ -231,6 +232,18 @@ def test_what_cannot_work_is_told_before_the_training(tmp_path, first_stage, cha
     assert ended.code == 1
     assert re.search(message, ended.said), ended.said
     assert not list(tmp_path.glob("outputs/*/*/metrics.csv"))
+
+
+def test_mistakes_are_found_before_latents_are_measured(tmp_path, first_stage, monkeypatch):
+    def measured(*_arguments, **_options):
+        raise AssertionError("statistics were measured first")
+
+    monkeypatch.setattr(second_stage, "_stored_or_measured", measured)
+    for changes in ({"sampler__num_steps": 1001}, {"sampler__guidance_scale": 2}):
+        ended = command("train", tiny_second(first_stage, **changes), tmp_path)
+        assert ended.code == 1, ended.output
+    ended = command("train", tiny_second(first_stage, gate__mode="stop"), tmp_path)
+    assert "fails the gate" in ended.said
 
 
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path, first_stage):
