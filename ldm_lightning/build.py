@@ -17,10 +17,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
-from ldm_lightning.autoencoder.frozen import FrozenFirstStage
-from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.config import PRECISIONS, check_batch_norm, discriminator_start
 from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.first_stage import rebuild_autoencoder
 from ldm_lightning.loss.adversarial import AdversarialLoss, AdversarialSchedule
 from ldm_lightning.loss.pixel import pixel_loss
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
@@ -30,9 +29,7 @@ from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary, Optimization, OptimizerFactory
 from ldm_lightning.optim.schedule import WarmupDecay
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
-from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.run_folder import RunFolder, find_checkpoint
-from ldm_lightning.utils.targets import check_targets
 
 log = logging.getLogger(__name__)
 
@@ -52,25 +49,6 @@ def stored_first_stage(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def rebuild_autoencoder(stored: Mapping[str, Any]) -> Autoencoder:
-    """Build an autoencoder from a checkpoint's description, after checking its targets."""
-    check_targets(stored)
-    return instantiate(stored["autoencoder"], bottleneck=instantiate(stored["bottleneck"]))
-
-
-def stored_description(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The autoencoder's description inside a checkpoint.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if "first_stage" not in checkpoint:
-        raise ValueError(
-            f"{path} holds no first stage; expected a checkpoint of ldm_lightning.train."
-        )
-    return dict(checkpoint["first_stage"])
-
-
 def load_weights(module: pl.LightningModule, checkpoint: str, *, weights: str) -> str:
     """Load what a module trains for use from a ``.ckpt`` or a run folder; strict.
 
@@ -83,39 +61,6 @@ def load_weights(module: pl.LightningModule, checkpoint: str, *, weights: str) -
     load_strict(module.averaged, chosen.tensors, path)  # type: ignore[arg-type]
     log.info("Weights (%s) from %s.", chosen.kind, path)
     return chosen.kind
-
-
-def build_frozen_first_stage(
-    checkpoint: str | Path, weights: str, *, normalizer: LatentNormalizer | None = None
-) -> FrozenFirstStage:
-    """Rebuild a first stage for use from its checkpoint alone, on the CPU in float32.
-
-    Args:
-        checkpoint: A ``.ckpt`` file or a run folder: ``best.ckpt``, else ``last.ckpt``.
-        weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
-            takes the raw weights.
-        normalizer: Of its latents; None leaves them as they are until ``set_normalizer``.
-
-    Raises:
-        ValueError: If the checkpoint is missing, damaged, holds no first stage or one that does not
-            fit itself, or if the normalizer was made for other weights.
-    """
-    try:
-        path = find_checkpoint(checkpoint)
-        content = load_checkpoint(path)
-        with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
-            autoencoder = rebuild_autoencoder(stored_description(content, path))
-        chosen = trained_weights(content, weights)
-        load_strict(autoencoder, chosen.tensors, path)
-    except ValueError as error:
-        raise ValueError(f"The first stage cannot be built: {error}") from error
-    return FrozenFirstStage(
-        autoencoder,
-        normalizer or LatentNormalizer.identity(autoencoder.latent_channels),
-        weights_hash=hash_tensors(autoencoder.state_dict()),
-        path=path,
-        weights=chosen.kind,
-    )
 
 
 def learning_rate(cfg: DictConfig, *, num_devices: int) -> float:

@@ -6,29 +6,19 @@ imports torch, so that help and printed configurations come at once.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    InterpolationResolutionError,
-    OmegaConfBaseException,
-)
 
+from ldm_lightning.command import misspelt
 from ldm_lightning.metrics.gate import check_mode
 from ldm_lightning.metrics.names import METRICS
-from ldm_lightning.utils.errors import error_line
 from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -121,62 +111,6 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, function, replace=True, use_cache=name == "run_dir")
 
 
-# Errors
-
-EXPECTED_ERRORS = (
-    HydraException,
-    OmegaConfBaseException,
-    ValueError,
-    OSError,
-    FloatingPointError,
-)
-"""What wrong input and a full disk lead to; anything else is a mistake of ours and keeps its
-traceback."""
-
-
-@contextmanager
-def errors_told_plainly() -> Iterator[None]:
-    """End the process with code 1 and one message on an error that its user can act on.
-
-    Entry points need it twice: around Hydra, for what it finds while composing, and in Hydra's job,
-    because Hydra prints the whole command line before an error leaves it.
-    """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing in its own words
-    try:
-        yield
-    except EXPECTED_ERRORS as error:
-        log.debug("Traceback:", exc_info=True)  # hydra.verbose=true shows it
-        log.error("%s", error_text(error))
-        sys.exit(1)
-
-
-def error_text(error: BaseException) -> str:
-    """What to tell the user: the error itself, without what Hydra wraps around it."""
-    cause = error.__cause__
-    if isinstance(error, InstantiationException) and isinstance(cause, EXPECTED_ERRORS):
-        return error_text(cause)
-    if isinstance(error, MissingConfigException) and error.options:
-        missing = error.missing_cfg_file
-        return f"There is no {missing!r}; choose from {', '.join(sorted(error.options))}."
-    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
-        known = cause.parent_node if isinstance(cause.parent_node, DictConfig) else ()
-        return _misspelt(str(cause.full_key), map(str, known))
-    lines = str(error).splitlines() or [""]
-    if isinstance(error, InterpolationResolutionError):
-        return lines[0].partition("raised while resolving interpolation: ")[2] or lines[0]
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return "\n".join(lines)
-    return error_line(error)
-
-
-def _misspelt(key: str, known: Iterable[str]) -> str:
-    """The message about a key that does not exist."""
-    names = sorted(known)
-    near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
-    return f"Nothing reads the key {key!r}; is it misspelt? {hint}"
-
-
 # Checks
 
 
@@ -203,7 +137,7 @@ def check_keys(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         OmegaConf.to_container(cfg), OmegaConf.to_container(reference), prefix=""
     )
     if unknown:
-        raise ValueError(_misspelt(*unknown[0]))
+        raise ValueError(misspelt(*unknown[0]))
 
 
 def _unknown_keys(value: Any, reference: Any, *, prefix: str) -> list[tuple[str, list[str]]]:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.config import CONF_DIR, error_text, errors_told_plainly, register_resolvers
+from ldm_lightning.command import errors_told_plainly, sole_writer
+from ldm_lightning.config import CONF_DIR, register_resolvers
 
 if TYPE_CHECKING:
     from ldm_lightning.data.latent_writing import Encode, SplitWriter
     from ldm_lightning.data.module import ImageDataModule
-    from ldm_lightning.measure import OpenedFirstStage
+    from ldm_lightning.first_stage import OpenedFirstStage
     from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -53,17 +54,8 @@ def encode(cfg: DictConfig) -> None:
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
     is_first = os.environ.get("RANK", "0") == "0"
-    if is_first and (other := run_folder.other_process()) is not None:
-        raise ValueError(f"Process {other} is writing to output={cfg.output} already.")
-    try:
-        with joined_processes():
-            changes = _encode_splits(cfg, run_folder)
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        # A cache that was refused is as it was.
-        if is_first and run_folder.read_summary().get("state", "running") == "running":
-            run_folder.update_summary({"state": state, "reason": error_text(error)})
-        raise
+    with sole_writer(run_folder, is_first=is_first), joined_processes():
+        changes = _encode_splits(cfg, run_folder)
     if is_first:
         run_folder.update_summary({"state": "finished", **changes})
         log.info("Latent cache: data=latents data.root=%s", run_folder.path)
@@ -86,12 +78,12 @@ def _check(cfg: DictConfig) -> None:
 def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Write the splits, one after the other; returns what to put into the summary."""
     from ldm_lightning import build, measure
-    from ldm_lightning.autoencoder.frozen import FrozenFirstStage, Moments
-    from ldm_lightning.autoencoder.normalizer import LatentNormalizer
+    from ldm_lightning.autoencoder.frozen import Moments
     from ldm_lightning.data.module import ImageDataModule
+    from ldm_lightning.first_stage import open_first_stage
     from ldm_lightning.utils.provenance import git_commit, package_versions, peak_memory
 
-    opened = measure.open_first_stage(cfg.checkpoint, weights=cfg.weights)
+    opened = open_first_stage(cfg.checkpoint, weights=cfg.weights)
     cfg = _with_run_defaults(cfg, opened)
     computing = measure.choose_computing(str(cfg.precision))
     data = build.build_data(cfg)
@@ -104,14 +96,7 @@ def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     ]  # all of them first: a folder that holds something else is refused before the work
     if writers[0].rank == 0:
         run_folder.update_summary({"state": "running", "name": "encode"})
-    autoencoder = opened.autoencoder.to(computing.device, computing.dtype)
-    first_stage = FrozenFirstStage(
-        autoencoder,
-        LatentNormalizer.identity(autoencoder.latent_channels),
-        weights_hash=opened.weights_hash,
-        path=opened.path,
-        weights=opened.weights,
-    )
+    first_stage = opened.frozen().to(computing.device, computing.dtype)
 
     def moments(images: Any) -> Moments:
         with computing.autocast():

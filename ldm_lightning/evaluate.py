@@ -20,7 +20,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.config import CONF_DIR, error_text, errors_told_plainly, register_resolvers
+from ldm_lightning.command import errors_told_plainly, sole_writer
+from ldm_lightning.config import CONF_DIR, register_resolvers
 
 if TYPE_CHECKING:
     from ldm_lightning.utils.run_folder import RunFolder
@@ -46,13 +47,9 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
 
     keep_freed_memory()
     run_folder = RunFolder(folder)
-    run_folder.update_summary({"state": "running", "name": "evaluate"})
-    try:
+    with sole_writer(run_folder, is_first=True):
+        run_folder.update_summary({"state": "running", "name": "evaluate"})
         changes = measure(cfg, run_folder)
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        run_folder.update_summary({"state": state, "reason": error_text(error)})
-        raise
     _finish(changes, run_folder)
     return dict(changes["metrics"])
 
@@ -80,7 +77,8 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     """Reconstruct a split with the autoencoder of a checkpoint."""
     import torch
 
-    from ldm_lightning import build, generator, measure
+    from ldm_lightning import build, measure
+    from ldm_lightning.first_stage import open_first_stage
     from ldm_lightning.metrics.efficiency import (
         bits_per_pixel,
         compression_ratio,
@@ -89,13 +87,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     from ldm_lightning.utils.image import save_grid
     from ldm_lightning.utils.provenance import peak_memory
 
-    if generator.is_second_stage(cfg.checkpoint):
-        raise ValueError(
-            f"checkpoint={cfg.checkpoint} is a second stage. Generate images first: python -m "
-            f"ldm_lightning.sample checkpoint={cfg.checkpoint} output=SAMPLES num_samples=2000; "
-            "then measure them: images=SAMPLES/images data=..."
-        )
-    first_stage = measure.open_first_stage(cfg.checkpoint, weights=cfg.weights)
+    first_stage = open_first_stage(cfg.checkpoint, weights=cfg.weights)
     cfg = measure.with_run_defaults(cfg, first_stage)
     computing = measure.choose_computing(str(cfg.precision))
     features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning import build, measure
-from ldm_lightning.measure import OpenedFirstStage
+from ldm_lightning.first_stage import OpenedFirstStage, open_first_stage
 from ldm_lightning.metrics.evaluation_cache import FirstStageRecord
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.gate import GateVerdict, check_mode, judge, read_thresholds
@@ -73,7 +73,7 @@ def run_gate(
         return None
     # networks are initialised before their weights are loaded
     with torch.random.fork_rng(devices=[]):
-        first_stage = measure.open_first_stage(checkpoint, weights=weights)
+        first_stage = open_first_stage(checkpoint, weights=weights)
         cfg = _measured_config(first_stage, data=data, features=features, cache_dir=cache_dir)
         feature_set = build.build_features(cfg)
         record = _record(first_stage, cfg, feature_set, run_folder)

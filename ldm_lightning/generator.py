@@ -8,10 +8,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from ldm_lightning import build, second_stage
+from ldm_lightning import second_stage
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.diffusion.process import Process
+from ldm_lightning.first_stage import open_first_stage
 from ldm_lightning.sampler.images import ImageSampler
 from ldm_lightning.second_stage import Networks
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
@@ -42,15 +43,6 @@ class OpenedSecondStage:
     weights_hash: str
     path: Path
     step: int | None
-
-
-def is_second_stage(checkpoint: str | Path) -> bool:
-    """Whether a ``.ckpt`` or run folder holds a second stage.
-
-    Raises:
-        ValueError: If it is missing or damaged.
-    """
-    return "second_stage" in load_checkpoint(find_checkpoint(checkpoint))
 
 
 def open_second_stage(
@@ -84,7 +76,7 @@ def open_second_stage(
     known = stored["first_stage"]
     place = first_stage_checkpoint or _find_first_stage(Path(known["path"]), path)
     try:
-        first_stage = build.build_frozen_first_stage(place, known["weights"])
+        first_stage = open_first_stage(place, weights=known["weights"]).frozen()
     except ValueError as error:
         raise ValueError(
             f"{path} needs its first stage with the weights {known['hash'][:12]} "

@@ -1,4 +1,4 @@
-"""A first stage from its checkpoint, and its figures on a set of images.
+"""The figures of a first stage on a set of images.
 
 What `evaluate` prints and what the gate decides by are measured here, so both see one number.
 """
@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,17 +14,14 @@ from rich.progress import track
 from torch import Tensor
 
 from ldm_lightning import build
-from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.first_stage import OpenedFirstStage
 from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.evaluation_cache import EvaluationCache, FirstStageRecord
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
 from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio
-from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
-from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.image import spread_rows, to_uint8
-from ldm_lightning.utils.run_folder import find_checkpoint
 from ldm_lightning.utils.targets import check_targets
 
 log = logging.getLogger(__name__)
@@ -35,42 +31,6 @@ NUM_SHOWN = 8
 
 PACKAGES_OF = {"data": ("ldm_lightning.data",), "features": ("ldm_lightning.metrics",)}
 """What a run's config.yaml may name: it may come from elsewhere, as the checkpoint beside it."""
-
-
-@dataclass(frozen=True)
-class OpenedFirstStage:
-    """An autoencoder as its checkpoint holds it, on the CPU in float32.
-
-    Attributes:
-        autoencoder: In eval mode.
-        description: What it was rebuilt from.
-        weights: ``ema`` or ``raw``: which weights it holds.
-        validated_as: Stage under which its run's own validation logged these weights: ``val`` or
-            ``val_raw``.
-        weights_hash: SHA-256 of all its tensors.
-        path: The checkpoint file.
-        step: Generator updates it was trained for; None where the file does not say.
-    """
-
-    autoencoder: Autoencoder
-    description: dict[str, Any]
-    weights: str
-    validated_as: str
-    weights_hash: str
-    path: Path
-    step: int | None
-
-    @property
-    def run(self) -> Path | None:
-        """The run folder it lies in; None where it lies in none."""
-        folder = self.path.absolute().parent.parent
-        return folder if (folder / "config.yaml").is_file() else None
-
-    def run_config(self) -> DictConfig:
-        """Configuration of the run it lies in; empty where it lies in none."""
-        config = OmegaConf.load(self.run / "config.yaml") if self.run else OmegaConf.create({})
-        assert isinstance(config, DictConfig)
-        return config
 
 
 @dataclass(frozen=True)
@@ -117,35 +77,6 @@ class Reconstruction:
             num_images=self.report.num_images,
             image_shape=tuple(self.first.shape[1:]),
         )
-
-
-def open_first_stage(checkpoint: str | Path, *, weights: str) -> OpenedFirstStage:
-    """Rebuild the autoencoder of a ``.ckpt`` or a run folder.
-
-    Args:
-        checkpoint: The file, or a run folder: ``best.ckpt``, else ``last.ckpt``.
-        weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
-            takes the raw weights.
-
-    Raises:
-        ValueError: If it is missing, damaged, holds no first stage, or does not fit itself.
-    """
-    path = find_checkpoint(checkpoint)
-    content = load_checkpoint(path)
-    description = build.stored_description(content, path)
-    autoencoder = build.rebuild_autoencoder(description)
-    chosen = trained_weights(content, weights)
-    load_strict(autoencoder, chosen.tensors, path)
-    is_raw_of_two = chosen.kind == "raw" and "ema" in content
-    return OpenedFirstStage(
-        autoencoder=autoencoder.eval(),
-        description=description,
-        weights=chosen.kind,
-        validated_as="val_raw" if is_raw_of_two else "val",
-        weights_hash=hash_tensors(autoencoder.state_dict()),
-        path=path,
-        step=content.get("global_step"),
-    )
 
 
 def choose_computing(precision: str) -> Computing:

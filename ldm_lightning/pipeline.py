@@ -25,13 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from ldm_lightning.chain.process import run_command
 from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
 from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, key_of, trainings
-from ldm_lightning.config import (
-    CONF_DIR,
-    check_keys,
-    check_values,
-    errors_told_plainly,
-    register_resolvers,
-)
+from ldm_lightning.command import errors_told_plainly
+from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
 from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)

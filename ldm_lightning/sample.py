@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.config import CONF_DIR, error_text, errors_told_plainly, register_resolvers
+from ldm_lightning.command import errors_told_plainly, sole_writer
+from ldm_lightning.config import CONF_DIR, register_resolvers
 
 if TYPE_CHECKING:
     from ldm_lightning.generator import OpenedSecondStage
@@ -51,17 +52,8 @@ def sample(cfg: DictConfig) -> None:
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
     is_first = os.environ.get("RANK", "0") == "0"
-    if is_first and (other := run_folder.other_process()) is not None:
-        raise ValueError(f"Process {other} is writing to output={cfg.output} already.")
-    try:
-        with joined_processes():
-            changes = _make_images(cfg, run_folder)
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        # A folder that was refused is as it was.
-        if is_first and run_folder.read_summary().get("state", "running") == "running":
-            run_folder.update_summary({"state": state, "reason": error_text(error)})
-        raise
+    with sole_writer(run_folder, is_first=is_first), joined_processes():
+        changes = _make_images(cfg, run_folder)
     if is_first:
         run_folder.update_summary({"state": "finished", **changes})
         log.info("Grid: %s", run_folder.path / "grid.png")

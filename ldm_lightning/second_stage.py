@@ -19,6 +19,7 @@ from ldm_lightning.data.latents import LatentDataModule
 from ldm_lightning.data.module import ImageDataModule, MapDataModule
 from ldm_lightning.data.samples import image_facts
 from ldm_lightning.diffusion.process import Process
+from ldm_lightning.first_stage import open_first_stage
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.generation import GenerationMetrics
 from ldm_lightning.metrics.latents import frozen_moments, measure_statistics
@@ -115,9 +116,11 @@ def build_first_stage(cfg: DictConfig, data: MapDataModule) -> FrozenFirstStage:
             f"first_stage.normalizer must be one of {', '.join(MODES)}, or a number such as "
             f"0.18215; got {kind!r}."
         )
-    first_stage = build.build_frozen_first_stage(
-        cfg.first_stage.checkpoint, cfg.first_stage.weights
-    )
+    given = cfg.first_stage
+    try:
+        first_stage = open_first_stage(given.checkpoint, weights=given.weights).frozen()
+    except ValueError as error:
+        raise ValueError(f"The first stage cannot be built: {error}") from error
     autoencoder = first_stage.autoencoder
     for key, own in (
         ("latent_channels", autoencoder.latent_channels),
@@ -273,7 +276,7 @@ def real_images(cfg: DictConfig, first_stage: FrozenFirstStage) -> ImageDataModu
 
     A latent cache holds no images.
     """
-    opened = measure.open_first_stage(first_stage.path, weights=first_stage.weights)
+    opened = open_first_stage(first_stage.path, weights=first_stage.weights)
     unknown = dict.fromkeys(("data", "resolution", "image_channels", "eval_crop", "precision"))
     known = {"features": OmegaConf.to_container(cfg.features, resolve=True)}
     defaults = measure.with_run_defaults(OmegaConf.create({**unknown, **known}), opened)

@@ -17,14 +17,8 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.config import (
-    CONF_DIR,
-    check_keys,
-    check_values,
-    error_text,
-    errors_told_plainly,
-    register_resolvers,
-)
+from ldm_lightning.command import errors_told_plainly, sole_writer
+from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -66,26 +60,13 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
     run_folder = RunFolder(runtime.runtime.output_dir)
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if is_first:
-        _check_folder(cfg, run_folder)
-    try:
+        _refuse_another_run(cfg, run_folder)
+    with sole_writer(run_folder, is_first=is_first):
         return _run(cfg, runtime, run_folder)
-    except BaseException as error:
-        # Training says itself how it ended, and a run that could not be continued is as it was.
-        if is_first and run_folder.read_summary().get("state", "running") == "running":
-            stopped = isinstance(error, KeyboardInterrupt)
-            reason = {} if stopped else {"reason": error_text(error)}
-            state = "interrupted" if stopped else "failed"
-            run_folder.update_summary({"state": state, **reason})
-        raise
 
 
-def _check_folder(cfg: DictConfig, run_folder: RunFolder) -> None:
-    """Refuse a folder in which another process trains, or a run that would be overwritten."""
-    if (pid := run_folder.other_process()) is not None:
-        raise ValueError(
-            f"Process {pid} is training in {run_folder.path}; wait for it, end it, or leave out "
-            f"resume."
-        )
+def _refuse_another_run(cfg: DictConfig, run_folder: RunFolder) -> None:
+    """Refuse to overwrite a run."""
     if cfg.resume is None and (run_folder.checkpoints / "last.ckpt").is_file():
         raise ValueError(
             f"{run_folder.path} holds a run already. Continue it with resume={run_folder.path}, or "
@@ -233,6 +214,7 @@ def _parts(cfg: DictConfig) -> dict[str, torch.nn.Module]:
     from hydra.utils import instantiate
 
     from ldm_lightning import build, second_stage
+    from ldm_lightning.first_stage import rebuild_autoencoder
 
     if cfg.stage == "second":
         try:
@@ -245,7 +227,7 @@ def _parts(cfg: DictConfig) -> dict[str, torch.nn.Module]:
         with torch.device("meta"):
             return dict(second_stage.build_networks(stored).model.items())
     with torch.device("meta"):
-        autoencoder = build.rebuild_autoencoder(build.stored_first_stage(cfg))
+        autoencoder = rebuild_autoencoder(build.stored_first_stage(cfg))
         adversary = build.build_adversary(cfg, num_devices=1)
     networks: dict[str, torch.nn.Module] = {
         "encoder": autoencoder.encoder,

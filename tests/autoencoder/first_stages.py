@@ -7,7 +7,7 @@ import torch
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
-from ldm_lightning.build import build_frozen_first_stage, rebuild_autoencoder
+from ldm_lightning.first_stage import open_first_stage, rebuild_autoencoder
 
 BOTTLENECKS: dict[str, dict[str, Any]] = {
     "gaussian": {"_target_": "ldm_lightning.bottleneck.gaussian.GaussianBottleneck"},
@@ -69,6 +69,5 @@ def write_checkpoint(path: Path, kind: str = "gaussian", *, seed: int = 0) -> Pa
 
 def frozen(folder: Path, kind: str = "gaussian", *, seed: int = 0) -> FrozenFirstStage:
     """A first stage in use, from a checkpoint in a folder."""
-    return build_frozen_first_stage(
-        write_checkpoint(folder / f"{kind}{seed}.ckpt", kind, seed=seed), "ema"
-    )
+    path = write_checkpoint(folder / f"{kind}{seed}.ckpt", kind, seed=seed)
+    return open_first_stage(path, weights="ema").frozen()

@@ -14,6 +14,7 @@ from ldm_lightning import build
 from ldm_lightning.data import latent_writing
 from ldm_lightning.data.latents import LatentDataModule
 from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.first_stage import open_first_stage, rebuild_autoencoder
 from ldm_lightning.utils.hashing import hash_tensors
 from tests.cli.run import command, environment_of, process, summary_of, write_images
 from tests.module.composed import compose_tiny
@@ -25,7 +26,7 @@ def write_run(folder, experiment="kl_f4", *changes, seed=0):
     cfg = compose_tiny(experiment, *settings, *changes, folder=folder)
     torch.manual_seed(seed)
     description = build.stored_first_stage(cfg)
-    tensors = build.rebuild_autoencoder(description).state_dict()
+    tensors = rebuild_autoencoder(description).state_dict()
     (folder / "checkpoints").mkdir(parents=True)
     checkpoint = {
         "state_dict": {f"autoencoder.{name}": value for name, value in tensors.items()},
@@ -70,7 +71,7 @@ def contents(folder):
 
 def test_a_run_folder_is_enough_and_gives_what_its_first_stage_gives(run, tmp_path):
     cache = encoded(tmp_path, f"checkpoint={run}")
-    first_stage = build.build_frozen_first_stage(run, "ema")
+    first_stage = open_first_stage(run, weights="ema").frozen()
     module = latents_of(cache)
     module.check(first_stage.weights_hash)
     assert (len(module.train_dataset), len(module.val_dataset)) == (22, 13)
@@ -167,7 +168,7 @@ def test_a_first_stage_with_codes_is_encoded_before_quantisation(tmp_path):
     module = latents_of(encoded(tmp_path, f"checkpoint={run}"))
     batch = next(iter(module.val_dataloader()))
     assert set(batch) == {"mean", "label", "key"}
-    quantizer = build.build_frozen_first_stage(run, "ema").autoencoder.bottleneck.eval()
+    quantizer = open_first_stage(run, weights="ema").frozen().autoencoder.bottleneck.eval()
     output = quantizer(batch["mean"])
     assert (output.latents - batch["mean"]).abs().max() > 1e-3
 
@@ -250,7 +251,7 @@ def test_a_swapped_first_stage_is_refused_by_both_hashes(run, tmp_path):
     cache = encoded(tmp_path, f"checkpoint={run}")
     other = write_run(tmp_path / "other", seed=1)
     said = refused(tmp_path, f"checkpoint={other}", "output=latents", "images_per_shard=8")
-    hashes = [build.build_frozen_first_stage(path, "ema").weights_hash for path in (run, other)]
+    hashes = [open_first_stage(path, weights="ema").frozen().weights_hash for path in (run, other)]
     assert f"first_stage_hash is {hashes[0]!r}; expected first_stage_hash={hashes[1]!r}" in said
     module = latents_of(cache)
     module.check(hashes[0])

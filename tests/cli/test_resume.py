@@ -204,5 +204,5 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(RunFolder, "other_process", lambda self: 12345)
     ended = command("train", [f"resume={run}", "max_steps=4"], tmp_path)
     assert ended.code != 0
-    assert f"Process 12345 is training in {run}" in ended.said
+    assert f"Process 12345 is writing to {run}" in ended.said
     assert (run / "summary.json").read_text() == before

@@ -1,0 +1,107 @@
+"""What every command does alike: tell errors in a line, and let one process write to a folder.
+
+Nothing here imports torch, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
+
+from ldm_lightning.utils.errors import error_line
+from ldm_lightning.utils.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+EXPECTED_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    OSError,
+    FloatingPointError,
+)
+"""What wrong input and a full disk lead to; anything else is a mistake of ours and keeps its
+traceback."""
+
+
+@contextmanager
+def errors_told_plainly() -> Iterator[None]:
+    """End the process with code 1 and one message on an error that its user can act on.
+
+    Entry points need it twice: around Hydra, for what it finds while composing, and in Hydra's job,
+    because Hydra prints the whole command line before an error leaves it.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing in its own words
+    try:
+        yield
+    except EXPECTED_ERRORS as error:
+        log.debug("Traceback:", exc_info=True)  # hydra.verbose=true shows it
+        log.error("%s", error_text(error))
+        sys.exit(1)
+
+
+def error_text(error: BaseException) -> str:
+    """What to tell the user: the error itself, without what Hydra wraps around it."""
+    cause = error.__cause__
+    if isinstance(error, InstantiationException) and isinstance(cause, EXPECTED_ERRORS):
+        return error_text(cause)
+    if isinstance(error, MissingConfigException) and error.options:
+        missing = error.missing_cfg_file
+        return f"There is no {missing!r}; choose from {', '.join(sorted(error.options))}."
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        known = cause.parent_node if isinstance(cause.parent_node, DictConfig) else ()
+        return misspelt(str(cause.full_key), map(str, known))
+    lines = str(error).splitlines() or [""]
+    if isinstance(error, InterpolationResolutionError):
+        return lines[0].partition("raised while resolving interpolation: ")[2] or lines[0]
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return "\n".join(lines)
+    return error_line(error)
+
+
+def misspelt(key: str, known: Iterable[str]) -> str:
+    """The message about a key that does not exist."""
+    names = sorted(known)
+    near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
+    return f"Nothing reads the key {key!r}; is it misspelt? {hint}"
+
+
+@contextmanager
+def sole_writer(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
+    """Keep other commands out of a folder, and note in its summary what ended this one too early.
+
+    Args:
+        run_folder: What is written to.
+        is_first: Whether this is the one of its processes that writes ``summary.json``.
+
+    Raises:
+        ValueError: If another command is writing to it.
+    """
+    if is_first and (other := run_folder.other_process()) is not None:
+        raise ValueError(
+            f"Process {other} is writing to {run_folder.path} already; wait for it, end it, or "
+            "choose another folder."
+        )
+    try:
+        yield
+    except BaseException as error:
+        # Training says itself how it ended, and what was refused is as it was.
+        if is_first and run_folder.read_summary().get("state", "running") == "running":
+            stopped = isinstance(error, KeyboardInterrupt)
+            reason = {} if stopped else {"reason": error_text(error)}
+            run_folder.update_summary({"state": "interrupted" if stopped else "failed", **reason})
+        raise
