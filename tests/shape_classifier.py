@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -188,14 +189,6 @@ def share(hits: Tensor) -> float:
     return float(hits.double().mean())
 
 
-def wilson_interval(num_hits: int, num_trials: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927): unlike the normal one it stays within [0, 1]."""
-    z = 1.959964
-    middle = num_hits + z**2 / 2
-    spread = z * math.sqrt(num_hits * (num_trials - num_hits) / num_trials + z**2 / 4)
-    return (middle - spread) / (num_trials + z**2), (middle + spread) / (num_trials + z**2)
-
-
 def labels_of(names: list[str], folder: Path, labels_from: str) -> list[int | None]:
     """Requested class of each image; None where none was requested.
 
@@ -248,7 +241,7 @@ def read_samples(network: nn.Module, folder: Path, labels_from: str) -> dict:
         result |= {
             "num_labelled": len(rows),
             "requested_class_read": share(hits),
-            "wilson_95": wilson_interval(int(hits.sum()), len(rows)),
+            "wilson_95": list(binomtest(int(hits.sum()), len(rows)).proportion_ci(method="wilson")),
             "by_requested_class": {
                 CLASS_NAMES[k]: share(hits[wanted == k]) for k in wanted.unique().tolist()
             },

@@ -15,7 +15,6 @@ from tests.shape_classifier import (
     read_samples,
     report,
     trained_classifier,
-    wilson_interval,
 )
 
 
@@ -67,12 +66,6 @@ def test_labels_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "labels.json").write_text("[0]")
     with pytest.raises(ValueError, match="1 entries"):
         labels_of(["000001.png"], tmp_path, "labels.json")
-
-
-def test_wilson_interval():
-    # Newcombe 1998, table I, method 3
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
 
 
 def test_blur_keeps_the_mean_of_a_flat_image():

@@ -12,13 +12,13 @@ FID. The data are a folder of `train-*.tar` and `test-*.tar` with `KEY.jpg` (32 
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -214,14 +214,6 @@ def share(hits: Tensor) -> float:
     return float(hits.double().mean())
 
 
-def wilson_interval(num_hits: int, num_trials: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    z = 1.959964
-    middle = num_hits + z**2 / 2
-    spread = z * math.sqrt(num_hits * (num_trials - num_hits) / num_trials + z**2 / 4)
-    return (middle - spread) / (num_trials + z**2), (middle + spread) / (num_trials + z**2)
-
-
 def class_accuracy(
     classes: Tensor, wanted: list[int | None], names: list[str]
 ) -> dict[str, object] | None:
@@ -233,7 +225,7 @@ def class_accuracy(
     hits = classes[rows] == labels
     return {
         "accuracy": share(hits),
-        "wilson_95": wilson_interval(int(hits.sum()), len(rows)),
+        "wilson_95": list(binomtest(int(hits.sum()), len(rows)).proportion_ci(method="wilson")),
         "num_labelled": len(rows),
         "by_class": {names[k]: share(hits[labels == k]) for k in labels.unique().tolist()},
     }

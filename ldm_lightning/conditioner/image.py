@@ -47,8 +47,9 @@ class ImageConditioner(Conditioner):
         if self.key not in batch:
             raise ValueError(
                 f"conditioner.key={self.key} is not in this batch, which has "
-                f"{', '.join(map(str, batch))}. Sampling cannot supply it: set "
-                "validation.num_samples=0 and monitor=val/loss."
+                f"{', '.join(map(str, batch))}. A latent cache holds no images (leave out "
+                "data=latents), and sampling cannot supply one (set validation.num_samples=0 and "
+                "monitor=val/loss)."
             )
         image: Tensor = batch[self.key]
         if image.ndim != 4 or image.shape[1] != self.channels:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm_lightning.nn.condition import Condition
+from ldm_lightning.nn.condition import Condition, check_inputs
 from ldm_lightning.nn.time_embedding import TimeEmbedding, sinusoidal_embedding
 
 TIME_WIDTH = 256
@@ -165,7 +165,15 @@ class DiT(nn.Module):
         Raises:
             ValueError: If channels, size, time or condition do not fit.
         """
-        self._check(noisy, network_time, condition)
+        self._check_size(*noisy.shape[2:])
+        check_inputs(
+            noisy,
+            network_time,
+            condition,
+            in_channels=self.in_channels,
+            vector_width=self.width,
+            context_width=None,
+        )
         parts = [noisy] if condition.concat is None else [noisy, condition.concat]
         patches = self.x_embedder(torch.cat(parts, dim=1))
         height, width = patches.shape[-2:]
@@ -188,40 +196,11 @@ class DiT(nn.Module):
         pixels = values.unflatten(1, size[:2]).unflatten(-1, size[2:])
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
-    def _check(self, noisy: Tensor, network_time: Tensor, condition: Condition) -> None:
-        """Refuse what does not fit the network."""
-        batch, channels, height, width = noisy.shape
+    def _check_size(self, height: int, width: int) -> None:
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"Latents of {height}x{width} are not divisible by denoiser.patch_size="
                 f"{self.patch_size}; use another resolution or patch size."
-            )
-        if network_time.shape != (batch,):
-            raise ValueError(
-                f"network_time must be [{batch}], one a sample, got {list(network_time.shape)}."
-            )
-        concat, vector = condition.concat, condition.vector
-        num_concat = 0 if concat is None else concat.shape[1]
-        if channels + num_concat != self.in_channels:
-            raise ValueError(
-                f"The denoiser takes {self.in_channels} channels, got {channels} of noisy latents "
-                f"and {num_concat} of the condition's concat; set denoiser.in_channels to their "
-                f"sum, {channels + num_concat}."
-            )
-        if concat is not None and concat.shape[2:] != noisy.shape[2:]:
-            raise ValueError(
-                f"The condition's concat must have the latents' size {height}x{width}, got "
-                f"{'x'.join(map(str, concat.shape[2:]))}."
-            )
-        if condition.context is not None:
-            raise ValueError(
-                "This denoiser has no cross-attention: use conditioner.kind=vector, or "
-                "denoiser=unet with denoiser.context_width."
-            )
-        if vector is not None and vector.shape != (batch, self.width):
-            raise ValueError(
-                f"The condition's vector must be [{batch}, {self.width}], got "
-                f"{list(vector.shape)}: set conditioner.width, or leave it null."
             )
 
     def _positions_of(self, height: int, width: int, *, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ldm_lightning.denoiser.unet_attention import AttentionBlock, SpatialTransfo
 from ldm_lightning.denoiser.unet_blocks import BlockList, Downsample, ResidualBlock
 from ldm_lightning.denoiser.unet_layers import group_norm, zeroed
 from ldm_lightning.nn.blocks import NearestUpsample
-from ldm_lightning.nn.condition import Condition
+from ldm_lightning.nn.condition import Condition, check_inputs
 from ldm_lightning.nn.time_embedding import TimeEmbedding
 
 EMBEDDING_RATIO = 4
@@ -171,7 +171,15 @@ class UNet(nn.Module):
             ValueError: If height or width is not divisible, or what comes is not what the network
                 was built for.
         """
-        self._check(noisy, network_time, condition)
+        self._check_size(*noisy.shape[2:])
+        check_inputs(
+            noisy,
+            network_time,
+            condition,
+            in_channels=self.in_channels,
+            vector_width=self.vector_width,
+            context_width=self.context_width,
+        )
         hidden = noisy
         if condition.concat is not None:
             hidden = torch.cat([noisy, condition.concat], dim=1)
@@ -205,49 +213,12 @@ class UNet(nn.Module):
             return checkpoint(blocks, hidden, embedding, context, skip, use_reentrant=False)
         return blocks(hidden, embedding, context, skip)
 
-    def _check(self, noisy: Tensor, network_time: Tensor, condition: Condition) -> None:
-        """Refuse what does not fit the network."""
-        batch, channels, height, width = noisy.shape
+    def _check_size(self, height: int, width: int) -> None:
         if height % self.downsampling_factor or width % self.downsampling_factor:
             raise ValueError(
                 f"Latents of {height}x{width} are not divisible by the U-Net's downsampling factor "
                 f"{self.downsampling_factor}; give images whose size is, or fewer "
                 "denoiser.width_multipliers."
-            )
-        if network_time.shape != (batch,):
-            raise ValueError(
-                f"network_time must be [{batch}], one a sample, got {list(network_time.shape)}."
-            )
-        concat, vector, context = condition.concat, condition.vector, condition.context
-        num_concat = 0 if concat is None else concat.shape[1]
-        if channels + num_concat != self.in_channels:
-            raise ValueError(
-                f"The U-Net takes in_channels={self.in_channels}, got {channels} of the noisy "
-                f"latents and {num_concat} of the condition's concat; set denoiser.in_channels to "
-                f"their sum, {channels + num_concat}."
-            )
-        if concat is not None and concat.shape[2:] != noisy.shape[2:]:
-            raise ValueError(
-                f"The condition's concat must have the latents' size {height}x{width}, got "
-                f"{'x'.join(map(str, concat.shape[2:]))}."
-            )
-        if vector is not None and vector.shape != (batch, self.vector_width):
-            raise ValueError(
-                f"The condition's vector must be [{batch}, {self.vector_width}], got "
-                f"{list(vector.shape)}; its width is {EMBEDDING_RATIO} * base_width."
-            )
-        if (context is None) != (self.context_width is None):
-            raise ValueError(
-                f"The U-Net has context_width={self.context_width} and the condition "
-                f"{'no' if context is None else 'a'} context; a context needs context_width, the "
-                "width of its tokens, and context_width needs a context."
-            )
-        if context is not None and (
-            context.ndim != 3 or context.shape[::2] != (batch, self.context_width)
-        ):
-            raise ValueError(
-                f"The condition's context must be [{batch}, n, {self.context_width}], got "
-                f"{list(context.shape)}."
             )
 
 

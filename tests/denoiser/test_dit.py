@@ -260,7 +260,7 @@ def test_recomputing_changes_nothing():
     ("shape", "condition", "message"),
     [
         ((1, 4, 7, 8), Condition(), "7x8 are not divisible by denoiser.patch_size=2"),
-        ((1, 3, 8, 8), Condition(), "takes 4 channels, got 3"),
+        ((1, 3, 8, 8), Condition(), "takes in_channels=4, got 3"),
         ((1, 4, 8, 8), Condition(concat=torch.zeros(1, 2, 8, 8)), "in_channels to their sum, 6"),
         ((1, 2, 8, 8), Condition(concat=torch.zeros(1, 2, 4, 4)), "size 8x8, got 4x4"),
         ((1, 4, 8, 8), Condition(context=torch.zeros(1, 1, 32)), "no cross-attention"),

@@ -179,9 +179,9 @@ def test_a_concat_of_another_size_is_refused():
 
 
 def test_context_and_context_width_need_each_other():
-    with pytest.raises(ValueError, match="context_width=None and the condition a context"):
+    with pytest.raises(ValueError, match="no cross-attention, but the condition a context"):
         build()(noisy(), TIME, Condition(context=torch.zeros(2, 3, 6)))
-    with pytest.raises(ValueError, match="context_width=6 and the condition no context"):
+    with pytest.raises(ValueError, match="context_width=6, but the condition has no context"):
         build(context_width=6)(noisy(), TIME, Condition())
 
 
