@@ -33,7 +33,7 @@ from ldm_lightning.module.precision import at_least_float32, gradient_at_layer, 
 from ldm_lightning.module.settings import Adversary, Optimization
 from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
 from ldm_lightning.utils.distributed import all_reduce_mean
-from ldm_lightning.utils.random import normal_rows
+from ldm_lightning.utils.random import RowDraws
 
 
 class AutoencoderModule(UpdatingModule):
@@ -76,7 +76,7 @@ class AutoencoderModule(UpdatingModule):
         log_every_steps: int,
         stored_config: Mapping[str, Any],
     ) -> None:
-        super().__init__(optimization=optimization, log_every_steps=log_every_steps)
+        super().__init__(optimization=optimization, seed=seed, log_every_steps=log_every_steps)
         missing = set(autoencoder.bottleneck.term_names) - set(term_weights)
         if missing:
             raise ValueError(
@@ -92,7 +92,6 @@ class AutoencoderModule(UpdatingModule):
         self.term_weights = {name: term_weights[name] for name in autoencoder.bottleneck.term_names}
         self.metrics = metrics
         self.raw_metrics = raw_metrics
-        self.seed = seed
         self.stored_config = dict(stored_config)
         self.report: FirstStageReport | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this update
@@ -121,9 +120,8 @@ class AutoencoderModule(UpdatingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one batch; after ``accumulate_batches`` of them, update both networks."""
         images, step = batch["image"], self.global_step
-        first_row = self.first_row(batch_idx, len(images))
         output = self.autoencoder(
-            images, self._posterior_noise(images, step=step, first_row=first_row)
+            images, self._posterior_noise(images, self.draws(batch_idx, len(images)))
         )
         self._generator_backward(images, output, step=step)
         self._pending.append((images, at_least_float32(output.reconstructions.detach())))
@@ -141,19 +139,12 @@ class AutoencoderModule(UpdatingModule):
             self._log.set("log_variance", value)
         self._log_update(step)
 
-    def _posterior_noise(self, images: Tensor, *, step: int, first_row: int) -> Tensor | None:
-        """Noise as a function of (seed, update, row of the global batch)."""
+    def _posterior_noise(self, images: Tensor, draws: RowDraws) -> Tensor | None:
+        """What the posterior is sampled with, where it is."""
         if not self.autoencoder.bottleneck.is_stochastic:
             return None
-        return normal_rows(
-            self.autoencoder.latent_shape(images.shape),
-            seed=self.seed,
-            purpose="posterior",
-            step=step,
-            first_row=first_row,
-            device=images.device,
-            dtype=images.dtype,
-        )
+        _, *shape = self.autoencoder.latent_shape(images.shape)
+        return draws.normal("posterior", shape, like=images)
 
     def _generator_backward(self, images: Tensor, output: AutoencoderOutput, *, step: int) -> None:
         """Add the gradients of one batch to autoencoder and log-variance (steps 2 and 3 above)."""

@@ -22,7 +22,7 @@ from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.module.generation import Generated, GenerationValidation
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
-from ldm_lightning.utils.random import generator_for, normal_rows, uniform_rows
+from ldm_lightning.utils.random import RowDraws, generator_for
 
 NUM_NOISE_LEVELS = 10
 """Validation measures the loss at this many quantiles of the training times."""
@@ -67,10 +67,9 @@ class DiffusionModule(UpdatingModule):
         protocol: Mapping[str, str | int | float],
         generation: GenerationValidation | None = None,
     ) -> None:
-        super().__init__(optimization=optimization, log_every_steps=log_every_steps)
+        super().__init__(optimization=optimization, seed=seed, log_every_steps=log_every_steps)
         self.model = nn.ModuleDict({"denoiser": denoiser, "conditioner": conditioner})
         self.process = process
-        self.seed = seed
         self.stored_config = dict(stored_config)
         self.protocol = dict(protocol)
         self.generation = generation
@@ -108,23 +107,12 @@ class DiffusionModule(UpdatingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one batch; after ``accumulate_batches`` of them, update the denoiser."""
-        step = self.global_step
-        moments = self._moments(batch)
-        first_row = self.first_row(batch_idx, len(moments.mean))
-        latents = self._training_latents(moments, step=step, first_row=first_row)
-        drawn = {"seed": self.seed, "step": step, "first_row": first_row}
-        noise = normal_rows(
-            tuple(latents.shape),
-            purpose="noise",
-            device=latents.device,
-            dtype=latents.dtype,
-            **drawn,
-        )
-        uniform = uniform_rows(len(latents), purpose="time", device=latents.device, **drawn)
-        condition = self.model["conditioner"](
-            batch, drop=self._dropped(len(latents), step=step, first_row=first_row)
-        )
-        time = self.process.times(uniform)
+        step, moments = self.global_step, self._moments(batch)
+        draws = self.draws(batch_idx, len(moments.mean))
+        latents = self._training_latents(moments, draws)
+        noise = draws.normal("noise", latents.shape[1:], like=latents)
+        time = self.process.times(draws.uniform("time", device=latents.device))
+        condition = self.model["conditioner"](batch, drop=self._dropped(draws))
         losses = self.process.loss(self.model["denoiser"], latents, noise, time, condition)
         self._log.add("loss_total", losses.mean())
         self.manual_backward(losses.mean() / self.optimization.accumulate_batches)
@@ -142,35 +130,19 @@ class DiffusionModule(UpdatingModule):
             return self.first_stage.moments(batch["image"])
         return Moments(batch["mean"], batch.get("variance"))
 
-    def _training_latents(self, moments: Moments, *, step: int, first_row: int) -> Tensor:
+    def _training_latents(self, moments: Moments, draws: RowDraws) -> Tensor:
         """Normalized latents, sampled where the first stage samples."""
         noise = None
         if moments.variance is not None:
-            noise = normal_rows(
-                tuple(moments.mean.shape),
-                seed=self.seed,
-                purpose="posterior",
-                step=step,
-                first_row=first_row,
-                device=moments.mean.device,
-                dtype=moments.mean.dtype,
-            )
+            noise = draws.normal("posterior", moments.mean.shape[1:], like=moments.mean)
         return self.first_stage.sample(moments, noise)
 
-    def _dropped(self, num_rows: int, *, step: int, first_row: int) -> Tensor | None:
+    def _dropped(self, draws: RowDraws) -> Tensor | None:
         """Which rows learn without their condition, [B] bool; None where none does."""
         share: float = self.model["conditioner"].dropout  # type: ignore[assignment]
         if not share:
             return None
-        uniform = uniform_rows(
-            num_rows,
-            seed=self.seed,
-            purpose="label dropout",
-            step=step,
-            first_row=first_row,
-            device=self.device,
-        )
-        return uniform < share
+        return draws.uniform("label dropout", device=self.device) < share
 
     # Validation
 

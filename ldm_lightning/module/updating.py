@@ -15,6 +15,7 @@ from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.update_log import UpdateLog
 from ldm_lightning.utils.checkpoint import check_fits
 from ldm_lightning.utils.distributed import num_processes, process_rank
+from ldm_lightning.utils.random import RowDraws
 
 Batch = Mapping[str, Any]
 
@@ -26,6 +27,7 @@ class UpdatingModule(pl.LightningModule):
 
     Args:
         optimization: Optimizer, schedule, accumulation, clipping.
+        seed: Of everything drawn for an update.
         log_every_steps: Updates between two logged rows; losses are checked for finiteness then
             too.
 
@@ -35,10 +37,11 @@ class UpdatingModule(pl.LightningModule):
 
     part_names: tuple[str, ...]
 
-    def __init__(self, *, optimization: Optimization, log_every_steps: int) -> None:
+    def __init__(self, *, optimization: Optimization, seed: int, log_every_steps: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.optimization = optimization
+        self.seed = seed
         self.log_every_steps = log_every_steps
         self._log = UpdateLog(optimization.accumulate_batches)
         self._keys: dict[int, list[str]] = {}  # of the images of the updates since the last row
@@ -53,9 +56,10 @@ class UpdatingModule(pl.LightningModule):
         """Whether a batch is the last one of its update."""
         return self.position_in_update(batch_idx) + 1 == self.optimization.accumulate_batches
 
-    def first_row(self, batch_idx: int, batch_size: int) -> int:
-        """Row of the update's global batch in which this process' batch begins."""
-        return (self.position_in_update(batch_idx) * num_processes() + process_rank()) * batch_size
+    def draws(self, batch_idx: int, num_rows: int) -> RowDraws:
+        """Random numbers of this process' rows of the update's global batch."""
+        place = self.position_in_update(batch_idx) * num_processes() + process_rank()
+        return RowDraws(self.seed, self.global_step, place * num_rows, num_rows)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Remember which images are trained on, until their update is known to be finite."""

@@ -5,6 +5,8 @@ repeats the uninterrupted one and N processes repeat one, and a process draws on
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,61 +23,46 @@ def generator_for(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def normal_rows(
-    shape: tuple[int, ...],
-    *,
-    seed: int,
-    purpose: str,
-    step: int,
-    first_row: int,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Draw standard normal noise for the rows [first_row, first_row + shape[0]) of a global batch.
+@dataclass(frozen=True)
+class RowDraws:
+    """Random numbers of one process' rows of the global batch of an update.
 
-    The noise is drawn in float32 on the CPU whatever ``device`` and ``dtype``, so that every
-    precision and device sees the same values.
+    Drawn on the CPU and then moved, so that every device and precision sees the same values.
 
-    Args:
-        shape: Shape of the local rows, [B, ...].
+    Attributes:
         seed: The run's seed.
-        purpose: What the noise is for, such as ``"posterior"``.
         step: Update, counted from 0.
         first_row: Index of the first local row in the global batch.
-        device: Where the result lives.
-        dtype: Type of the result.
+        num_rows: Local rows, B.
     """
-    rows = [
-        torch.randn(
-            shape[1:],
-            generator=generator_for(seed, purpose, step, first_row + row),
-            dtype=torch.float32,
-        )
-        for row in range(shape[0])
-    ]
-    return torch.stack(rows).to(device=device, dtype=dtype)
 
+    seed: int
+    step: int
+    first_row: int
+    num_rows: int
 
-def uniform_rows(
-    num_rows: int,
-    *,
-    seed: int,
-    purpose: str,
-    step: int,
-    first_row: int,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Draw one uniform number in [0, 1) for each row, as ``normal_rows`` draws noise.
+    def normal(self, purpose: str, shape: Sequence[int], *, like: Tensor) -> Tensor:
+        """Standard normal noise, [B, *shape], drawn in float32.
 
-    Returns:
-        [num_rows], float64.
-    """
-    rows = [
-        torch.rand(
-            (),
-            generator=generator_for(seed, purpose, step, first_row + row),
-            dtype=torch.float64,
-        )
-        for row in range(num_rows)
-    ]
-    return torch.stack(rows).to(device=device)
+        Args:
+            purpose: What it is for, such as ``"posterior"``.
+            shape: Of one row.
+            like: Has the device and type of the result.
+        """
+        rows = [
+            torch.randn(*shape, generator=generator, dtype=torch.float32)
+            for generator in self._generators(purpose)
+        ]
+        return torch.stack(rows).to(like)
+
+    def uniform(self, purpose: str, *, device: torch.device) -> Tensor:
+        """One number in [0, 1) a row, [B], float64."""
+        rows = [
+            torch.rand((), generator=generator, dtype=torch.float64)
+            for generator in self._generators(purpose)
+        ]
+        return torch.stack(rows).to(device)
+
+    def _generators(self, purpose: str) -> Iterator[torch.Generator]:
+        for row in range(self.first_row, self.first_row + self.num_rows):
+            yield generator_for(self.seed, purpose, self.step, row)

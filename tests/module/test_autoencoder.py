@@ -11,6 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ldm_lightning.loss.adversarial import AdversarialSchedule, hinge_generator_loss
 from ldm_lightning.loss.perceptual import TinyPerceptual
+from ldm_lightning.utils.random import RowDraws
 from tests.module.small import images, loader, quantizer, small_module, trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -95,7 +96,7 @@ def test_the_gradient_is_that_of_the_whole_loss_written_as_one_formula(tmp_path)
 
     reference = reference.double()
     x = next(iter(loader(1)))["image"].double()
-    noise = reference._posterior_noise(x, step=0, first_row=0)
+    noise = reference._posterior_noise(x, RowDraws(reference.seed, 0, 0, len(x)))
     output = reference.autoencoder(x, noise)
     terms = reference.reconstruction_loss(output.outputs, output.reconstructions, x)
     adversarial = hinge_generator_loss(reference.discriminator(output.reconstructions))

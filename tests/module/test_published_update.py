@@ -11,6 +11,7 @@ import torch
 
 from ldm_lightning import build
 from ldm_lightning.loss.perceptual import TinyPerceptual
+from ldm_lightning.utils.random import RowDraws
 from ldm_lightning.utils.run_folder import RunFolder
 from tests.module.composed import compose_tiny
 
@@ -79,7 +80,7 @@ def first_update(words, folder, precision):
 def gaussian_forward(start, images):
     """Reconstructions and KL, Kingma & Welling 2014, Appendix B."""
     model = start.autoencoder
-    noise = start._posterior_noise(images, step=0, first_row=0)
+    noise = start._posterior_noise(images, RowDraws(start.seed, 0, 0, len(images)))
     mean, log_variance = model.quant_conv(model.encoder(images)).chunk(2, dim=1)
     latents = mean + torch.exp(log_variance / 2) * noise
     kl = 0.0
