@@ -18,8 +18,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -c "import torch, torchvision; torchvision.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)"
 	touch $@
 
-demo: install  ## Train a first stage on embedded data (minutes on two cores) and show what it reached
-	$(BIN)/python -m ldm_lightning.train experiment=kl_f4 name=demo discriminator=none max_steps=1200 validation.every_steps=300
+demo: install  ## Train first stage and diffusion model on embedded data, generate and measure (ten minutes)
+	$(BIN)/python -m ldm_lightning.pipeline experiment=ldm_shapes name=demo data.num_train_images=16000 samples.num_samples=400 "first_stage.overrides=['discriminator=none','max_steps=700','validation.every_steps=350']"
 
 test: install  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"

@@ -5,13 +5,14 @@ import importlib
 import json
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.cli.run import make_commands
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -136,18 +137,5 @@ def test_every_python_command_of_the_readme_runs(place, monkeypatch, capsys):
     assert len(list((place["SAMPLES"] / "images").glob("*.png"))) == 3
 
 
-def make_commands(target: str) -> list[str]:
-    """What make would run, line by line."""
-    return subprocess.run(
-        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-
-
 def test_make_test_runs_the_tests():
     assert any("-m pytest" in line for line in make_commands("test"))
-
-
-def test_make_demo_trains_a_first_stage(place, monkeypatch):
-    (line,) = [line for line in make_commands("demo") if "-m ldm_lightning" in line]
-    run(["python", *shlex.split(line)[1:], *SHORT_FIRST], monkeypatch, place)
-    assert list(place["cwd"].glob("outputs/demo/*/images/reconstruction_latest.png"))

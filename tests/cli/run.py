@@ -217,3 +217,10 @@ def _logging_restored() -> Iterator[None]:
         root.handlers[:] = handlers
         root.setLevel(level)
         signal.signal(signal.SIGINT, interrupt)
+
+
+def make_commands(target: str) -> list[str]:
+    """What make would run for a target, line by line."""
+    return subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()

@@ -1,26 +1,31 @@
-"""A whole chain, every step of it cut down to seconds."""
+"""The demo: a whole chain, every step of it cut down to seconds."""
 
 import json
+import shlex
 import shutil
 
-from tests.cli.run import process, summary_of, tiny
+from tests.cli.run import make_commands, process, summary_of, tiny
 from tests.cli.second_stage import tiny_second
 
 
-def test_a_chain_runs_goes_on_and_keeps_what_is_done(tmp_path):
+def demo() -> list[str]:
+    """What ``make demo`` runs, after ``python``."""
+    (line,) = [line for line in make_commands("demo") if "-m ldm_lightning" in line]
+    return shlex.split(line)[1:]
+
+
+def test_the_demo_runs_goes_on_and_keeps_what_is_done(tmp_path):
     first = [word for word in tiny("kl_f4") if not word.startswith("experiment=")]
     second = [
         word
         for word in tiny_second(tmp_path, "ldm_shapes")
         if not word.startswith(("first_stage.", "data.", "trainer.precision="))
     ]
-    words = [*second, "data.num_train_images=22", "data.num_val_images=10"]
+    words = [*demo(), *second, "data.num_train_images=22", "data.num_val_images=10"]
     words += ["data.batch_size=4", "data.val_batch_size=4", "samples.num_samples=4"]
     words.append(f"first_stage.overrides={json.dumps(first)}")
     chain = tmp_path / "chain"
-    ended = process(
-        ["-m", "ldm_lightning.pipeline", *words, f"output_dir={chain}"], tmp_path, timeout=400
-    )
+    ended = process([*words, f"output_dir={chain}"], tmp_path, timeout=400)
     assert ended.code == 0, ended.output
     for name in ("samples_latest", "ceiling", "prior"):
         assert (chain / "second_stage" / "images" / f"{name}.png").is_file()
