@@ -1,0 +1,121 @@
+"""The networks that are timed, alike for every rule."""
+
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from ldm_lightning.autoencoder.autoencoder import Autoencoder, convolutional_autoencoder
+from ldm_lightning.bottleneck.gaussian import GaussianBottleneck
+from ldm_lightning.discriminator.patchgan import PatchGAN
+from ldm_lightning.loss.perceptual import Lpips
+from ldm_lightning.loss.pixel import pixel_loss
+from ldm_lightning.loss.reconstruction import ReconstructionLoss
+from ldm_lightning.utils.pretrained import WEIGHT_FILES
+
+
+@dataclass(frozen=True)
+class FirstStageShape:
+    """A KL autoencoder and the batch it is trained on.
+
+    Attributes:
+        name: As the field names it.
+        width_multipliers: One a level.
+        latent_channels: Channels of the latents.
+        base_width: Channels of the first level.
+        resolution: Side of an image in pixels.
+        batch_size: Images of a batch.
+        recompute: Recompute activations in the backward pass.
+    """
+
+    name: str
+    width_multipliers: tuple[int, ...]
+    latent_channels: int
+    base_width: int
+    resolution: int
+    batch_size: int
+    recompute: bool = False
+
+    def __str__(self) -> str:
+        kept = ", recomputing" if self.recompute else ""
+        return (
+            f"{self.name}, {self.resolution} px, batch {self.batch_size}, width {self.base_width}"
+            f"{kept}"
+        )
+
+    def images(self) -> torch.Tensor:
+        """A batch, [B, 3, H, W] in [-1, 1]."""
+        generator = torch.Generator().manual_seed(1)
+        size = (self.batch_size, 3, self.resolution, self.resolution)
+        return torch.rand(size, generator=generator) * 2 - 1
+
+
+KL_F4 = FirstStageShape("kl_f4", (1, 2, 4), 3, 64, 64, 8)
+KL_F8 = FirstStageShape("kl_f8", (1, 2, 4, 4), 4, 128, 256, 1)
+
+
+@dataclass(frozen=True)
+class Players:
+    """What one rule trains: networks of its own, with the weights that all begin with."""
+
+    autoencoder: Autoencoder
+    reconstruction_loss: ReconstructionLoss
+    discriminator: PatchGAN
+
+    @property
+    def num_parameters(self) -> dict[str, int]:
+        """Of autoencoder and discriminator."""
+        return {
+            "autoencoder": sum(p.numel() for p in self.autoencoder.parameters()),
+            "discriminator": sum(p.numel() for p in self.discriminator.parameters()),
+        }
+
+
+def build_players(shape: FirstStageShape, perceptual: Lpips) -> Players:
+    """Networks with the same weights every time."""
+    torch.manual_seed(0)
+    autoencoder = convolutional_autoencoder(
+        bottleneck=GaussianBottleneck(),
+        image_channels=3,
+        latent_channels=shape.latent_channels,
+        downsampling_factor=2 ** (len(shape.width_multipliers) - 1),
+        base_width=shape.base_width,
+        width_multipliers=shape.width_multipliers,
+        num_res_blocks=2,
+        attention_at=[],
+        middle_attention=True,
+        upsampling="nearest",
+        recompute=shape.recompute,
+        output="images",
+    )
+    loss = ReconstructionLoss(pixel_loss("l1"), perceptual, perceptual_weight=1.0, reduction="sum")
+    return Players(autoencoder, loss, PatchGAN(image_channels=3))
+
+
+def num_parameters_of_diffusers(shape: FirstStageShape) -> int:
+    """Parameters of diffusers' ``AutoencoderKL`` at these sizes."""
+    levels = len(shape.width_multipliers)
+    with torch.device("meta"):
+        network = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(m * shape.base_width for m in shape.width_multipliers),
+            layers_per_block=2,
+            latent_channels=shape.latent_channels,
+        )
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@functools.cache
+def random_lpips() -> Lpips:
+    """LPIPS on VGG-16 with random weights: the cost is that of the published ones."""
+    torch.manual_seed(0)
+    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
+    weights = {f"features.{name}": value for name, value in layers.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(weights, Path(folder) / WEIGHT_FILES["vgg16"])
+        return Lpips("vgg", weights_dir=folder)
