@@ -157,6 +157,7 @@ def average_row(module: DiffusionModule, *, num_rounds: int) -> Row:
     loop = PlainLoop(module.denoiser, module.process, torch.empty(0))
     ema, trainer = Ema(decay=DECAY), SimpleNamespace(ckpt_path=None, global_step=0)
     ema.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    ema.on_train_start(trainer, module)  # type: ignore[arg-type]
 
     def ours() -> None:
         trainer.global_step += 1

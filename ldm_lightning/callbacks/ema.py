@@ -40,6 +40,7 @@ class Ema(pl.Callback):
         self.num_updates = 0
         self._averages: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}  # the network's own weights while the averages stand in
+        self._followed: list[Tensor] = []  # the network's parameters, in the averages' order
         self._seen_step = 0
 
     def decay_at(self, update: int) -> float:
@@ -58,8 +59,9 @@ class Ema(pl.Callback):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count updates from where the run stands."""
+        """Count updates from where the run stands, and look up once what is followed."""
         self._seen_step = trainer.global_step
+        self._followed = list(_parameters(pl_module).values())
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -75,9 +77,8 @@ class Ema(pl.Callback):
             return
         self._seen_step = trainer.global_step
         self.num_updates += 1
-        parameters = list(_parameters(pl_module).values())
         weight = 1 - self.decay_at(self.num_updates)
-        torch._foreach_lerp_(list(self._averages.values()), parameters, weight)
+        torch._foreach_lerp_(list(self._averages.values()), self._followed, weight)
 
     @torch.no_grad()
     def _swap_in(self, pl_module: pl.LightningModule) -> None:

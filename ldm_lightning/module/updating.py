@@ -44,6 +44,7 @@ class UpdatingModule(pl.LightningModule):
         self.seed = seed
         self.log_every_steps = log_every_steps
         self._log = UpdateLog(optimization.accumulate_batches)
+        self._logs_update = False  # whether the update at hand is a logged one
         self._keys: dict[int, list[str]] = {}  # of the images of the updates since the last row
 
     # Updates
@@ -63,6 +64,7 @@ class UpdatingModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Remember which images are trained on, until their update is known to be finite."""
+        self._logs_update = (self.global_step + 1) % self.log_every_steps == 0
         self._keys.setdefault(self.global_step, []).extend(batch.get("key", ()))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -71,9 +73,11 @@ class UpdatingModule(pl.LightningModule):
             self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip unscaled gradients, and note their norm."""
+        """Clip unscaled gradients, and note their norm where it is logged."""
         if (scaler := self._scaler()) and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # Lightning leaves it to the step of fused optimizers
+        if self.optimization.clip_norm is None and not self._logs_update:
+            return  # the norm reads every gradient once more
         parameters = [
             parameter for group in optimizer.param_groups for parameter in group["params"]
         ]
@@ -107,7 +111,7 @@ class UpdatingModule(pl.LightningModule):
         Raises:
             FloatingPointError: If a value is NaN or infinite.
         """
-        if (step + 1) % self.log_every_steps:
+        if not self._logs_update:
             self._log.clear()
             return
         keys, self._keys = self._keys, {}
