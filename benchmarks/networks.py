@@ -29,7 +29,6 @@ class FirstStageShape:
         base_width: Channels of the first level.
         resolution: Side of an image in pixels.
         batch_size: Images of a batch.
-        recompute: Recompute activations in the backward pass.
     """
 
     name: str
@@ -38,13 +37,10 @@ class FirstStageShape:
     base_width: int
     resolution: int
     batch_size: int
-    recompute: bool = False
 
     def __str__(self) -> str:
-        kept = ", recomputing" if self.recompute else ""
         return (
             f"{self.name}, {self.resolution} px, batch {self.batch_size}, width {self.base_width}"
-            f"{kept}"
         )
 
     def images(self) -> torch.Tensor:
@@ -89,7 +85,7 @@ def build_players(shape: FirstStageShape, perceptual: Lpips) -> Players:
         attention_at=[],
         middle_attention=True,
         upsampling="nearest",
-        recompute=shape.recompute,
+        recompute=False,
         output="images",
     )
     loss = ReconstructionLoss(pixel_loss("l1"), perceptual, perceptual_weight=1.0, reduction="sum")

@@ -59,7 +59,6 @@ def first_stage_row(*, num_rounds: int) -> Row:
     """The update of kl_f4."""
     images = KL_F4.images()
     module = first_stage.build_module(KL_F4)
-    module.log_every_steps = 10
     bare = OneForward(build_players(KL_F4, random_lpips()))
     noise = torch.randn(module.autoencoder.latent_shape(images.shape))
     others = {BARE: functools.partial(bare.update, images, noise)}
@@ -75,7 +74,6 @@ class BareLoop:
     def __init__(self, module: DiffusionModule, batch: dict[str, torch.Tensor]) -> None:
         self.denoiser = copy.deepcopy(module.denoiser)
         self.process = module.process
-        self.first_stage = module.first_stage
         self.batch = batch
         self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), lr=1e-4, fused=True)
         self.averages = [p.detach().clone() for p in self.denoiser.parameters()]
@@ -102,6 +100,7 @@ class BareLoop:
 def second_stage_row(*, num_rounds: int) -> Row:
     """The update of a U-Net of 16 M parameters on cached latents."""
     module = second_stage.build_module()
+    module.log_every_steps = 1  # dearer than a run, which logs every tenth update or so
     batch = second_stage.batches()[OURS]
     others = {BARE: BareLoop(module, batch).update}
     with tempfile.TemporaryDirectory() as folder:

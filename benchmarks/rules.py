@@ -15,6 +15,7 @@ github.com/CompVis/taming-transformers, github.com/huggingface/diffusers
 """
 
 import functools
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def adam(parameters: list[torch.nn.Parameter]) -> Optimizer:
     return Adam(parameters, lr=1e-4, betas=(0.5, 0.9))
 
 
-class Rule:
+class Rule(ABC):
     """Networks and optimizers of one rule.
 
     Attributes:
@@ -52,6 +53,7 @@ class Rule:
         self.generator = adam(list(players.autoencoder.parameters()))
         self.discriminator = adam(list(players.discriminator.parameters()))
 
+    @abstractmethod
     def update(self, images: Tensor, noise: Tensor) -> Tensor:
         """Update both networks.
 
@@ -62,7 +64,6 @@ class Rule:
         Returns:
             The generator's loss before the update, a scalar.
         """
-        raise NotImplementedError
 
     def only(self, part: str) -> None:
         """Let gradients reach one of the two networks alone, as toggled optimizers do."""
