@@ -6,11 +6,11 @@ Source: Song et al. 2020, arXiv:2010.02502, Eq. 12 and 16.
 from torch import Tensor
 
 from ldm_lightning.diffusion.schedule import NoiseSchedule
-from ldm_lightning.sampler.steps import Denoise, StepNoise, grid_levels
+from ldm_lightning.sampler.steps import Denoiser, StepNoise, grid_levels
 
 
 def ddim(
-    denoise: Denoise,
+    denoise: Denoiser,
     noise: Tensor,
     times: Tensor,
     schedule: NoiseSchedule,

@@ -6,13 +6,13 @@ Source: Ho et al. 2020, arXiv:2006.11239, Eq. 6, 7 and Algorithm 2.
 from torch import Tensor
 
 from ldm_lightning.diffusion.schedule import NoiseSchedule
-from ldm_lightning.sampler.steps import Denoise, GridLevels, Step, StepNoise, grid_levels
+from ldm_lightning.sampler.steps import Denoiser, GridLevels, Step, StepNoise, grid_levels
 
 VARIANCES = ("small", "large")
 
 
 def ddpm(
-    denoise: Denoise,
+    denoise: Denoiser,
     noise: Tensor,
     times: Tensor,
     schedule: NoiseSchedule,

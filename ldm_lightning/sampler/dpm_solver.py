@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.diffusion.schedule import NoiseSchedule
-from ldm_lightning.sampler.steps import Denoise, GridLevels, StepNoise, grid_levels
+from ldm_lightning.sampler.steps import Denoiser, GridLevels, StepNoise, grid_levels
 
 
 def dpm_solver(
-    denoise: Denoise,
+    denoise: Denoiser,
     noise: Tensor,
     times: Tensor,
     schedule: NoiseSchedule,

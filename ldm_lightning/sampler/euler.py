@@ -8,11 +8,11 @@ the step is one and the same, and that of DDIM without noise.
 from torch import Tensor
 
 from ldm_lightning.diffusion.schedule import NoiseSchedule
-from ldm_lightning.sampler.steps import Denoise, StepNoise, grid_levels
+from ldm_lightning.sampler.steps import Denoiser, StepNoise, grid_levels
 
 
 def euler(
-    denoise: Denoise,
+    denoise: Denoiser,
     noise: Tensor,
     times: Tensor,
     schedule: NoiseSchedule,

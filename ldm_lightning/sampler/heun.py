@@ -7,11 +7,11 @@ steps, because a step that ends at sigma = 0 is left as Euler's.
 from torch import Tensor
 
 from ldm_lightning.diffusion.schedule import NoiseSchedule
-from ldm_lightning.sampler.steps import Denoise, StepNoise, grid_levels
+from ldm_lightning.sampler.steps import Denoiser, StepNoise, grid_levels
 
 
 def heun(
-    denoise: Denoise,
+    denoise: Denoiser,
     noise: Tensor,
     times: Tensor,
     schedule: NoiseSchedule,

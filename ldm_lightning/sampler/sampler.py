@@ -9,7 +9,7 @@ from torch import Tensor
 from ldm_lightning.diffusion.process import Network, Process, working_dtype
 from ldm_lightning.nn.condition import Condition
 from ldm_lightning.sampler.grid import NATIVE, time_grid
-from ldm_lightning.sampler.guidance import Guidance, guided_denoiser
+from ldm_lightning.sampler.guidance import Guidance, GuidedDenoiser
 from ldm_lightning.sampler.steps import Solver, StepNoise
 
 
@@ -77,7 +77,7 @@ class Sampler:
         """
         times = time_grid(process.schedule, self.num_steps, self.spacing)
         start = noise.to(working_dtype(noise))
-        denoise = guided_denoiser(
+        denoise = GuidedDenoiser(
             process,
             network,
             times=times,

@@ -4,6 +4,7 @@ The coefficients of a step are Python floats computed before the first network c
 costs two operations on latents and never waits for a device.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,14 +14,8 @@ from torch import Tensor
 
 from ldm_lightning.diffusion.schedule import NoiseSchedule
 
-# (noisy latents [B, c, h, w], time) -> clean estimate [B, c, h, w]
-Denoise = Callable[[Tensor, float], Tensor]
-
 # step, counted from 0 -> standard normal noise [B, c, h, w]
 StepNoise = Callable[[int], Tensor]
-
-# (denoise, noise, times, schedule, step_noise) -> latents
-Solver = Callable[[Denoise, Tensor, Tensor, NoiseSchedule, StepNoise], Tensor]
 
 
 class Step(NamedTuple):
@@ -33,6 +28,22 @@ class Step(NamedTuple):
     def apply(self, noisy: Tensor, clean: Tensor) -> Tensor:
         """The step without its noise."""
         return torch.add(noisy * self.keep, clean, alpha=self.move)
+
+
+class Denoiser(ABC):
+    """Estimates the clean latents at the times of a grid."""
+
+    @abstractmethod
+    def __call__(self, noisy: Tensor, time: float) -> Tensor:
+        """Clean estimate [B, c, h, w] of noisy latents [B, c, h, w]."""
+
+    def walk(self, step: Step, noisy: Tensor, time: float) -> Tensor:
+        """The step from noisy latents at a time, which may be had without forming the estimate."""
+        return step.apply(noisy, self(noisy, time))
+
+
+# (denoise, noise, times, schedule, step_noise) -> latents
+Solver = Callable[[Denoiser, Tensor, Tensor, NoiseSchedule, StepNoise], Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,12 +91,12 @@ class GridLevels:
         return Step(keep, move, variance**0.5)
 
     def walk(
-        self, steps: Sequence[Step], denoise: Denoise, noise: Tensor, step_noise: StepNoise
+        self, steps: Sequence[Step], denoise: Denoiser, noise: Tensor, step_noise: StepNoise
     ) -> Tensor:
         """Latents at the last time by one network call and one step after the other."""
         noisy = self.start(noise)
         for index, step in enumerate(steps):
-            noisy = step.apply(noisy, denoise(noisy, self.times[index]))
+            noisy = denoise.walk(step, noisy, self.times[index])
             if step.std:
                 noisy = noisy.add(step_noise(index).to(noisy), alpha=step.std)
         return noisy

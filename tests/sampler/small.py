@@ -9,8 +9,19 @@ from ldm_lightning.diffusion.process import Process
 from ldm_lightning.diffusion.schedule import cosine_schedule, sqrt_linear_schedule
 from ldm_lightning.diffusion.times import UniformTimes
 from ldm_lightning.diffusion.weighting import Unweighted
+from ldm_lightning.sampler.steps import Denoiser
 
 SHAPE = (4, 3, 2, 2)
+
+
+class Estimate(Denoiser):
+    """A function of noisy latents and time as a denoiser."""
+
+    def __init__(self, clean):
+        self.clean = clean
+
+    def __call__(self, noisy, time):
+        return self.clean(noisy, time)
 
 
 def published(**options):

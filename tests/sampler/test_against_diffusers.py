@@ -36,7 +36,15 @@ from ldm_lightning.sampler.euler import euler
 from ldm_lightning.sampler.grid import time_grid
 from ldm_lightning.sampler.heun import heun
 from ldm_lightning.sampler.sampler import Sampler
-from tests.sampler.small import SHAPE, draw_noise, network, process_of, published, sequential_noise
+from tests.sampler.small import (
+    SHAPE,
+    Estimate,
+    draw_noise,
+    network,
+    process_of,
+    published,
+    sequential_noise,
+)
 
 # diffusers 0.42 against numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -155,8 +163,10 @@ def test_ddim_that_ends_at_the_first_place_as_set_alpha_to_one_false_does(predic
     times = time_grid(process.schedule, 20, "leading")
     times[-1] = 1 / 1000
     result = ddim(
-        lambda noisy, time: process.denoise(
-            network, noisy, torch.full((4,), time, dtype=torch.float64), Condition()
+        Estimate(
+            lambda noisy, time: process.denoise(
+                network, noisy, torch.full((4,), time, dtype=torch.float64), Condition()
+            )
         ),
         draw_noise(),
         times,
@@ -297,8 +307,10 @@ def test_flow_match_heun_with_sigmas_from_1_to_a_thousandth_and_0():
     scheduler.sigmas, scheduler.timesteps = repeated, 1000 * repeated[:-1]
     process = process_of(FlowSchedule(), Flow())
     result = heun(
-        lambda noisy, time: process.denoise(
-            network, noisy, torch.full((len(noisy),), time, dtype=torch.float64), Condition()
+        Estimate(
+            lambda noisy, time: process.denoise(
+                network, noisy, torch.full((len(noisy),), time, dtype=torch.float64), Condition()
+            )
         ),
         draw_noise(shape=SHAPE),
         times,

@@ -26,7 +26,7 @@ from tests.sampler.gaussian import (
     propagated_moments,
     standard_errors,
 )
-from tests.sampler.small import PROCESSES, draw_noise, published
+from tests.sampler.small import PROCESSES, Estimate, draw_noise, published
 
 FIRST_ORDER = {
     "ddim": ddim,
@@ -134,7 +134,7 @@ def test_error_against_the_exact_flow_falls_at_the_order_of_the_solver(schedule,
         alpha, sigma = schedule.noise_level(times)
         table = dict(zip(times.tolist(), zip(alpha, sigma, strict=True), strict=True))
         result = solver(
-            lambda noisy, time, table=table: optimal_estimate(noisy, *table[time]),
+            Estimate(lambda noisy, time, table=table: optimal_estimate(noisy, *table[time])),
             noise,
             times,
             schedule,

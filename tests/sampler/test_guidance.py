@@ -5,7 +5,8 @@ import torch
 
 from ldm_lightning.nn.condition import Condition
 from ldm_lightning.sampler.grid import time_grid
-from ldm_lightning.sampler.guidance import Guidance, guided_denoiser
+from ldm_lightning.sampler.guidance import Guidance, GuidedDenoiser
+from ldm_lightning.sampler.steps import Step
 from tests.sampler.small import PROCESSES, draw_noise, network
 
 CONDITION = Condition(vector=draw_noise(seed=7, shape=(4, 3)))
@@ -27,7 +28,7 @@ class Counting:
 
 
 def denoiser(process, times, guidance, *, null=NULL, counting=None):
-    return guided_denoiser(
+    return GuidedDenoiser(
         process,
         counting or network,
         times=times,
@@ -62,6 +63,16 @@ def test_scale_one_is_the_conditional_estimate_in_half_the_rows(process):
         conditional = process.denoise(network, noisy, time.expand(4), CONDITION)
         torch.testing.assert_close(plain(noisy, time.item()), conditional, rtol=1e-12, atol=1e-12)
     assert counting.rows == [4] * 6
+
+
+@every_process
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_step_without_the_estimate_is_the_step_with_it(process, scale):
+    times, noisy, step = time_grid(process.schedule, 6), draw_noise(), Step(0.8, 0.3)
+    guided = denoiser(process, times, Guidance(scale))
+    for time in times[:-1].tolist():
+        expected = step.apply(noisy, guided(noisy, time))
+        torch.testing.assert_close(guided.walk(step, noisy, time), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_scale_zero_is_the_unconditional_estimate():
@@ -110,7 +121,7 @@ def test_half_precise_outputs_are_extrapolated_in_the_type_of_the_latents():
         return halved(scaled_noisy, network_time, condition).float()
 
     estimates = [
-        guided_denoiser(
+        GuidedDenoiser(
             process,
             each,
             times=times,
