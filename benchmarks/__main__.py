@@ -13,7 +13,16 @@ import time
 import warnings
 from pathlib import Path
 
-from benchmarks import first_stage, overhead, sampling, second_stage, startup
+from benchmarks import (
+    codec,
+    first_stage,
+    memory,
+    overhead,
+    sampling,
+    second_stage,
+    startup,
+    validation,
+)
 from benchmarks.figure import draw_ratios
 from benchmarks.results import Row, print_rows, write_rows
 from ldm_lightning.utils.memory import keep_freed_memory
@@ -22,6 +31,9 @@ PARTS = {
     "first_stage": first_stage.rows,
     "second_stage": second_stage.rows,
     "sampling": sampling.rows,
+    "codec": codec.rows,
+    "memory": memory.rows,
+    "validation": validation.rows,
     "overhead": overhead.rows,
     "startup": startup.rows,
 }

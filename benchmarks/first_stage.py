@@ -39,9 +39,9 @@ RULES: Mapping[str, type[Rule]] = {
 }
 
 
-def build_module(shape: FirstStageShape) -> AutoencoderModule:
+def build_module(shape: FirstStageShape, *, recompute: bool = False) -> AutoencoderModule:
     """Our module with the very networks the rules begin with."""
-    players = build_players(shape, random_lpips())
+    players = build_players(shape, random_lpips(), recompute=recompute)
     adam = functools.partial(torch.optim.Adam, lr=1e-4, betas=(0.5, 0.9), fused=True)
     schedule = AdversarialSchedule(start_step=0)
     loss = AdversarialLoss("hinge", weight=ADVERSARIAL_WEIGHT, adaptive=True, schedule=schedule)

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+from benchmarks.device import DEVICE
 from ldm_lightning.autoencoder.autoencoder import Autoencoder, convolutional_autoencoder
 from ldm_lightning.bottleneck.gaussian import GaussianBottleneck
 from ldm_lightning.discriminator.patchgan import PatchGAN
@@ -47,7 +48,7 @@ class FirstStageShape:
         """A batch, [B, 3, H, W] in [-1, 1]."""
         generator = torch.Generator().manual_seed(1)
         size = (self.batch_size, 3, self.resolution, self.resolution)
-        return torch.rand(size, generator=generator) * 2 - 1
+        return (torch.rand(size, generator=generator) * 2 - 1).to(DEVICE)
 
 
 KL_F4 = FirstStageShape("kl_f4", (1, 2, 4), 3, 64, 64, 8)
@@ -71,8 +72,8 @@ class Players:
         }
 
 
-def build_players(shape: FirstStageShape, perceptual: Lpips) -> Players:
-    """Networks with the same weights every time."""
+def build_players(shape: FirstStageShape, perceptual: Lpips, *, recompute: bool = False) -> Players:
+    """Networks with the same weights every time; activations are kept or computed again."""
     torch.manual_seed(0)
     autoencoder = convolutional_autoencoder(
         bottleneck=GaussianBottleneck(),
@@ -85,24 +86,30 @@ def build_players(shape: FirstStageShape, perceptual: Lpips) -> Players:
         attention_at=[],
         middle_attention=True,
         upsampling="nearest",
-        recompute=False,
+        recompute=recompute,
         output="images",
     )
     loss = ReconstructionLoss(pixel_loss("l1"), perceptual, perceptual_weight=1.0, reduction="sum")
-    return Players(autoencoder, loss, PatchGAN(image_channels=3))
+    discriminator = PatchGAN(image_channels=3)
+    return Players(autoencoder.to(DEVICE), loss.to(DEVICE), discriminator.to(DEVICE))
+
+
+def diffusers_autoencoder(shape: FirstStageShape) -> AutoencoderKL:
+    """The network of diffusers at these sizes."""
+    levels = len(shape.width_multipliers)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(m * shape.base_width for m in shape.width_multipliers),
+        layers_per_block=2,
+        latent_channels=shape.latent_channels,
+    )
 
 
 def num_parameters_of_diffusers(shape: FirstStageShape) -> int:
-    """Parameters of diffusers' ``AutoencoderKL`` at these sizes."""
-    levels = len(shape.width_multipliers)
+    """Parameters of the network of diffusers at these sizes."""
     with torch.device("meta"):
-        network = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=tuple(m * shape.base_width for m in shape.width_multipliers),
-            layers_per_block=2,
-            latent_channels=shape.latent_channels,
-        )
+        network = diffusers_autoencoder(shape)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -1,6 +1,5 @@
 """Our modules under Lightning, an update of each other way after every update of ours."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from benchmarks.device import now
 from benchmarks.timing import Timings
 
 OURS = "ours"
@@ -39,7 +39,7 @@ class InTurn(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self._start = time.perf_counter()
+        self._start = now()
 
     def on_train_batch_end(
         self,
@@ -50,16 +50,16 @@ class InTurn(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Stop the clock of ours; after the last of its ways run and time the others."""
-        times = {batch["way"]: time.perf_counter() - self._start}
+        times = {batch["way"]: now() - self._start}
         if batch["way"] == self.ways[-1]:
             for name, run in self.others.items():
-                start = time.perf_counter()
+                start = now()
                 run()
-                times[name] = time.perf_counter() - start
+                times[name] = now() - start
         if batch_idx >= len(self.ways):
             for name, seconds in times.items():
                 self.seconds[name].append(seconds)
-        self._start = time.perf_counter()
+        self._start = now()
 
 
 def time_ours(

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks import first_stage, second_stage
+from benchmarks.device import DEVICE
 from benchmarks.networks import KL_F4, build_players, random_lpips
 from benchmarks.ours import OURS, time_ours
 from benchmarks.results import Row
@@ -60,7 +61,7 @@ def first_stage_row(*, num_rounds: int) -> Row:
     images = KL_F4.images()
     module = first_stage.build_module(KL_F4)
     bare = OneForward(build_players(KL_F4, random_lpips()))
-    noise = torch.randn(module.autoencoder.latent_shape(images.shape))
+    noise = torch.randn(module.autoencoder.latent_shape(images.shape), device=DEVICE)
     others = {BARE: functools.partial(bare.update, images, noise)}
     with tempfile.TemporaryDirectory() as folder:
         trainer = build.build_trainer(settings(["experiment=kl_f4"], num_rounds), RunFolder(folder))

@@ -54,6 +54,7 @@ class Row:
 def print_rows(rows: Sequence[Row]) -> None:
     """A table, and the goals that were missed by name."""
     console = Console()
+    console.width = max(console.width, 130)  # a pipe is taken for 80 columns
     table = Table(title="ours / other, paired by round, or a figure of ours; less is better")
     for name in ("what", "setting", "median", "from", "to", "rounds", "goal", ""):
         table.add_column(name, justify="left" if name in ("what", "setting", "") else "right")

@@ -4,6 +4,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
+from benchmarks.device import DEVICE
 from benchmarks.ours import OURS
 from benchmarks.results import Row
 from benchmarks.timing import time_in_turn
@@ -32,7 +33,7 @@ def null_network(noisy: Tensor, network_time: Tensor, condition: Condition) -> T
 
 def rows(*, quick: bool) -> list[Row]:
     """Every comparison of this part."""
-    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     schedule = sqrt_linear_schedule(num_steps=1000, beta_start=BETAS[0], beta_end=BETAS[1])
     process = Process(schedule, Epsilon(), Unweighted(), UniformTimes())
     sampler = Sampler(ddim, num_steps=NUM_STEPS, spacing="leading")

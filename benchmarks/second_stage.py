@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from benchmarks.device import DEVICE
 from benchmarks.networks import KL_F4, build_players, random_lpips
 from benchmarks.ours import OURS, plain_trainer, time_ours
 from benchmarks.results import Row
@@ -75,6 +76,7 @@ def build_module() -> DiffusionModule:
         stored_config=stored,
         protocol={},
     )
+    module.to(DEVICE)
     num_parameters = sum(parameter.numel() for parameter in module.denoiser.parameters())
     assert num_parameters == NUM_PARAMETERS, num_parameters
     return module
@@ -83,8 +85,8 @@ def build_module() -> DiffusionModule:
 def batches() -> dict[str, dict[str, Tensor]]:
     """Latents as a cache gives them, and the images that would have to be encoded."""
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(BATCH_SIZE, 4, 32, 32, generator=generator)
-    images = torch.rand(BATCH_SIZE, 3, 128, 128, generator=generator) * 2 - 1
+    latents = torch.randn(BATCH_SIZE, 4, 32, 32, generator=generator).to(DEVICE)
+    images = (torch.rand(BATCH_SIZE, 3, 128, 128, generator=generator) * 2 - 1).to(DEVICE)
     cached = {"mean": latents, "variance": torch.full_like(latents, 1e-4)}
     return {OURS: cached, "on the fly": {"image": images}}
 
@@ -102,7 +104,8 @@ class PlainLoop:
     def update(self) -> None:
         """One update."""
         noise = torch.randn_like(self.latents)
-        time = self.process.times(torch.rand(len(self.latents), dtype=torch.float64))
+        uniform = torch.rand(len(self.latents), dtype=torch.float64, device=DEVICE)
+        time = self.process.times(uniform)
         loss = self.process.loss(self.denoiser, self.latents, noise, time, Condition()).mean()
         self.optimizer.zero_grad()
         loss.backward()

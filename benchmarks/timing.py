@@ -5,9 +5,10 @@ round. The first round warms up and counts for nothing.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from benchmarks.device import now
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def time_in_turn(ways: Mapping[str, Callable[[], object]], *, num_rounds: int) -
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(num_rounds + 1):
         for name, run in ways.items():
-            start = time.perf_counter()
+            start = now()
             run()
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(now() - start)
     return Timings(seconds)

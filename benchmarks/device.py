@@ -1,0 +1,42 @@
+"""The device that is timed: the GPU where there is one, else the processor."""
+
+import resource
+import time
+
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def now() -> float:
+    """Seconds on a clock, read when everything asked of the device is done."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def matrix_rate(dtype: torch.dtype, *, num_rounds: int = 10) -> float:
+    """Operations a second that the device reaches on a large product of matrices: the ceiling."""
+    side = 8192 if DEVICE.type == "cuda" else 2048
+    first, second = (torch.randn(side, side, device=DEVICE, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(num_rounds + 1):
+        start = now()
+        torch.mm(first, second)
+        best = min(best, now() - start)
+    return 2 * side**3 / best
+
+
+def held_bytes() -> int:
+    """Memory that this process holds now: of the GPU, else of the machine (Linux)."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.memory_allocated()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def most_bytes_held() -> int:
+    """The most it ever held."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
