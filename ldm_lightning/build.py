@@ -6,7 +6,7 @@ configuration.
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.config import PRECISIONS, check_batch_norm, discriminator_start
@@ -248,6 +249,15 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         "deterministic": trainer.deterministic,
         "sync_batchnorm": accelerator == "gpu" and devices * trainer.num_nodes > 1,
     }
+
+
+def prepare_networks(cfg: DictConfig, networks: Sequence[nn.Module]) -> None:
+    """Lay out and compile networks as ``cfg.trainer`` says; neither renames a parameter."""
+    for network in networks:
+        if cfg.trainer.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if cfg.trainer.compile:
+            network.compile()
 
 
 def build_callbacks(cfg: DictConfig, run_folder: RunFolder) -> list[pl.Callback]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ldm_lightning.data.module import MapDataModule
     from ldm_lightning.metrics.features import FeatureSet
+    from ldm_lightning.module.updating import UpdatingModule
     from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         check_fits(module, load_checkpoint(last)["state_dict"], last)
     elif cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
+    build.prepare_networks(cfg, module.networks)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_folder.config, resolve=True)
         run_folder.update_summary({"name": cfg.name, "config": build.plain(cfg)})
@@ -134,7 +136,7 @@ def _first_stage_module(
     features: FeatureSet,
     trainer: pl.Trainer,
     run_folder: RunFolder,
-) -> pl.LightningModule:
+) -> UpdatingModule:
     from ldm_lightning import build
     from ldm_lightning.data.module import ImageDataModule
 
@@ -151,7 +153,7 @@ def _second_stage_module(
     features: FeatureSet,
     trainer: pl.Trainer,
     run_folder: RunFolder,
-) -> pl.LightningModule:
+) -> UpdatingModule:
     """Build the diffusion model, judge its first stage, measure its latents; quick checks first."""
     from ldm_lightning import second_stage
     from ldm_lightning.data.module import ImageDataModule

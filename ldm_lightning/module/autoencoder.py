@@ -98,6 +98,16 @@ class AutoencoderModule(UpdatingModule):
         self._likelihood = {"nll": MeanOverImages(), "elbo": MeanOverImages()}
 
     @property
+    def networks(self) -> list[nn.Module]:
+        """What an update spends its time in."""
+        networks: list[nn.Module] = [self.autoencoder.encoder, self.autoencoder.decoder]
+        if self.discriminator is not None:
+            networks.append(self.discriminator)
+        if self.reconstruction_loss.perceptual is not None:
+            networks.append(self.reconstruction_loss.perceptual)
+        return networks
+
+    @property
     def averaged(self) -> nn.Module:
         """What a moving average is taken of."""
         return self.autoencoder

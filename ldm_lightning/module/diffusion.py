@@ -89,6 +89,12 @@ class DiffusionModule(UpdatingModule):
         return self.model["denoiser"]
 
     @property
+    def networks(self) -> list[nn.Module]:
+        """What an update spends its time in."""
+        autoencoder = self.first_stage.autoencoder
+        return [self.denoiser, autoencoder.encoder, autoencoder.decoder]
+
+    @property
     def averaged(self) -> nn.Module:
         """What a moving average is taken of."""
         return self.model

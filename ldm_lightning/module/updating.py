@@ -1,6 +1,7 @@
 """What the modules of both stages share: updates by hand, their learning rate, clipping and log."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ class UpdatingModule(pl.LightningModule):
         self._log = UpdateLog(optimization.accumulate_batches)
         self._logs_update = False  # whether the update at hand is a logged one
         self._keys: dict[int, list[str]] = {}  # of the images of the updates since the last row
+
+    @property
+    @abstractmethod
+    def networks(self) -> list[nn.Module]:
+        """What an update spends its time in, frozen networks included."""
 
     # Updates
 
