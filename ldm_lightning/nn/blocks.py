@@ -59,10 +59,12 @@ class AttentionBlock(nn.Module):
         """Map [B, C, H, W] to the same shape."""
         batch, channels, height, width = hidden.shape
         normalised = self.norm(hidden)
+        # Contiguous, because fused attention takes no strided channels: torch would silently fill a
+        # table of (H*W)^2 weights instead, 1 GiB an image at 128x128 positions.
         query, key, value = (
-            project(normalised).flatten(2).transpose(1, 2).unsqueeze(1)  # [B, 1, H*W, C]
+            project(normalised).flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
             for project in (self.q, self.k, self.v)
-        )
+        )  # [B, 1, H*W, C]
         attended = F.scaled_dot_product_attention(query, key, value)
         attended = attended.squeeze(1).transpose(1, 2).reshape(batch, channels, height, width)
         return hidden + self.proj_out(attended)
