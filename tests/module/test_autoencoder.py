@@ -6,9 +6,8 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from ldm_lightning.cost.counter import Counter
 from ldm_lightning.loss.adversarial import AdversarialSchedule, hinge_generator_loss
 from ldm_lightning.loss.perceptual import TinyPerceptual
 from ldm_lightning.utils.random import RowDraws
@@ -37,22 +36,6 @@ class GradientSpy(pl.Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.held.append({name for name, p in pl_module.named_parameters() if p.grad is not None})
-
-
-class Flops(TorchDispatchMode):
-    """Counts like FlopCounterMode, whose module hooks do not survive torch.autograd.grad."""
-
-    def __init__(self):
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](
-                *args, **(kwargs or {}), out_val=result
-            )
-        return result
 
 
 def logged(module, tmp_path, *, num_batches=1, max_steps=1, **options):
@@ -286,9 +269,9 @@ def test_one_update_costs_three_autoencoder_three_perceptual_and_eight_discrimin
     x = images(4, size=32)
 
     def flops(work):
-        with Flops() as counter:
+        with Counter() as counter:
             work()
-        return counter.total
+        return counter.flops
 
     with torch.no_grad():
         autoencoder = flops(lambda: module.autoencoder(x))
@@ -299,12 +282,12 @@ def test_one_update_costs_three_autoencoder_three_perceptual_and_eight_discrimin
 
     class Count(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.counter = Flops()
+            self.counter = Counter()
             self.counter.__enter__()
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             self.counter.__exit__(None, None, None)
-            counted.append(self.counter.total)
+            counted.append(self.counter.flops)
 
     trainer(tmp_path, max_steps=1, callbacks=[Count()]).fit(module, loader(1, size=32))
     floor = 3 * autoencoder + 3 * perceptual + 8 * discriminator

@@ -1,0 +1,1 @@
+"""What networks and updates cost: floating-point operations, bytes."""
