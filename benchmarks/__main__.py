@@ -21,6 +21,7 @@ from benchmarks import (
     sampling,
     second_stage,
     startup,
+    throughput,
     validation,
 )
 from benchmarks.figure import draw_ratios
@@ -34,6 +35,7 @@ PARTS = {
     "codec": codec.rows,
     "memory": memory.rows,
     "validation": validation.rows,
+    "throughput": throughput.rows,
     "overhead": overhead.rows,
     "startup": startup.rows,
 }

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,16 +51,17 @@ def composed(*words: str) -> DictConfig:
         return compose("train", overrides=list(words))
 
 
-def build_module() -> DiffusionModule:
-    """Our module on a first stage of width 64 with random weights."""
-    cfg = composed(*WORDS)
+def build_module(words: Sequence[str] = WORDS) -> DiffusionModule:
+    """The module of these words on a first stage of width 64 with random weights."""
+    cfg = composed(*words)
     torch.manual_seed(0)
     stored = second_stage.stored_second_stage(cfg)
     networks = second_stage.build_networks(stored)
-    shape = dataclasses.replace(KL_F4, latent_channels=4, resolution=128, batch_size=BATCH_SIZE)
+    channels = cfg.latent_channels
+    shape = dataclasses.replace(KL_F4, latent_channels=channels, resolution=128)
     first_stage = FrozenFirstStage(
         build_players(shape, random_lpips()).autoencoder,
-        LatentNormalizer.identity(4),
+        LatentNormalizer.identity(channels),
         weights_hash="",
         path=Path("benchmark"),
         weights="raw",
@@ -76,10 +78,17 @@ def build_module() -> DiffusionModule:
         stored_config=stored,
         protocol={},
     )
-    module.to(DEVICE)
+    return module.to(DEVICE)
+
+
+def check_size(module: DiffusionModule) -> None:
+    """Make sure that the U-Net has the parameters of diffusers' and CompVis'.
+
+    Raises:
+        AssertionError: If it has not: then there is nothing to compare.
+    """
     num_parameters = sum(parameter.numel() for parameter in module.denoiser.parameters())
     assert num_parameters == NUM_PARAMETERS, num_parameters
-    return module
 
 
 def batches() -> dict[str, dict[str, Tensor]]:
@@ -126,6 +135,7 @@ def rows(*, quick: bool) -> list[Row]:
     measured: list[Row] = []
     for precision, goal, kind in (("32-true", 0.95, "fp32"), ("bf16-mixed", 0.70, "bf16")):
         module = build_module()
+        check_size(module)
         loop = PlainLoop(copy.deepcopy(module.denoiser), module.process, both[OURS]["mean"])
         timings = time_ours(
             module,
