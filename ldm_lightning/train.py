@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -106,6 +107,10 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
     trainer = build.build_trainer(cfg, run_folder)
+    if cfg.train and trainer.is_global_zero:
+        counts = data.counts(trainer.world_size)
+        log.info("%s", counts)
+        run_folder.update_summary({"data": asdict(counts)})
     build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
     module = build_module(cfg, data, features, trainer, run_folder)
     last = run_folder.checkpoints / "last.ckpt"

@@ -10,6 +10,7 @@ from ldm_lightning.data.decoding import UnreadableImageError, decode_image
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.samples import Sample, digest_of
 from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.data.shard_order import ShardShuffle
 from ldm_lightning.data.transforms import (
     EvalTransform,
     TrainTransform,
@@ -20,6 +21,7 @@ from ldm_lightning.utils.random import derive_seed
 
 # A training sample that cannot be read is replaced by another, which may be damaged too.
 MAX_REPLACEMENTS = 100
+NUM_NEAR_REPLACEMENTS = 10  # of them from its own shard, which is at hand
 
 
 class ImageSource(Protocol):
@@ -45,6 +47,10 @@ class ImageSource(Protocol):
 
     def read(self, index: int) -> bytes:
         """Return the encoded image."""
+        ...
+
+    def near(self, index: int) -> range:
+        """Images that are as quick to read as this one when it has just been read."""
         ...
 
     def annotations(self, index: int) -> tuple[int | None, str | None]:
@@ -170,7 +176,13 @@ class TrainImages(EncodedImages):
             image = self._decode(chosen)
             if image is not None:
                 return self._sample(self.transform(image, generator), chosen, self.key(chosen))
-            chosen = derive_seed(self.seed, "replacement", epoch, index, attempt) % len(self)
+            choices = (
+                self.source.near(index)
+                if attempt < NUM_NEAR_REPLACEMENTS
+                else range(len(self.source))
+            )
+            draw = derive_seed(self.seed, "replacement", epoch, index, attempt)
+            chosen = choices[draw % len(choices)]
         raise ValueError(
             f"None of {MAX_REPLACEMENTS} images tried under {self.root} can be read. The latest: "
             f"{self.source.name(chosen)}."
@@ -273,6 +285,7 @@ def encoded_data_module(
     num_workers: int,
     max_val_images: int | None,
     seed: int,
+    shuffle: ShardShuffle | None = None,
 ) -> ImageDataModule:
     """Join two sources of encoded images and the settings that folders and tars have in common."""
     size = as_size(resolution)
@@ -304,4 +317,5 @@ def encoded_data_module(
         num_workers=num_workers,
         seed=seed,
         max_val_images=max_val_images,
+        shuffle=shuffle,
     )

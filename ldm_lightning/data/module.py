@@ -13,7 +13,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
-from ldm_lightning.data.sampling import EvaluationSampler, TrainBatchSampler
+from ldm_lightning.data.sampling import EpochCounts, EvaluationSampler, TrainBatchSampler
+from ldm_lightning.data.shard_order import ShardBatchSampler, ShardShuffle
 from ldm_lightning.utils.distributed import num_processes, process_rank
 from ldm_lightning.utils.random import derive_seed
 
@@ -62,22 +63,21 @@ class TrainLoader(DataLoader):
         """Return the position, and what it is a position in."""
         return {
             "batches_consumed": self._data_module.batches_consumed(),
-            "global_batch_size": self._train_sampler.global_batch_size,
-            "seed": self._train_sampler.seed,
             "images": self._data_module.train_dataset.digest(),
+            **self._train_sampler.facts,
         }
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Continue after the batches that were consumed when the state was stored."""
         now = self.state_dict()
-        for name in ("global_batch_size", "seed", "images"):
-            if state[name] != now[name]:
+        for name in sorted({*state, *now} - {"batches_consumed"}):
+            if state.get(name) != now.get(name):
                 logger.warning(
                     "The checkpoint was made with %s=%s of the training data, now it is %s: the "
                     "run continues, but not with the images of an uninterrupted run.",
                     name,
-                    state[name],
-                    now[name],
+                    state.get(name),
+                    now.get(name),
                 )
         self._train_sampler.start = int(state["batches_consumed"])
 
@@ -98,6 +98,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         seed: The run's seed.
         max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names;
             None evaluates all.
+        shuffle: Shards to go through group by group; None shuffles all images together.
 
     Attributes:
         collate_fn: Joins samples to a batch; None where none of them could be read.
@@ -118,6 +119,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         num_workers: int,
         seed: int,
         max_val_images: int | None,
+        shuffle: ShardShuffle | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -134,6 +136,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         self.val_batch_size = val_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.shuffle = shuffle
         self.num_classes = train_dataset.num_classes
         self.class_names = train_dataset.class_names
         self.num_train_batches: int | None = None
@@ -179,15 +182,14 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         if self.num_train_batches is None:
             raise ValueError("Set num_train_batches of the data module before fitting.")
         self._prepare_workers()
-        sampler = TrainBatchSampler(
-            len(self.train_dataset),
-            batch_size=self.batch_size,
-            num_batches=self.num_train_batches,
-            seed=self.seed,
-            rank=process_rank(),
-            num_processes=num_processes(),
+        if self.shuffle is not None:
+            self.shuffle.check_processes(self.trainer.num_devices if self.trainer else 1)
+        return TrainLoader(
+            self,
+            self._train_sampler(
+                self.num_train_batches, rank=process_rank(), num_processes=num_processes()
+            ),
         )
-        return TrainLoader(self, sampler)
 
     def val_dataloader(self) -> EvaluationLoader:
         """Each evaluated image once over all processes; the last batch may be short."""
@@ -230,11 +232,50 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
             ValueError: For another split.
         """
 
+    def counts(self, num_processes: int) -> EpochCounts:
+        """Count images of both splits, and what an epoch of so many processes makes of them.
+
+        Raises:
+            ValueError: If the training split cannot fill a batch.
+        """
+        sampler = self._train_sampler(0, rank=0, num_processes=num_processes)
+        num_seen = sampler.batches_per_epoch * sampler.global_batch_size
+        return EpochCounts(
+            num_train_images=len(self.train_dataset),
+            num_val_images=len(self.val_dataset),
+            num_evaluated_images=len(self.val_indices),
+            global_batch_size=sampler.global_batch_size,
+            batches_per_epoch=sampler.batches_per_epoch,
+            dropped_per_epoch=len(self.train_dataset) - num_seen,
+        )
+
     def indices(self, split: str) -> list[int]:
         """Samples of a split: all to train on, those that are evaluated."""
         if split not in ("train", "val"):
             raise ValueError(f"split must be train or val, got {split!r}.")
         return list(range(len(self.train_dataset))) if split == "train" else self.val_indices
+
+    def _train_sampler(
+        self, num_batches: int, *, rank: int, num_processes: int
+    ) -> TrainBatchSampler:
+        """Which samples make up the batches of a process."""
+        if self.shuffle is not None:
+            return ShardBatchSampler(
+                self.shuffle,
+                batch_size=self.batch_size,
+                num_batches=num_batches,
+                seed=self.seed,
+                rank=rank,
+                num_processes=num_processes,
+            )
+        return TrainBatchSampler(
+            len(self.train_dataset),
+            batch_size=self.batch_size,
+            num_batches=num_batches,
+            seed=self.seed,
+            rank=rank,
+            num_processes=num_processes,
+        )
 
     def _prepare_workers(self) -> None:
         if self.num_workers > 0:

@@ -17,6 +17,34 @@ class SampleKey:
     index: int
 
 
+@dataclass(frozen=True)
+class EpochCounts:
+    """What is trained on and what is not.
+
+    Attributes:
+        num_train_images: Images of the training split.
+        num_val_images: Images of the validation split.
+        num_evaluated_images: Those of them that validation looks at.
+        global_batch_size: Images per batch, of all processes together.
+        batches_per_epoch: Batches of one pass over the training split.
+        dropped_per_epoch: Images that do not fill a batch at its end, others in each epoch.
+    """
+
+    num_train_images: int
+    num_val_images: int
+    num_evaluated_images: int
+    global_batch_size: int
+    batches_per_epoch: int
+    dropped_per_epoch: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_train_images} images to train on, {self.num_val_images} held out, of which "
+            f"{self.num_evaluated_images} are evaluated. An epoch is {self.batches_per_epoch} "
+            f"batches of {self.global_batch_size} images and drops {self.dropped_per_epoch}."
+        )
+
+
 class TrainBatchSampler(Sampler[list[SampleKey]]):
     """Batches of one long training run, which may begin anywhere.
 
@@ -75,18 +103,33 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         generator = generator_for(self.seed, "order", epoch)
         return torch.randperm(self.num_samples, generator=generator).tolist()
 
+    def rows(self, epoch: int) -> list[int]:
+        """Return this process's indices of one epoch, in order: ``batch_size`` for each batch."""
+        order = self.order(epoch)
+        firsts = range(
+            self.rank * self.batch_size,
+            self.batches_per_epoch * self.global_batch_size,
+            self.global_batch_size,
+        )
+        return [index for first in firsts for index in order[first : first + self.batch_size]]
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """What the order depends on, besides the data."""
+        return {"global_batch_size": self.global_batch_size, "seed": self.seed}
+
     def __len__(self) -> int:
         """Batches of the whole run: on resuming, Lightning counts those before ``start`` too."""
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        current_epoch, order = -1, []
+        current_epoch, rows = -1, []
         for batch in range(self.start, self.num_batches):
             epoch, position = divmod(batch, self.batches_per_epoch)
             if epoch != current_epoch:
-                current_epoch, order = epoch, self.order(epoch)
-            first = position * self.global_batch_size + self.rank * self.batch_size
-            yield [SampleKey(epoch, index) for index in order[first : first + self.batch_size]]
+                current_epoch, rows = epoch, self.rows(epoch)
+            first = position * self.batch_size
+            yield [SampleKey(epoch, index) for index in rows[first : first + self.batch_size]]
 
 
 class EvaluationSampler(Sampler[SampleKey]):

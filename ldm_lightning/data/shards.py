@@ -1,10 +1,11 @@
-"""Finds tar shards and lists what is in them."""
+"""Finds tar shards on a local disk and lists what is in them."""
 
 import re
 import tarfile
+from collections.abc import Sequence
 from glob import glob, has_magic
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple, Protocol
 
 BLOCK_BYTES = 512  # a tar's headers begin at multiples of this
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -33,16 +34,100 @@ class TarSample(NamedTuple):
     record: Span | None
 
 
+class ShardStore(Protocol):
+    """Where shards lie. A shard is named by its path or its URL."""
+
+    def find(self, root: str, *, split: str) -> list[str]:
+        """Return the shards of a split that ``root`` stands for, sorted; at least one."""
+        ...
+
+    def list_folder(self, root: str) -> list[str]:
+        """Return all shards of the folder ``root``, sorted; none where it is no folder."""
+        ...
+
+    def index(self, shards: Sequence[str]) -> list[TarSample]:
+        """List the images of shards, in the order of the shards."""
+        ...
+
+    def open(self, shard: str) -> BinaryIO:
+        """Open a shard for reading at any offset."""
+        ...
+
+    def read_beside(self, shard: str, name: str) -> bytes | None:
+        """Content of a file in the folder of a shard; None where there is no such file."""
+        ...
+
+    def fetch_ahead(self, shards: Sequence[str]) -> None:
+        """Say which shards will be read soon."""
+        ...
+
+    def check_room(self, num_shards: int, reason: str) -> None:
+        """Require room for so many shards that are in use at once.
+
+        Args:
+            num_shards: How many.
+            reason: Why, as the subject of a sentence.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        ...
+
+
+class LocalShards:
+    """Shards on a local disk, read where they lie."""
+
+    def find(self, root: str, *, split: str) -> list[str]:
+        """Return the shards of a split; see ``find_shards``."""
+        return [str(path) for path in find_shards(root, split=split)]
+
+    def list_folder(self, root: str) -> list[str]:
+        """Return all shards of a folder, sorted; none where ``root`` is no folder."""
+        return sorted(str(path) for path in Path(root).expanduser().glob("*.tar"))
+
+    def index(self, shards: Sequence[str]) -> list[TarSample]:
+        """List the images of shards by reading their headers."""
+        samples = []
+        for shard in shards:
+            with self.open(shard) as file:
+                samples += index_shard(file, shard)
+        return samples
+
+    def open(self, shard: str) -> BinaryIO:
+        """Open a shard."""
+        return open(shard, "rb")
+
+    def read_beside(self, shard: str, name: str) -> bytes | None:
+        """Content of a file in the folder of a shard; None where there is no such file."""
+        path = Path(shard).with_name(name)
+        return path.read_bytes() if path.is_file() else None
+
+    def fetch_ahead(self, shards: Sequence[str]) -> None:
+        """Nothing to do: they are here."""
+
+    def check_room(self, num_shards: int, reason: str) -> None:
+        """Nothing to check: they are here."""
+
+
+def file_name(shard: str) -> str:
+    """File name of a shard, without the query of a URL."""
+    return PurePosixPath(shard.partition("?")[0]).name
+
+
 def sample_name(shard: str, key: str) -> str:
     """Name of a sample: its shard's file name and its key."""
-    return f"{Path(shard).name}/{key}"
+    return f"{file_name(shard)}/{key}"
 
 
-def index_shard(path: Path) -> list[TarSample]:
+def index_shard(file: BinaryIO, shard: str) -> list[TarSample]:
     """List the images of a shard by reading its headers, about 25 microseconds a member.
 
     Members belong together where their names are equal up to the first dot of the file name; a
     sample without an image is passed over.
+
+    Args:
+        file: The shard, opened.
+        shard: Its path or URL.
 
     Raises:
         ValueError: If the shard is damaged or compressed, or a class is not a whole number.
@@ -50,8 +135,8 @@ def index_shard(path: Path) -> list[TarSample]:
     members: dict[str, dict[str, Span]] = {}
     end = 0
     try:
-        with tarfile.open(path, mode="r:") as shard:
-            for member in shard:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
                 end = member.offset_data + -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
                 folder, _, file_name = member.name.rpartition("/")
                 stem, _, suffix = file_name.partition(".")
@@ -59,34 +144,30 @@ def index_shard(path: Path) -> list[TarSample]:
                     key = f"{folder}/{stem}" if folder else stem
                     span = Span(member.offset_data, member.size)
                     members.setdefault(key, {})[suffix.lower()] = span
-        _check_end(path, end)
+        _check_end(file, end)
     except (OSError, tarfile.TarError) as err:
         raise ValueError(
-            f"The shard {path} cannot be read: {err}. Expected an uncompressed, complete tar; "
+            f"The shard {shard} cannot be read: {err}. Expected an uncompressed, complete tar; "
             "fetch it again or leave it out of data.root."
         ) from err
     samples = []
-    with path.open("rb") as file:
-        for key, spans in members.items():
-            image = next((spans[suffix] for suffix in IMAGE_SUFFIXES if suffix in spans), None)
-            if image is None:
-                continue
-            label = None
-            if "cls" in spans:
-                file.seek(spans["cls"].offset)
-                label = _parse_label(file.read(spans["cls"].size), f"{path}: {key}.cls")
-            samples.append(
-                TarSample(str(path), key, image, label, spans.get("txt"), spans.get("json"))
-            )
+    for key, spans in members.items():
+        image = next((spans[suffix] for suffix in IMAGE_SUFFIXES if suffix in spans), None)
+        if image is None:
+            continue
+        label = None
+        if "cls" in spans:
+            file.seek(spans["cls"].offset)
+            label = _parse_label(file.read(spans["cls"].size), f"{shard}: {key}.cls")
+        samples.append(TarSample(shard, key, image, label, spans.get("txt"), spans.get("json")))
     return samples
 
 
-def _check_end(path: Path, end: int) -> None:
+def _check_end(file: BinaryIO, end: int) -> None:
     """Require the block of zeros that closes a tar: ``tarfile`` takes a torn header for the end."""
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
-            raise tarfile.ReadError(f"it breaks off after {end} bytes")
+    file.seek(end)
+    if file.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
+        raise tarfile.ReadError(f"it breaks off after {end} bytes")
 
 
 def find_shards(root: str, *, split: str) -> list[Path]:
@@ -101,17 +182,12 @@ def find_shards(root: str, *, split: str) -> list[Path]:
     Raises:
         ValueError: If there are none.
     """
-    if "://" in root or root.startswith("pipe:"):
-        raise ValueError(f"Shards are read from local files only, got {root}. Download them first.")
     folder = Path(root).expanduser()
     if folder.is_dir():
-        shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
-        chosen = shards_of_split(shards, split)
-        if split == "train" and not chosen:
-            chosen = [path for path in shards if path not in shards_of_split(shards, "val")]
-        shards = chosen or shards
+        names = [str(path) for path in folder.glob("*.tar") if not path.name.startswith(".")]
+        shards = [Path(name) for name in choose_shards(sorted(names), split)]
     else:
-        patterns = _expand_braces(str(folder))
+        patterns = expand_braces(str(folder))
         shards = sorted({Path(path) for pattern in patterns for path in _matches(pattern)})
     missing = [path for path in shards if not path.is_file()]
     if missing or not shards:
@@ -123,10 +199,18 @@ def find_shards(root: str, *, split: str) -> list[Path]:
     return shards
 
 
-def shards_of_split(shards: list[Path], split: str) -> list[Path]:
+def choose_shards(shards: list[str], split: str) -> list[str]:
+    """Return those of a folder's shards that stand for a split; see ``find_shards``."""
+    chosen = shards_of_split(shards, split)
+    if split == "train" and not chosen:
+        chosen = [shard for shard in shards if shard not in shards_of_split(shards, "val")]
+    return chosen or shards
+
+
+def shards_of_split(shards: list[str], split: str) -> list[str]:
     """Return the shards whose names say that they belong to a split; none where none does."""
     for prefix in SPLIT_PREFIXES[split]:
-        if chosen := [path for path in shards if path.name.startswith(prefix)]:
+        if chosen := [shard for shard in shards if file_name(shard).startswith(prefix)]:
             return chosen
     return []
 
@@ -135,7 +219,7 @@ def _matches(pattern: str) -> list[str]:
     return glob(pattern) if has_magic(pattern) else [pattern]
 
 
-def _expand_braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """Write out ``{0000..0009}`` and ``{a,b}``, the first pair of braces at a time."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if found is None:
@@ -146,7 +230,7 @@ def _expand_braces(pattern: str) -> list[str]:
     else:
         options = found[1].split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
-    return [text for option in options for text in _expand_braces(before + option + after)]
+    return [text for option in options for text in expand_braces(before + option + after)]
 
 
 def _parse_label(content: bytes, name: str) -> int:
