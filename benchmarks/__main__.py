@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import (
     codec,
     first_stage,
+    input_pipeline,
     memory,
     overhead,
     sampling,
@@ -37,6 +38,7 @@ PARTS = {
     "validation": validation.rows,
     "throughput": throughput.rows,
     "overhead": overhead.rows,
+    "input_pipeline": input_pipeline.rows,
     "startup": startup.rows,
 }
 

@@ -31,7 +31,7 @@ def decode_image(file: Path | bytes, *, channels: int, name: str | None = None) 
         name: What errors call the file; by default its path.
 
     Returns:
-        uint8 in [0, 255], [C, H, W].
+        uint8 in [0, 255], [C, H, W], in memory with the channels of a pixel side by side.
 
     Raises:
         UnreadableImageError: If the file is missing, truncated, not an image or absurdly large.
@@ -43,17 +43,18 @@ def decode_image(file: Path | bytes, *, channels: int, name: str | None = None) 
         with Image.open(BytesIO(data)) as image:
             _check_size(image)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            pixels = _to_pixels(upright, channels)
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = _to_pixels(image, channels)
     except Exception as err:  # decoders raise nearly anything on damaged bytes
         reason = str(err) or type(err).__name__
         raise UnreadableImageError(f"Cannot read {name}: {reason}") from err
     if pixels is None:
         raise ValueError(
-            f"{name} holds {len(upright.getbands())} channel(s) ({upright.mode}), but "
+            f"{name} holds {len(image.getbands())} channel(s) ({image.mode}), but "
             f"image_channels={channels} were asked for. Every file can be read with 1 or 3."
         )
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    # A view: laying out the channels one by one would take as long as resizing.
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _check_size(image: Image.Image) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -33,7 +34,6 @@ def resize(
     image: Tensor,
     size: tuple[int, int],
     *,
-    box: tuple[int, int, int, int] | None = None,
     filter_: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Tensor:
     """Resize with Pillow, whose filters widen when they shrink (no aliasing).
@@ -41,28 +41,42 @@ def resize(
     Args:
         image: uint8, [C, H, W].
         size: Height and width of the result.
-        box: Part of the image to take: top, left, height, width.
         filter_: Pillow's filter.
 
     Returns:
         uint8, [C, height, width].
     """
-    channels, height, width = image.shape
-    top, left, box_height, box_width = box or (0, 0, height, width)
-    if (box_height, box_width) == size:
-        return image[:, top : top + box_height, left : left + box_width]
-    corners = (left, top, left + box_width, top + box_height)
+    if image.shape[1:] == size:
+        return image
+    channels = len(image)
     if channels == 3:
         layers = [np.ascontiguousarray(image.permute(1, 2, 0).numpy())]
     else:
         layers = [channel.contiguous().numpy() for channel in image]
     resized = [
-        np.array(Image.fromarray(layer).resize((size[1], size[0]), filter_, box=corners))
-        for layer in layers
+        np.array(Image.fromarray(layer).resize((size[1], size[0]), filter_)) for layer in layers
     ]
     if channels == 3:
-        return torch.from_numpy(resized[0]).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(resized[0]).permute(2, 0, 1)
     return torch.from_numpy(np.stack(resized))
+
+
+def resize_quickly(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize as ``resize`` does, to one grey level (two where it enlarges), five times as fast.
+
+    torch's filter for bytes is Pillow's in vector instructions. Evaluation keeps to Pillow itself,
+    so that figures do not depend on the processor.
+
+    Args:
+        image: uint8, [C, H, W].
+        size: Height and width of the result.
+
+    Returns:
+        uint8, [C, height, width].
+    """
+    if image.shape[1:] == size:
+        return image
+    return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
 
 
 def center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -187,7 +201,8 @@ class TrainTransform:
         box_width = min(width, max(1, round(side * self.size[1])))
         top = _draw(height - box_height + 1, generator)
         left = _draw(width - box_width + 1, generator)
-        return resize(image, self.size, box=(top, left, box_height, box_width))
+        window = image[:, top : top + box_height, left : left + box_width]
+        return resize_quickly(window, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)

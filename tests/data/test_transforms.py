@@ -11,6 +11,8 @@ from ldm_lightning.data.transforms import (
     as_size,
     center_crop,
     native_crop,
+    resize,
+    resize_quickly,
 )
 
 
@@ -75,6 +77,18 @@ def test_center_crop_to_a_target_that_is_not_square_keeps_proportions():
     height, width = inside.any(1).sum().item(), inside.any(0).sum().item()
     assert abs(height - width) <= 1 or height == 40
     assert width == pytest.approx(120 * 80 / 300, abs=1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [(200, 300), (65, 130), (64, 48), (20, 31)])
+def test_quick_resizing_is_pillows_to_a_grey_level_or_two(size, channels):
+    image = photo(*size, channels)
+    for layout in (image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
+        quick, exact = resize_quickly(layout, (64, 48)), resize(image, (64, 48))
+        assert quick.dtype == torch.uint8
+        difference = (quick.int() - exact.int()).abs()
+        assert difference.max() <= (1 if min(size) > 48 else 2)
+        assert difference.float().mean() < 0.1
 
 
 def train_transform(crop: str, size: tuple[int, int] = (24, 32), flip: bool = True):
