@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder, AutoencoderOutput
@@ -32,7 +33,7 @@ from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageRepor
 from ldm_lightning.module.precision import at_least_float32, gradient_at_layer, loss_precision
 from ldm_lightning.module.settings import Adversary, Optimization
 from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
-from ldm_lightning.utils.distributed import all_reduce_mean
+from ldm_lightning.utils.distributed import all_reduce_mean, average_gradients
 from ldm_lightning.utils.random import RowDraws
 
 
@@ -87,6 +88,12 @@ class AutoencoderModule(UpdatingModule):
         self.reconstruction_loss = reconstruction_loss
         self.discriminator = adversary.discriminator if adversary else None
         self.adversarial_loss = adversary.loss if adversary else None
+        if self.discriminator is not None:
+            # DDP would exchange all gradients in the backward passes of either network. So it is
+            # left the autoencoder's, and the discriminator's are averaged by hand.
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                self, [f"discriminator.{name}" for name in self.discriminator.state_dict()]
+            )
         self._discriminator_optimizer = adversary.optimizer if adversary else None
         self.lecam = LeCam() if adversary and adversary.loss.lecam_weight else None
         self.term_weights = {name: term_weights[name] for name in autoencoder.bottleneck.term_names}
@@ -133,9 +140,10 @@ class AutoencoderModule(UpdatingModule):
         output = self.autoencoder(
             images, self._posterior_noise(images, self.draws(batch_idx, len(images)))
         )
-        self._generator_backward(images, output, step=step)
+        completes = self.completes_update(batch_idx)
+        self._generator_backward(images, output, step=step, completes=completes)
         self._pending.append((images, at_least_float32(output.reconstructions.detach())))
-        if not self.completes_update(batch_idx):
+        if not completes:
             return
         generator, *others = self._optimizers()
         self._set_learning_rate(step)
@@ -156,7 +164,9 @@ class AutoencoderModule(UpdatingModule):
         _, *shape = self.autoencoder.latent_shape(images.shape)
         return draws.normal("posterior", shape, like=images)
 
-    def _generator_backward(self, images: Tensor, output: AutoencoderOutput, *, step: int) -> None:
+    def _generator_backward(
+        self, images: Tensor, output: AutoencoderOutput, *, step: int, completes: bool
+    ) -> None:
         """Add the gradients of one batch to autoencoder and log-variance (steps 2 and 3 above)."""
         # Half types cannot hold the gradient of mean(|x - x'|), or round it coarsely.
         outputs = at_least_float32(output.outputs.detach()).requires_grad_()
@@ -191,7 +201,7 @@ class AutoencoderModule(UpdatingModule):
             scalar = scalar + weight_of_term * term
             total = total + weight_of_term * term.detach()
         self._log.add("loss_total", total)
-        self.manual_backward(scalar / self.optimization.accumulate_batches)
+        self._add_gradients(scalar, exchange=completes)
 
     def _adversarial_gradient(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """The generator's adversarial loss and its gradient at the decoder's output."""
@@ -240,7 +250,8 @@ class AutoencoderModule(UpdatingModule):
                 self._log.add("loss_lecam", regulariser)
                 loss = loss + settings.lecam_weight * regulariser
                 seen.append((logits_real.detach(), logits_fake.detach()))
-            self.manual_backward(loss / self.optimization.accumulate_batches)
+            self._add_gradients(loss, exchange=False)
+        average_gradients(self.discriminator.parameters())
         if self.lecam is not None:
             real, fake = (torch.cat(logits) for logits in zip(*seen, strict=True))
             self.lecam.update(real, fake)

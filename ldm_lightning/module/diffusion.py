@@ -121,7 +121,7 @@ class DiffusionModule(UpdatingModule):
         condition = self.model["conditioner"](batch, drop=self._dropped(draws))
         losses = self.process.loss(self.model["denoiser"], latents, noise, time, condition)
         self._log.add("loss_total", losses.mean())
-        self.manual_backward(losses.mean() / self.optimization.accumulate_batches)
+        self._add_gradients(losses.mean(), exchange=self.completes_update(batch_idx))
         if not self.completes_update(batch_idx):
             return
         (optimizer,) = self._optimizers()

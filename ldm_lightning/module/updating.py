@@ -3,12 +3,14 @@
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -77,6 +79,21 @@ class UpdatingModule(pl.LightningModule):
         """Ask for a validation after the last update, wherever the interval would put it."""
         if self.global_step >= self.trainer.max_steps:
             self.trainer.should_stop = True
+
+    def _add_gradients(self, loss: Tensor, *, exchange: bool) -> None:
+        """Differentiate the loss of a batch as its share of an update.
+
+        Args:
+            loss: Mean over the batch.
+            exchange: Whether DDP averages all that was added since the last time: once an update,
+                not once a batch.
+        """
+        strategy = self.trainer.strategy
+        context: AbstractContextManager[None] = nullcontext()
+        if not exchange and isinstance(strategy, ParallelStrategy):
+            context = strategy.block_backward_sync()
+        with context:
+            self.manual_backward(loss / self.optimization.accumulate_batches)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip unscaled gradients, and note their norm where it is logged."""

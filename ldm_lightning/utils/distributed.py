@@ -1,7 +1,7 @@
 """Reductions over processes that also work where there is only one."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -54,6 +54,21 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 def all_reduce_mean(value: Tensor) -> Tensor:
     """Average a tensor over processes; gradients do not flow."""
     return all_reduce_sum(value) / num_processes()
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Average gradients over processes, in place and in one message.
+
+    Args:
+        parameters: The same ones have a gradient on every process.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if num_processes() == 1 or not gradients:
+        return
+    mean = all_reduce_mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = mean.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:

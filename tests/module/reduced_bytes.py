@@ -1,0 +1,103 @@
+"""Counts the bytes of gradients that two processes exchange.
+
+``python -m tests.module.reduced_bytes FOLDER`` with LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT set is one of several processes; each trains every scenario and writes what it counted.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from ldm_lightning import build
+from ldm_lightning.utils import distributed
+from ldm_lightning.utils.run_folder import RunFolder
+from tests.module.composed import compose_tiny
+
+ADVERSARIAL = (
+    "loss.discriminator_start_steps=0",
+    "loss.discriminator_warmup_steps=0",
+    "loss.discriminator_ramp_steps=0",
+)
+SCENARIOS = {
+    "kl_f8_1_batch": ("kl_f8", *ADVERSARIAL),
+    "kl_f8_3_batches": ("kl_f8", *ADVERSARIAL, "accumulate_batches=3"),
+}
+NUM_UPDATES = 2
+
+
+class ReducedBytes(pl.Callback):
+    """Counts what DDP hands over to be averaged, and what is averaged by hand."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.by_hand = 0
+        self._reduce_mean = distributed.all_reduce_mean
+
+    def setup(self, trainer, pl_module, stage):
+        distributed.all_reduce_mean = self._by_hand
+
+    def teardown(self, trainer, pl_module, stage):
+        distributed.all_reduce_mean = self._reduce_mean
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.strategy.model.register_comm_hook(None, self._reduce)
+
+    def _by_hand(self, value):
+        self.by_hand += value.nbytes
+        return self._reduce_mean(value)
+
+    def _reduce(self, _, bucket):
+        self.num_bytes += bucket.buffer().nbytes
+        return allreduce_hook(None, bucket)
+
+
+def count(words: tuple[str, ...], folder: Path) -> dict[str, int]:
+    """Train and count."""
+    cfg = compose_tiny(
+        *words,
+        "resolution=16",
+        "trainer=ddp_cpu",
+        f"max_steps={NUM_UPDATES}",
+        "data.batch_size=2",
+        "data.num_val_images=2",
+        "data.val_batch_size=1",
+        "trainer.precision=32",
+        folder=folder,
+    )
+    cfg.cache_dir = str(folder.parent / "cache")
+    torch.manual_seed(cfg.seed)
+    data = build.build_data(cfg)
+    data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
+    trainer = build.build_trainer(cfg, RunFolder(folder))
+    module = build.build_module(cfg, protocol=data.protocol("val"), num_devices=trainer.world_size)
+    counted = ReducedBytes()
+    trainer.callbacks.append(counted)
+    trainer.fit(module, data)
+    generator, *others = (
+        sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+        for optimizer in trainer.optimizers
+    )
+    return {
+        "reduced": counted.num_bytes,
+        "by_hand": counted.by_hand,
+        "generator": generator,
+        "discriminator": sum(others),
+    }
+
+
+def main() -> None:
+    """Count as one of several processes."""
+    folder, rank = Path(sys.argv[1]), os.environ["LOCAL_RANK"]
+    torch.set_num_threads(1)
+    counted = {name: count(words, folder / name) for name, words in SCENARIOS.items()}
+    (folder / f"counted_{rank}.json").write_text(json.dumps(counted))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
