@@ -80,8 +80,8 @@ class BareLoop:
         self.averages = [p.detach().clone() for p in self.denoiser.parameters()]
         self.step = 0
 
-    def update(self) -> None:
-        """One update."""
+    def update(self) -> torch.Tensor:
+        """One update; returns its loss."""
         mean = self.batch["mean"]
         draws = RowDraws(0, self.step, 0, len(mean))
         shape = mean.shape[1:]
@@ -96,6 +96,7 @@ class BareLoop:
             weight = 1 - second_stage.DECAY
             torch._foreach_lerp_(self.averages, list(self.denoiser.parameters()), weight)
         self.step += 1
+        return loss.detach()
 
 
 def second_stage_row(*, num_rounds: int) -> Row:
