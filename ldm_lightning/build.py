@@ -237,7 +237,9 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         check_batch_norm(cfg, num_processes=devices * trainer.num_nodes)
     strategy = trainer.strategy
     if strategy == "auto" and devices * trainer.num_nodes > 1:
-        strategy = "ddp_find_unused_parameters_true" if cfg.stage == "first" else "ddp"
+        # A codebook gets no gradient before it quantises; DDP must then look for what has none.
+        late = cfg.stage == "first" and cfg.bottleneck.get("unquantised_steps", 0) > 0
+        strategy = "ddp_find_unused_parameters_true" if late else "ddp"
     precision = choose_precision(str(trainer.precision), accelerator)
     log.info("Device: %d x %s, precision %s.", devices * trainer.num_nodes, accelerator, precision)
     return {
