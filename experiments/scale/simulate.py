@@ -58,7 +58,7 @@ NETWORKS = {
 GRADIENT_BYTES = {"fp32": 4, "bf16": 2}
 # Measured on one core of an AMD EPYC: `python -m benchmarks --part input_pipeline`, JPEG of
 # 1024 x 768 pixels to 256 px; and reading a latent cache, see README.md.
-JPEGS_PER_CORE_S = 150.0
+JPEGS_PER_CORE_S = 145.0
 LATENTS_PER_CORE_S = 5000.0
 
 
