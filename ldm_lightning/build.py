@@ -7,6 +7,7 @@ configuration.
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -30,6 +33,7 @@ from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary, Optimization, OptimizerFactory
 from ldm_lightning.optim.schedule import WarmupDecay
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
+from ldm_lightning.utils.launch import launched, slurm_step
 from ldm_lightning.utils.run_folder import RunFolder, find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -233,6 +237,7 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     devices = trainer.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if accelerator == "gpu" else 1
+    _check_launch(devices, trainer.num_nodes)
     if accelerator == "cpu" and "discriminator" in cfg and cfg.discriminator._target_:
         check_batch_norm(cfg, num_processes=devices * trainer.num_nodes)
     strategy = trainer.strategy
@@ -240,6 +245,12 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         # A codebook gets no gradient before it quantises; DDP must then look for what has none.
         late = cfg.stage == "first" and cfg.bottleneck.get("unquantised_steps", 0) > 0
         strategy = "ddp_find_unused_parameters_true" if late else "ddp"
+    if strategy in ("ddp", "ddp_find_unused_parameters_true"):
+        strategy = DDPStrategy(
+            find_unused_parameters=strategy != "ddp",
+            broadcast_buffers=False,  # alike anyway, and not sent where one has fewer batches
+            timeout=timedelta(seconds=trainer.timeout_seconds),
+        )
     precision = choose_precision(str(trainer.precision), accelerator)
     log.info("Device: %d x %s, precision %s.", devices * trainer.num_nodes, accelerator, precision)
     return {
@@ -249,6 +260,7 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         "strategy": strategy,
         "precision": PRECISIONS[precision],
         "deterministic": trainer.deterministic,
+        "plugins": _environment(),
         "sync_batchnorm": accelerator == "gpu" and devices * trainer.num_nodes > 1,
     }
 
@@ -260,6 +272,31 @@ def prepare_networks(cfg: DictConfig, networks: Sequence[nn.Module]) -> None:
             network.to(memory_format=torch.channels_last)
         if cfg.trainer.compile:
             network.compile()
+
+
+def _check_launch(devices: int, num_nodes: int) -> None:
+    """Refuse to train on other processes than were started.
+
+    Raises:
+        ValueError: Naming both numbers.
+    """
+    started, wanted = launched().num_processes, devices * num_nodes
+    if started == wanted or (started == 1 and slurm_step() is None):  # it starts the others
+        return
+    hint = " Or set SLURM_JOB_NAME=bash, and the others are started here." if started == 1 else ""
+    raise ValueError(
+        f"{started} process(es) were started, but trainer.devices={devices} on each of "
+        f"trainer.num_nodes={num_nodes} machine(s) makes {wanted}. Give trainer.devices and "
+        f"trainer.num_nodes as torchrun or srun has them.{hint}"
+    )
+
+
+def _environment() -> list[SLURMEnvironment]:
+    """What tells processes of srun from each other; elsewhere Lightning finds it itself.
+
+    Its own requeueing would save wherever the signal arrives, between two networks' updates too.
+    """
+    return [SLURMEnvironment(auto_requeue=False)] if slurm_step() is not None else []
 
 
 def build_callbacks(cfg: DictConfig, run_folder: RunFolder) -> list[pl.Callback]:

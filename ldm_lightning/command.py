@@ -21,7 +21,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from ldm_lightning.utils.errors import error_line
+from ldm_lightning.utils.errors import ContactLostError, error_line
+from ldm_lightning.utils.launch import launched
 from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ EXPECTED_ERRORS = (
     ValueError,
     OSError,
     FloatingPointError,
+    ContactLostError,
 )
 """What wrong input and a full disk lead to; anything else is a mistake of ours and keeps its
 traceback."""
@@ -41,16 +43,37 @@ traceback."""
 def errors_told_plainly() -> Iterator[None]:
     """End the process with code 1 and one message on an error that its user can act on.
 
+    Of several processes each says which one it is.
+
     Entry points need it twice: around Hydra, for what it finds while composing, and in Hydra's job,
     because Hydra prints the whole command line before an error leaves it.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing in its own words
+    here = launched()
+    whose = "" if here.is_alone else f"Process {here.rank}: "
     try:
         yield
     except EXPECTED_ERRORS as error:
         log.debug("Traceback:", exc_info=True)  # hydra.verbose=true shows it
-        log.error("%s", error_text(error))
+        log.error("%s%s", whose, error_text(error))
         sys.exit(1)
+    except Exception as error:
+        if whose:  # the traceback that follows does not say
+            log.error("%s%s", whose, error_line(error))
+        raise
+
+
+def check_alone(command: str, *, instead: str) -> None:
+    """Refuse to run a command as one of several processes, each of which would do all of it.
+
+    Raises:
+        ValueError: Saying what to start instead.
+    """
+    here = launched()
+    if not here.is_alone:
+        raise ValueError(
+            f"{here.num_processes} processes were started, but {command} is one: {instead}"
+        )
 
 
 def error_text(error: BaseException) -> str:
@@ -64,6 +87,8 @@ def error_text(error: BaseException) -> str:
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         known = cause.parent_node if isinstance(cause.parent_node, DictConfig) else ()
         return misspelt(str(cause.full_key), map(str, known))
+    if isinstance(error, ContactLostError):
+        return str(error)
     lines = str(error).splitlines() or [""]
     if isinstance(error, InterpolationResolutionError):
         return lines[0].partition("raised while resolving interpolation: ")[2] or lines[0]
@@ -99,8 +124,10 @@ def sole_writer(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # Training says itself how it ended, and what was refused is as it was.
-        if is_first and run_folder.read_summary().get("state", "running") == "running":
+        # Training says itself how it ended, unless it only lost contact with the process that
+        # failed; and what was refused is as it was.
+        state = run_folder.read_summary().get("state", "running") if is_first else None
+        if state == "running" or (state == "failed" and isinstance(error, ContactLostError)):
             stopped = isinstance(error, KeyboardInterrupt)
             reason = {} if stopped else {"reason": error_text(error)}
             run_folder.update_summary({"state": "interrupted" if stopped else "failed", **reason})

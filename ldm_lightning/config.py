@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ldm_lightning.command import misspelt
 from ldm_lightning.metrics.gate import check_mode
 from ldm_lightning.metrics.names import METRICS
+from ldm_lightning.utils import launch
 from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -60,19 +61,12 @@ def _width_multipliers(factor: int, family: str = "kl") -> ListConfig:
 
 
 def _run_dir(name: str, resume: str | None) -> str:
-    """Folder of the run: a new one, or the one that is continued."""
+    """Folder of the run: a new one, or the one that is continued; the same on every process."""
     root = Path("outputs") / str(name)
     if resume is None:
-        now = time.time()
-        return str(
-            root
-            / f"{time.strftime('%Y-%m-%d_%H-%M-%S', time.localtime(now))}-{now % 1 * 1e3:03.0f}"
-        )
+        return launch.agreed(lambda: str(_new_folder(root)))
     if resume == "auto":
-        folders = [path.parent for path in root.glob("*/summary.json")]
-        open_states = {"running", "interrupted", "failed"}
-        unfinished = [f for f in folders if RunFolder(f).read_summary().get("state") in open_states]
-        return str(max(unfinished)) if unfinished else _run_dir(name, None)
+        return launch.agreed(lambda: str(_unfinished_folder(root) or _new_folder(root)))
     path = Path(resume)
     folder = path.parent.parent if path.suffix == ".ckpt" else path
     if not (folder / "config.yaml").is_file():
@@ -81,6 +75,31 @@ def _run_dir(name: str, resume: str | None) -> str:
             f"of a run, or resume=auto."
         )
     return str(folder)
+
+
+def _new_folder(root: Path) -> Path:
+    """A folder of the time; of several processes under srun, which agree on no time, of the job."""
+    if (step := launch.slurm_step()) is not None and not launch.launched().is_alone:
+        return root / f"slurm_{step}"
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(now))
+    return root / f"{stamp}-{now % 1 * 1e3:03.0f}"
+
+
+def _unfinished_folder(root: Path) -> Path | None:
+    """The unfinished run that was started last, of this job before all others."""
+    open_states = {"running", "interrupted", "failed"}
+    folders = [path.parent for path in root.glob("*/summary.json")]
+    unfinished = [f for f in folders if RunFolder(f).read_summary().get("state") in open_states]
+    if (own := _new_folder(root)) in unfinished:
+        return own
+    return max(unfinished, key=_started, default=None)
+
+
+def _started(folder: Path) -> tuple[float, str]:
+    """When a run wrote its configuration; those that did not get so far come first."""
+    config = folder / "config.yaml"
+    return (config.stat().st_mtime if config.is_file() else 0.0, folder.name)
 
 
 def _higher_is_better(name: str) -> bool:

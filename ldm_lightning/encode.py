@@ -11,7 +11,6 @@ each writes its own shards.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.command import errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
     from ldm_lightning.data.latent_writing import Encode, SplitWriter
@@ -53,7 +53,7 @@ def encode(cfg: DictConfig) -> None:
 
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = launched().is_first
     with sole_writer(run_folder, is_first=is_first), joined_processes():
         changes = _encode_splits(cfg, run_folder)
     if is_first:

@@ -20,7 +20,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, sole_writer
+from ldm_lightning.command import check_alone, errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR, register_resolvers
 
 if TYPE_CHECKING:
@@ -230,6 +230,7 @@ def main() -> None:
     """Entry point of ``ldm-evaluate`` and ``python -m ldm_lightning.evaluate``."""
     register_resolvers()
     with errors_told_plainly():
+        check_alone("evaluate", instead="start it without torchrun or srun.")
         _evaluate()
 
 

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm_lightning.chain.process import run_command
 from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
 from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, key_of, trainings
-from ldm_lightning.command import errors_told_plainly
+from ldm_lightning.command import check_alone, errors_told_plainly
 from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
 from ldm_lightning.utils.run_folder import RunFolder
 
@@ -206,6 +206,10 @@ def main() -> None:
     register_resolvers()
     try:
         with errors_told_plainly():
+            check_alone(
+                "pipeline",
+                instead="start it alone; its trainings start the others (trainer=ddp).",
+            )
             _pipeline()
     except KeyboardInterrupt:  # outside the steps, which say how to go on
         sys.exit(INTERRUPTED)

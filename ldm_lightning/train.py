@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.command import errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.processes import end_with_parent, every_process, first_cause_told
+from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -60,10 +61,12 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
 
     check_keys(cfg, runtime.runtime.choices)
     run_folder = RunFolder(runtime.runtime.output_dir)
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    is_first = launched().is_first
     if is_first:
         _refuse_another_run(cfg, run_folder)
-    with sole_writer(run_folder, is_first=is_first):
+    else:
+        logging.getLogger().setLevel(logging.WARNING)  # one of them tells what all do
+    with sole_writer(run_folder, is_first=is_first), first_cause_told(run_folder):
         return _run(cfg, runtime, run_folder)
 
 
@@ -98,6 +101,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
 
     from ldm_lightning import build
     from ldm_lightning.utils.checkpoint import check_fits, load_checkpoint
+    from ldm_lightning.utils.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -122,14 +126,16 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
     build.prepare_networks(cfg, module.networks)
     if trainer.is_global_zero:
-        OmegaConf.save(cfg, run_folder.config, resolve=True)
+        with atomic_writer(run_folder.config) as file:  # others may be reading it
+            file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
         run_folder.update_summary({"name": cfg.name, "config": build.plain(cfg)})
-    if not cfg.train:
-        trainer.validate(module, data, verbose=False)
-    else:
-        if continues and not resumes:
-            log.info("There is no checkpoint yet: the run starts anew.")
-        trainer.fit(module, data, ckpt_path=last if resumes else None)
+    if continues and not resumes:
+        log.info("There is no checkpoint yet: the run starts anew.")
+    with every_process(trainer, run_folder):
+        if cfg.train:
+            trainer.fit(module, data, ckpt_path=last if resumes else None)
+        else:
+            trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         _report(module, run_folder, facts={} if cfg.train else {"weights": loaded})
     return _monitored(cfg, module)
@@ -169,7 +175,7 @@ def _second_stage_module(
     module = second_stage.build_module(
         cfg, data=data, first_stage=first_stage, features=features, num_devices=trainer.world_size
     )
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if launched().is_first:
         run_gate(
             cfg.gate,
             checkpoint=first_stage.path,
@@ -282,6 +288,7 @@ def _monitored(cfg: DictConfig, module: pl.LightningModule) -> float | None:
 
 def main() -> None:
     """Entry point of ``ldm-train`` and ``python -m ldm_lightning.train``."""
+    end_with_parent()
     register_resolvers()
     with errors_told_plainly():
         _train()

@@ -3,8 +3,9 @@
 When ``last.ckpt`` is written: every ``every_num_steps`` updates, after each validation, at the end,
 and on Ctrl-C or SIGTERM. An interrupted run always stops between two updates: a checkpoint from the
 middle of one would hold a stepped generator beside a discriminator that has not moved, or lack the
-gradients of the batches accumulated so far. A second Ctrl-C stops at once and saves nothing, as
-does SIGTERM between the batches of an update.
+gradients of the batches accumulated so far. A second Ctrl-C stops at once and saves nothing.
+
+Of several processes one signal is enough, wherever it arrives: they agree after every batch.
 """
 
 import logging
@@ -16,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -25,6 +27,9 @@ from ldm_lightning.utils.files import link_or_copy
 from ldm_lightning.utils.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code after SIGTERM, as shells have it."""
 
 
 class InterruptedBetweenUpdates(KeyboardInterrupt):
@@ -85,8 +90,9 @@ class Checkpointing(Checkpoint):
         self._seen_step = 0
         self._between_updates = True  # no batch of the next update has been seen
         self._validation_pending = False
-        self._stop_requested = False
-        self._previous_handler: Any = None
+        self._signal = 0  # the one that asked this process to stop
+        self._agreed_signal = 0  # the one that asked any process to stop, since the last batch
+        self._previous_handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What is best so far."""
@@ -102,17 +108,22 @@ class Checkpointing(Checkpoint):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hold Ctrl-C back from now on; signals reach the main thread alone."""
+        """Hold Ctrl-C and SIGTERM back from now on; signals reach the main thread alone.
+
+        Lightning's own handler of SIGTERM tells the other processes in the midst of whatever they
+        are telling each other.
+        """
         self._seen_step = self._saved_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._request_stop)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous_handlers[number] = signal.signal(number, self._request_stop)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here after Ctrl-C: the update before is saved and logged, this one has not begun."""
-        if self._stop_requested and self._between_updates:
-            raise InterruptedBetweenUpdates
+        """Stop here when asked to: the last update is saved and logged, this one not begun."""
+        if self._between_updates:
+            self._stop_if_asked(trainer)
 
     def on_train_batch_end(
         self,
@@ -123,25 +134,21 @@ class Checkpointing(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Save every ``every_num_steps`` updates, and before an interrupted run stops."""
-        if (
-            trainer.world_size > 1
-        ):  # all processes stop at the same batch, or one would wait for ever
-            self._stop_requested = trainer.strategy.reduce_boolean_decision(
-                self._stop_requested, all=False
-            )
+        if trainer.world_size > 1:
+            asked = torch.tensor(self._signal, device=trainer.strategy.root_device)
+            self._agreed_signal = int(trainer.strategy.reduce(asked, reduce_op="max"))
         step = trainer.global_step
         self._between_updates = updated = step != self._seen_step
         self._seen_step = step
         # A validation that follows now saves afterwards. Saving before it would make a run
         # continued from that file skip it.
         due = updated and step % self.every_num_steps == 0 and not _validation_follows(trainer)
-        if due or (updated and self._stop_requested):
+        if due or (updated and self._stop_signal(trainer)):
             self._save_last(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do not begin a validation after Ctrl-C; the continued run makes it up."""
-        if self._stop_requested:
-            raise InterruptedBetweenUpdates
+        """Do not begin a validation when asked to stop; the continued run makes it up."""
+        self._stop_if_asked(trainer)
 
     def on_validation_batch_end(
         self,
@@ -152,9 +159,9 @@ class Checkpointing(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Leave a validation after Ctrl-C; several processes finish it, in step."""
-        if self._stop_requested and trainer.world_size == 1:
-            raise InterruptedBetweenUpdates
+        """Leave a validation when asked to stop; several processes finish it, in step."""
+        if trainer.world_size == 1:
+            self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last and, if it is, the best."""
@@ -171,7 +178,7 @@ class Checkpointing(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of the run, unless its last update is saved already."""
-        self._restore_handler()
+        self._restore_handlers()
         if self._saved_step != trainer.global_step:
             self._save_last(trainer)
 
@@ -179,7 +186,7 @@ class Checkpointing(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Save an interrupted run where it can be continued exactly; else keep the last file."""
-        self._restore_handler()
+        self._restore_handlers()
         if trainer.state.fn != "fit":
             return
         if not isinstance(exception, (InterruptedBetweenUpdates, SIGTERMException)):
@@ -226,19 +233,35 @@ class Checkpointing(Checkpoint):
         self.best_value, self.best_step = value, trainer.global_step
         return True
 
-    def _request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """First Ctrl-C: stop after this update. Second: stop at once."""
-        if self._stop_requested:
-            raise KeyboardInterrupt
-        self._stop_requested = True
-        logger.warning(
-            "Stopping after this update and saving it. Ctrl-C again stops without saving."
-        )
+    def _stop_signal(self, trainer: pl.Trainer) -> int:
+        """The signal that asks all processes to stop here; 0 for none.
 
-    def _restore_handler(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+        One that arrives on one process between two batches counts after the next: the others do not
+        know of it yet, and each would wait for what the other is not doing.
+        """
+        return self._signal if trainer.world_size == 1 else self._agreed_signal
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        number = self._stop_signal(trainer)
+        if number == signal.SIGTERM:
+            raise SIGTERMException(TERMINATED)
+        if number:
+            raise InterruptedBetweenUpdates
+
+    def _request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Stop after this update; a second Ctrl-C stops at once."""
+        if self._signal and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self._signal:
+            hint = " Ctrl-C again stops without saving." if signum == signal.SIGINT else ""
+            logger.warning("Stopping after this update and saving it.%s", hint)
+        self._signal = max(self._signal, signum)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
+            if handler is not None:  # None: not set by Python
+                signal.signal(number, handler)
+        self._previous_handlers = {}
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

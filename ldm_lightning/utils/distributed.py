@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ldm_lightning.utils.launch import launched
+
 
 def num_processes() -> int:
     """Number of processes of this run; 1 where nothing was initialised."""
@@ -22,14 +24,27 @@ def process_rank() -> int:
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
-    """Join the processes that torchrun started; alone nothing is joined."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the processes that torchrun or srun started; alone nothing is joined.
+
+    Raises:
+        ValueError: If the environment does not say where they meet.
+    """
+    here = launched()
+    if here.is_alone:
         yield
         return
+    if missing := {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
+        raise ValueError(
+            f"{here.num_processes} processes were started, but {' and '.join(sorted(missing))} "
+            "must be set too: host and port of the first. torchrun sets them; for srun see "
+            "docs/train.sbatch."
+        )
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(here.local_rank)
     # One may finish hours before another.
-    dist.init_process_group("gloo", timeout=timedelta(days=7))
+    dist.init_process_group(
+        "gloo", rank=here.rank, world_size=here.num_processes, timeout=timedelta(days=7)
+    )
     try:
         yield
     finally:

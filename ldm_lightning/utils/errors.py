@@ -1,4 +1,16 @@
-"""Telling an error in one line."""
+"""Telling an error in one line, and telling one process' error from the echo of another's."""
+
+import re
+
+LOST = re.compile(
+    r"/gloo/|gloo::|\bNCCL\b|Connection (closed|reset|refused)|Broken pipe|Timed out waiting"
+    r"|caused pair closure"
+)
+"""What torch says in a process that another one no longer answers."""
+
+
+class ContactLostError(Exception):
+    """Another process of the run has ended, or no longer answers."""
 
 
 def error_line(error: BaseException) -> str:
@@ -11,3 +23,12 @@ def error_line(error: BaseException) -> str:
     if "Original Traceback" in text:
         return text.strip().splitlines()[-1]
     return f"{type(error).__name__}: {text}"
+
+
+def is_loss_of_contact(error: BaseException) -> bool:
+    """Whether an error only says that another process no longer answers."""
+    if isinstance(error, ContactLostError):
+        return True
+    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):  # without importing torch
+        return True
+    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
