@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm_lightning.bottleneck.base import Bottleneck, BottleneckOutput
 from ldm_lightning.bottleneck.kmeans import kmeans, nearest
-from ldm_lightning.utils.distributed import all_gather_rows, all_reduce_sum
+from ldm_lightning.utils.distributed import all_gather_rows, all_reduce_sum, of_first
 from ldm_lightning.utils.random import generator_for
 
 KMEANS_VECTORS_PER_CODE = 8
@@ -140,7 +140,8 @@ class VectorQuantizer(Bottleneck):
     def _place_codes(self, *, step: int, seed: int) -> None:
         filled = self.pool[~self.pool.isnan().any(dim=1)]
         centres = kmeans(filled, self.num_codes, generator=generator_for(seed, "kmeans", step))
-        self.embedding.weight.copy_(centres)
+        # On a GPU sums depend on the order of its threads: each process would keep its own codes.
+        self.embedding.weight.copy_(of_first(centres))
         self.is_quantising.fill_(True)
 
     def _restart_dead_codes(self, vectors: Tensor, *, step: int, seed: int) -> None:

@@ -57,6 +57,15 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def of_first(value: Tensor) -> Tensor:
+    """What the first process has, on every process; gradients do not flow."""
+    if num_processes() == 1:
+        return value.detach()
+    sent = value.detach().clone().contiguous()
+    dist.broadcast(sent, src=0)
+    return sent
+
+
 def all_reduce_sum(value: Tensor) -> Tensor:
     """Sum a tensor over processes; gradients do not flow."""
     if num_processes() == 1:

@@ -1,23 +1,23 @@
-"""Two gloo processes measure what one process measures.
+"""Four gloo processes measure what one process measures.
 
-Also when one of them holds no images, and when only one of them finds cached reference statistics.
+Also when all but one hold no images, and when only one of them finds cached reference statistics.
 """
 
 import warnings
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from ldm_lightning.bottleneck.base import BottleneckOutput
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
 from ldm_lightning.metrics.generation import GenerationMetrics
+from tests.processes import join_gloo, run_processes
 
-NUM_IMAGES = 13
+NUM_PROCESSES = 4
+NUM_IMAGES = 13  # shares of 4, 3, 3 and 3
 PROTOCOL = {"data": "noise", "split": "val", "num_images": NUM_IMAGES}
 
 
@@ -38,7 +38,7 @@ def batches(rank, num_processes):
         yield images[rows], images[rows] + 0.2 * noise[rows], output
 
 
-def measured(rank, num_processes, cache_dir, idle_rank=None):
+def measured(rank, num_processes, cache_dir, busy_rank=None):
     metrics = FirstStageMetrics(
         tiny_features(),
         latent_channels=4,
@@ -50,10 +50,10 @@ def measured(rank, num_processes, cache_dir, idle_rank=None):
     reports = []
     for _ in range(2):  # the second pass uses the statistics that the first one kept
         metrics.reset()
-        if idle_rank is None:
+        if busy_rank is None:
             shares = [(rank, num_processes)]
         else:  # one process takes everything
-            shares = [] if rank == idle_rank else [(0, 1)]
+            shares = [(0, 1)] if rank == busy_rank else []
         for share in shares:
             for batch in batches(*share):
                 metrics.update(*batch)
@@ -61,7 +61,7 @@ def measured(rank, num_processes, cache_dir, idle_rank=None):
     return reports
 
 
-def generated(rank, num_processes, cache_dir, idle_rank=None):
+def generated(rank, num_processes, cache_dir, busy_rank=None):
     """The same images as samples against their noisy versions, in two passes."""
     metrics = GenerationMetrics(
         tiny_features(), protocol=PROTOCOL if cache_dir else None, cache_dir=cache_dir
@@ -69,10 +69,10 @@ def generated(rank, num_processes, cache_dir, idle_rank=None):
     passes = []
     for _ in range(2):
         metrics.reset()
-        if idle_rank is None:
+        if busy_rank is None:
             shares = [(rank, num_processes)]
         else:
-            shares = [] if rank == idle_rank else [(0, 1)]
+            shares = [(0, 1)] if rank == busy_rank else []
         for share in shares:
             for samples, images, _ in batches(*share):
                 metrics.update(samples)
@@ -85,25 +85,18 @@ def generated(rank, num_processes, cache_dir, idle_rank=None):
 
 def work(rank, folder):
     """Measure every scenario in one process group, because starting processes takes seconds."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    join_gloo(rank, folder, NUM_PROCESSES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reports = {
-            "shared": measured(rank, 2, None),
-            "idle": measured(rank, 2, None, idle_rank=0),
-            "cached": measured(rank, 2, Path(folder) / f"cache{rank}"),
+            "shared": measured(rank, NUM_PROCESSES, None),
+            "idle": measured(rank, NUM_PROCESSES, None, busy_rank=2),
+            "cached": measured(rank, NUM_PROCESSES, Path(folder) / f"cache{rank}"),
         }
         generation = {
-            "shared": generated(rank, 2, None),
-            "idle": generated(rank, 2, None, idle_rank=0),
-            "cached": generated(rank, 2, Path(folder) / f"features{rank}"),
+            "shared": generated(rank, NUM_PROCESSES, None),
+            "idle": generated(rank, NUM_PROCESSES, None, busy_rank=2),
+            "cached": generated(rank, NUM_PROCESSES, Path(folder) / f"features{rank}"),
         }
     plain = {name: [vars(report) for report in passes] for name, passes in reports.items()}
     torch.save({"first_stage": plain, "generation": generation}, f"{folder}/report{rank}.pt")
@@ -113,7 +106,7 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """What one process measures; its cache lies where rank 0 will look and rank 1 will not."""
+    """What one process measures; its cache lies where rank 0 will look and no other will."""
     folder = tmp_path_factory.mktemp("processes")
     report, _ = measured(0, 1, folder / "cache0")
     assert len(list((folder / "cache0").iterdir())) == 1
@@ -123,10 +116,12 @@ def expected(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_processes(expected):
+def processes(expected):
     folder, _, _ = expected
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"report{rank}.pt", weights_only=True) for rank in range(2)]
+    run_processes(work, str(folder), number=NUM_PROCESSES)
+    return [
+        torch.load(folder / f"report{rank}.pt", weights_only=True) for rank in range(NUM_PROCESSES)
+    ]
 
 
 def assert_equal(report, expected):
@@ -142,17 +137,17 @@ def assert_equal(report, expected):
 
 
 @pytest.mark.parametrize("scenario", ["shared", "idle", "cached"])
-def test_two_processes_equal_one(scenario, two_processes, expected):
+def test_four_processes_equal_one(scenario, processes, expected):
     _, report, _ = expected
-    for reports in two_processes:
+    for reports in processes:
         for each in reports["first_stage"][scenario]:
             assert_equal(each, report)
 
 
 @pytest.mark.parametrize("scenario", ["shared", "idle", "cached"])
-def test_two_processes_measure_generated_images_as_one(scenario, two_processes, expected):
+def test_four_processes_measure_generated_images_as_one(scenario, processes, expected):
     _, _, scalars = expected
     assert len(scalars) == 4
-    for reports in two_processes:
+    for reports in processes:
         for each in reports["generation"][scenario]:
             assert each == pytest.approx(scalars, rel=1e-9)
