@@ -248,7 +248,6 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     if strategy in ("ddp", "ddp_find_unused_parameters_true"):
         strategy = DDPStrategy(
             find_unused_parameters=strategy != "ddp",
-            broadcast_buffers=False,  # alike anyway, and not sent where one has fewer batches
             timeout=timedelta(seconds=trainer.timeout_seconds),
         )
     precision = choose_precision(str(trainer.precision), accelerator)

@@ -105,6 +105,8 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     from ldm_lightning.utils.memory import keep_freed_memory
 
     keep_freed_memory()
+    if 0 < launched().local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(launched().local_rank)  # for what is measured before training
     features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
     torch.manual_seed(cfg.seed)
     data = build.build_data(cfg)

@@ -105,6 +105,11 @@ class DiffusionModule(UpdatingModule):
         self.first_stage._apply(fn, recurse)
         return self
 
+    def setup(self, stage: str) -> None:
+        """Use the normalizer of the first process: on GPUs no two measure quite the same."""
+        stored = self.trainer.strategy.broadcast(self.first_stage.normalizer.to_dict())
+        self.first_stage.set_normalizer(LatentNormalizer.from_dict(stored))
+
     # Training
 
     def configure_optimizers(self) -> list[Optimizer]:
