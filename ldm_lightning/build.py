@@ -6,24 +6,20 @@ configuration.
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
-from ldm_lightning.config import PRECISIONS, check_batch_norm, discriminator_start
+from ldm_lightning.config import discriminator_start
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.first_stage import rebuild_autoencoder
+from ldm_lightning.hardware import trainer_settings
 from ldm_lightning.loss.adversarial import AdversarialLoss, AdversarialSchedule
 from ldm_lightning.loss.pixel import pixel_loss
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
@@ -33,7 +29,6 @@ from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary, Optimization, OptimizerFactory
 from ldm_lightning.optim.schedule import WarmupDecay
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
-from ldm_lightning.utils.launch import launched, slurm_step
 from ldm_lightning.utils.run_folder import RunFolder, find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -128,12 +123,31 @@ def build_adversary(cfg: DictConfig, *, num_devices: int) -> Adversary | None:
     )
 
 
+def build_reconstruction_loss(cfg: DictConfig, *, trained: bool = True) -> ReconstructionLoss:
+    """Build pixel loss and perceptual distance.
+
+    Args:
+        cfg: The composed configuration.
+        trained: Load the perceptual network's weights, which may have to be downloaded; without, it
+            has its sizes alone (see ``Lpips.without_weights``).
+    """
+    perceptual_weight = float(cfg.loss.perceptual_weight)
+    target = f"{cfg.loss.perceptual._target_}{'' if trained else '.without_weights'}"
+    return ReconstructionLoss(
+        pixel_loss(cfg.loss.pixel),
+        instantiate(cfg.loss.perceptual, _target_=target) if perceptual_weight else None,
+        perceptual_weight=perceptual_weight,
+        reduction=cfg.loss.reduction,
+    )
+
+
 def build_module(
     cfg: DictConfig,
     *,
     protocol: Mapping[str, str | int | float],
     num_devices: int,
     features: FeatureSet | None = None,
+    reconstruction_loss: ReconstructionLoss | None = None,
 ) -> AutoencoderModule:
     """Build the first stage's module.
 
@@ -142,21 +156,15 @@ def build_module(
         protocol: Describes the images of its validation.
         num_devices: Processes that train together.
         features: Feature networks of the metrics; None builds them.
+        reconstruction_loss: None builds it.
     """
     features = features or build_features(cfg)
     stored = stored_first_stage(cfg)
-    perceptual_weight = float(cfg.loss.perceptual_weight)
-    reconstruction_loss = ReconstructionLoss(
-        pixel_loss(cfg.loss.pixel),
-        instantiate(cfg.loss.perceptual) if perceptual_weight else None,
-        perceptual_weight=perceptual_weight,
-        reduction=cfg.loss.reduction,
-    )
     suffix = "_weight"
     autoencoder = rebuild_autoencoder(stored)
     return AutoencoderModule(
         autoencoder,
-        reconstruction_loss,
+        reconstruction_loss or build_reconstruction_loss(cfg),
         term_weights={
             key.removesuffix(suffix): cfg.loss[key] for key in cfg.loss if key.endswith(suffix)
         },
@@ -197,105 +205,6 @@ def build_metrics(
 def build_data(cfg: DictConfig) -> ImageDataModule:
     """Build the data module; missing and empty folders are found here."""
     return instantiate(cfg.data)
-
-
-def native_bf16(accelerator: str) -> bool:
-    """Whether the device computes in bfloat16 rather than only storing it."""
-    if accelerator != "cpu":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def choose_precision(precision: str, accelerator: str) -> str:
-    """Resolve ``auto``: bf16 where the device computes in it, else 32."""
-    if precision not in (*PRECISIONS, "auto"):
-        raise ValueError(f"precision must be one of {[*PRECISIONS, 'auto']}, got {precision}.")
-    if precision != "auto":
-        return precision
-    return "bf16" if native_bf16(accelerator) else "32"
-
-
-def autocast(device_type: str, precision: str) -> torch.autocast:
-    """The autocast context of a precision, as Lightning would enter it."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device_type, dtype=dtype, enabled=precision in ("bf16", "fp16"))
-
-
-def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Settings of Lightning's Trainer; ``auto`` chooses from the device and says what."""
-    trainer = cfg.trainer
-    has_gpu = torch.cuda.is_available()
-    accelerator = (
-        ("gpu" if has_gpu else "cpu") if trainer.accelerator == "auto" else trainer.accelerator
-    )
-    if accelerator == "gpu" and not has_gpu:
-        raise ValueError(
-            "trainer.accelerator=gpu, but torch sees no GPU. Use trainer=cpu or trainer=ddp_cpu."
-        )
-    devices = trainer.devices
-    if devices == "auto":
-        devices = torch.cuda.device_count() if accelerator == "gpu" else 1
-    _check_launch(devices, trainer.num_nodes)
-    if accelerator == "cpu" and "discriminator" in cfg and cfg.discriminator._target_:
-        check_batch_norm(cfg, num_processes=devices * trainer.num_nodes)
-    strategy = trainer.strategy
-    if strategy == "auto" and devices * trainer.num_nodes > 1:
-        # A codebook gets no gradient before it quantises; DDP must then look for what has none.
-        late = cfg.stage == "first" and cfg.bottleneck.get("unquantised_steps", 0) > 0
-        strategy = "ddp_find_unused_parameters_true" if late else "ddp"
-    if strategy in ("ddp", "ddp_find_unused_parameters_true"):
-        strategy = DDPStrategy(
-            find_unused_parameters=strategy != "ddp",
-            timeout=timedelta(seconds=trainer.timeout_seconds),
-        )
-    precision = choose_precision(str(trainer.precision), accelerator)
-    log.info("Device: %d x %s, precision %s.", devices * trainer.num_nodes, accelerator, precision)
-    return {
-        "accelerator": accelerator,
-        "devices": devices,
-        "num_nodes": trainer.num_nodes,
-        "strategy": strategy,
-        "precision": PRECISIONS[precision],
-        "deterministic": trainer.deterministic,
-        "plugins": _environment(),
-        "sync_batchnorm": accelerator == "gpu" and devices * trainer.num_nodes > 1,
-    }
-
-
-def prepare_networks(cfg: DictConfig, networks: Sequence[nn.Module]) -> None:
-    """Lay out and compile networks as ``cfg.trainer`` says; neither renames a parameter."""
-    for network in networks:
-        if cfg.trainer.channels_last:
-            network.to(memory_format=torch.channels_last)
-        if cfg.trainer.compile:
-            network.compile()
-
-
-def _check_launch(devices: int, num_nodes: int) -> None:
-    """Refuse to train on other processes than were started.
-
-    Raises:
-        ValueError: Naming both numbers.
-    """
-    started, wanted = launched().num_processes, devices * num_nodes
-    if started == wanted or (started == 1 and slurm_step() is None):  # it starts the others
-        return
-    hint = " Or set SLURM_JOB_NAME=bash, and the others are started here." if started == 1 else ""
-    raise ValueError(
-        f"{started} process(es) were started, but trainer.devices={devices} on each of "
-        f"trainer.num_nodes={num_nodes} machine(s) makes {wanted}. Give trainer.devices and "
-        f"trainer.num_nodes as torchrun or srun has them.{hint}"
-    )
-
-
-def _environment() -> list[SLURMEnvironment]:
-    """What tells processes of srun from each other; elsewhere Lightning finds it itself.
-
-    Its own requeueing would save wherever the signal arrives, between two networks' updates too.
-    """
-    return [SLURMEnvironment(auto_requeue=False)] if slurm_step() is not None else []
 
 
 def build_callbacks(cfg: DictConfig, run_folder: RunFolder) -> list[pl.Callback]:

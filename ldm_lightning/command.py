@@ -9,6 +9,7 @@ import difflib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -37,6 +38,16 @@ EXPECTED_ERRORS = (
 )
 """What wrong input and a full disk lead to; anything else is a mistake of ours and keeps its
 traceback."""
+
+
+def quiet_lightning() -> None:
+    """Silence what Lightning says on every run that is of no use to anyone who trains."""
+    logging.getLogger("lightning.pytorch").propagate = False  # it has a handler of its own
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # What Lightning itself should have replaced, and advice that is wrong for data that are drawn
+    # instead of read.
+    warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+    warnings.filterwarnings("ignore", ".*does not have many workers")
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor
 
-from ldm_lightning import build
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.first_stage import OpenedFirstStage
+from ldm_lightning.hardware import autocast, choose_precision
 from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.evaluation_cache import EvaluationCache, FirstStageRecord
 from ldm_lightning.metrics.features import FeatureSet
@@ -47,7 +47,7 @@ class Computing:
 
     def autocast(self) -> torch.autocast:
         """The context of the precision."""
-        return build.autocast(self.device.type, self.precision)
+        return autocast(self.device.type, self.precision)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Reconstruction:
 def choose_computing(precision: str) -> Computing:
     """Take the GPU where there is one; ``auto`` precision follows from the device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Computing(device, build.choose_precision(precision, device.type))
+    return Computing(device, choose_precision(precision, device.type))
 
 
 def with_run_defaults(cfg: DictConfig, first_stage: OpenedFirstStage) -> DictConfig:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,13 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, sole_writer
+from ldm_lightning.command import errors_told_plainly, quiet_lightning, sole_writer
 from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
 from ldm_lightning.processes import end_with_parent, every_process, first_cause_told
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    import torch
 
     from ldm_lightning.data.module import MapDataModule
     from ldm_lightning.metrics.features import FeatureSet
@@ -51,12 +49,7 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
         The final value of ``cfg.monitor``, for sweeps; None where nothing was validated.
     """
     # Imported here, because importing torch takes seconds and help should not.
-    logging.getLogger("lightning.pytorch").propagate = False  # it has a handler of its own
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Of no use to anyone who trains: what Lightning itself should have replaced, and advice that is
-    # wrong for data that are drawn instead of read.
-    warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-    warnings.filterwarnings("ignore", ".*does not have many workers")
+    quiet_lightning()
     from ldm_lightning.utils.run_folder import RunFolder
 
     check_keys(cfg, runtime.runtime.choices)
@@ -100,6 +93,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     import torch
 
     from ldm_lightning import build
+    from ldm_lightning.hardware import prepare_networks
     from ldm_lightning.utils.checkpoint import check_fits, load_checkpoint
     from ldm_lightning.utils.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
@@ -126,7 +120,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         check_fits(module, load_checkpoint(last)["state_dict"], last)
     elif cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
-    build.prepare_networks(cfg, module.networks)
+    prepare_networks(cfg, module.networks)
     if trainer.is_global_zero:
         with atomic_writer(run_folder.config) as file:  # others may be reading it
             file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
@@ -209,48 +203,15 @@ def _continued(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> Di
 def _dry_run(cfg: DictConfig, run_folder: RunFolder) -> None:
     """Build everything without memory, print the parameters, write them down."""
     from ldm_lightning import build
+    from ldm_lightning.parts import count_parameters, networks_without_memory
     from ldm_lightning.reporting.parameters import print_parameters
 
-    parts = _parts(cfg)
-    counts = {
-        name: sum(parameter.numel() for parameter in part.parameters())
-        for name, part in parts.items()
-    }
+    counts = count_parameters(networks_without_memory(cfg))
     print_parameters(counts, title=f"{cfg.name}: parameters")
     run_folder.update_summary(
         {"state": "dry_run", "name": cfg.name, "parameters": counts, "config": build.plain(cfg)}
     )
     OmegaConf.save(cfg, run_folder.config, resolve=True)
-
-
-def _parts(cfg: DictConfig) -> dict[str, torch.nn.Module]:
-    """The networks of a run by name, without memory."""
-    import torch
-    from hydra.utils import instantiate
-
-    from ldm_lightning import build, second_stage
-    from ldm_lightning.first_stage import rebuild_autoencoder
-
-    if cfg.stage == "second":
-        try:
-            second_stage.resolve_condition(cfg, num_classes=None)
-        except ValueError:
-            log.warning("conditioner.num_classes follows from the data: counted with 1 class.")
-            second_stage.resolve_condition(cfg, num_classes=1)
-        stored = second_stage.stored_second_stage(cfg)
-        instantiate(cfg.sampler).check(second_stage.build_process(stored))
-        with torch.device("meta"):
-            return dict(second_stage.build_networks(stored).model.items())
-    with torch.device("meta"):
-        autoencoder = rebuild_autoencoder(build.stored_first_stage(cfg))
-        adversary = build.build_adversary(cfg, num_devices=1)
-    networks: dict[str, torch.nn.Module] = {
-        "encoder": autoencoder.encoder,
-        "decoder": autoencoder.decoder,
-        "bottleneck": autoencoder.bottleneck,
-        "autoencoder": autoencoder,
-    }
-    return networks | ({"discriminator": adversary.discriminator} if adversary else {})
 
 
 def _report(module: pl.LightningModule, run_folder: RunFolder, *, facts: dict[str, Any]) -> None:

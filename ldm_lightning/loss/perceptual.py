@@ -135,6 +135,11 @@ class TinyPerceptual(PerceptualLoss):
             min_size=TINY_MIN_SIZE,
         )
 
+    @classmethod
+    def without_weights(cls) -> Self:
+        """The same: its weights ship with the package."""
+        return cls()
+
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """All stages of the tiny network."""
         stages: list[Tensor] = self.network.stages(images)  # type: ignore[operator]
@@ -161,13 +166,33 @@ class Lpips(PerceptualLoss):
     """
 
     def __init__(self, net: LpipsNet = "vgg", *, weights_dir: str | Path | None = None) -> None:
-        if net not in BACKBONES:
-            raise ValueError(f"net must be one of {', '.join(BACKBONES)}, got {net!r}.")
+        _check_net(net)
         network = _build_lpips(net, load_weights(BACKBONES[net], weights_dir=weights_dir))
+        self._hold(network, net, weights_hash=hash_tensors(network.state_dict()))
+
+    @classmethod
+    def without_weights(
+        cls, net: LpipsNet = "vgg", *, weights_dir: str | Path | None = None
+    ) -> Self:
+        """The network on the meta device, to count or time what it costs; measures nothing.
+
+        Args:
+            net: As above.
+            weights_dir: Not looked at.
+
+        Raises:
+            ValueError: If ``net`` is unknown.
+        """
+        _check_net(net)
+        sized = cls.__new__(cls)
+        sized._hold(_lpips_without_weights(net), net, weights_hash="")
+        return sized
+
+    def _hold(self, network: nn.Module, net: LpipsNet, *, weights_hash: str) -> None:
         super().__init__(
             network,
             feature_network=f"lpips_{net}",
-            weights_hash=hash_tensors(network.state_dict()),
+            weights_hash=weights_hash,
             min_size=LPIPS_MIN_SIZE[net],
         )
 
@@ -209,11 +234,16 @@ def _unit_norm(features: Tensor) -> Tensor:
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)
 
 
-def _build_lpips(net: str, backbone: dict[str, Tensor]) -> nn.Module:
-    """Build the package's network without its own loading, which downloads.
+def _check_net(net: str) -> None:
+    if net not in BACKBONES:
+        raise ValueError(f"net must be one of {', '.join(BACKBONES)}, got {net!r}.")
 
-    On the meta device the random initialisation that is replaced anyway costs no time, no memory
-    (VGG's unused classifier alone is 0.5 GB) and no random numbers of the run.
+
+def _lpips_without_weights(net: str) -> nn.Module:
+    """The package's network on the meta device.
+
+    There the random initialisation that is replaced anyway costs no time, no memory (VGG's unused
+    classifier alone is 0.5 GB) and no random numbers of the run.
     """
     with warnings.catch_warnings():
         # lpips 0.1.4 calls torchvision with arguments that were deprecated in torchvision 0.13
@@ -221,7 +251,14 @@ def _build_lpips(net: str, backbone: dict[str, Tensor]) -> nn.Module:
         import lpips
 
         with torch.device("meta"):
-            network = lpips.LPIPS(net=net, pnet_rand=True, pretrained=False, verbose=False)
+            return lpips.LPIPS(net=net, pnet_rand=True, pretrained=False, verbose=False)
+
+
+def _build_lpips(net: str, backbone: dict[str, Tensor]) -> nn.Module:
+    """Build the package's network without its own loading, which downloads."""
+    import lpips
+
+    network = _lpips_without_weights(net)
     heads_path = Path(inspect.getfile(lpips)).parent / "weights" / "v0.1" / f"{net}.pth"
     heads = torch.load(heads_path, map_location="cpu", weights_only=True)
     state = {
@@ -230,7 +267,7 @@ def _build_lpips(net: str, backbone: dict[str, Tensor]) -> nn.Module:
     for name, value in heads.items():
         state[name] = value
         state[name.replace("lin", "lins.", 1)] = value  # the package registers each head twice
-    for name in network.net.state_dict():
+    for name in network.get_submodule("net").state_dict():
         # net.slice2.3.weight is torchvision's features.3.weight
         source = f"features.{name.split('.', 1)[1]}"
         if source in backbone:

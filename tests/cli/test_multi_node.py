@@ -14,7 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from ldm_lightning import build, config
+from ldm_lightning import config
+from ldm_lightning.hardware import trainer_settings
 from ldm_lightning.reporting.metrics_csv import read_metrics
 from ldm_lightning.utils import launch
 from ldm_lightning.utils.checkpoint import load_checkpoint
@@ -222,14 +223,14 @@ def test_other_numbers_of_processes_than_were_started_are_refused(alone, tmp_pat
     set_variables(alone, TORCHELASTIC_RUN_ID="a", RANK=0, WORLD_SIZE=4)
     cfg = tiny_config("trainer.num_nodes=3", folder=tmp_path)
     with pytest.raises(ValueError, match=r"4 process\(es\) were started.*devices=2.*makes 6"):
-        build.trainer_settings(cfg)
+        trainer_settings(cfg)
 
 
 def test_one_task_of_slurm_does_not_train_alone_what_was_meant_for_many(alone, tmp_path):
     set_variables(alone, SLURM_NTASKS=1, SLURM_PROCID=0, SLURM_LOCALID=0, SLURM_JOB_ID=1)
     cfg = tiny_config(folder=tmp_path)
     with pytest.raises(ValueError, match=r"1 process\(es\) were started.*SLURM_JOB_NAME=bash"):
-        build.trainer_settings(cfg)
+        trainer_settings(cfg)
 
 
 def test_the_run_continued_is_the_one_started_last_and_of_a_job_its_own(alone, tmp_path):

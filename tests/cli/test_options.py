@@ -53,7 +53,7 @@ def test_precisions_differ_but_agree(tmp_path):
 
 def test_the_device_and_precision_are_said(tmp_path):
     ended = command("train", tiny("vqvae_f8", max_steps=1), tmp_path)
-    assert "Device: 1 x cpu, precision 32." in ended.said
+    assert "; precision 32, as asked; one process; fused AdamW." in ended.said
 
 
 def test_tensorboard_gets_the_scalars_beside_the_csv(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ldm_lightning import build
+from ldm_lightning.hardware import prepare_networks
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
 from tests.module.composed import compose_tiny
@@ -35,7 +36,7 @@ def train(folder, *words):
     data.num_train_batches = cfg.max_steps
     trainer = build.build_trainer(cfg, RunFolder(folder))
     module = build.build_module(cfg, protocol=data.protocol("val"), num_devices=1)
-    build.prepare_networks(cfg, module.networks)
+    prepare_networks(cfg, module.networks)
     trainer.fit(module, data)
     stored = load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
     return module, stored

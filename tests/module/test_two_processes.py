@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_lightning import build
+from ldm_lightning.hardware import trainer_settings
 from ldm_lightning.reporting.metrics_csv import read_metrics
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
@@ -216,6 +216,6 @@ def test_batch_norm_is_refused_too_where_the_device_is_found_out_later(tmp_path,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = compose_tiny(*BATCH_NORM, "trainer=auto", "trainer.devices=2", folder=tmp_path)
     with pytest.raises(ValueError, match="normalization=batch .*2 processes"):
-        build.trainer_settings(cfg)
+        trainer_settings(cfg)
     cfg.trainer.devices = 1
-    assert build.trainer_settings(cfg)["devices"] == 1
+    assert trainer_settings(cfg)["devices"] == 1
