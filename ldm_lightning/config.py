@@ -197,11 +197,10 @@ def check_values(cfg: DictConfig) -> list[str]:
     second = cfg.stage == "second"
     factor = cfg.downsampling_factor if second else cfg.autoencoder.downsampling_factor
     if len(size) != 2 or any(side % factor for side in size):
-        suggestion = "x".join(str(max(factor, side - side % factor)) for side in size)
         raise ValueError(
             f"resolution={cfg.resolution} is not divisible by "
             f"{'' if second else 'autoencoder.'}downsampling_factor={factor}; "
-            f"use for instance {suggestion}."
+            f"use for instance {_divisible(size, factor)}."
         )
     if str(cfg.trainer.precision) not in (*PRECISIONS, "auto"):
         raise ValueError(
@@ -209,6 +208,7 @@ def check_values(cfg: DictConfig) -> list[str]:
             f"{cfg.trainer.precision}."
         )
     if second:
+        _check_denoiser_size(cfg, size)
         return _check_second_stage(cfg)
     if "denoiser" in cfg:
         raise ValueError(
@@ -220,6 +220,25 @@ def check_values(cfg: DictConfig) -> list[str]:
     if trainer.accelerator == "cpu" and trainer.devices != "auto":
         check_batch_norm(cfg, num_processes=trainer.devices * trainer.num_nodes)
     return _check_loss(cfg)
+
+
+def _divisible(size: list[int], factor: int) -> str:
+    """The words for the next smaller size that is divisible by a factor."""
+    height, width = (max(factor, side - side % factor) for side in size)
+    return f"resolution={height}" if height == width else f"resolution=[{height},{width}]"
+
+
+def _check_denoiser_size(cfg: DictConfig, size: list[int]) -> None:
+    """Refuse latents that the denoiser would refuse in its first update."""
+    halved = len(cfg.denoiser.get("width_multipliers", [1])) - 1
+    factor = cfg.denoiser.get("patch_size", 2**halved)
+    if any(side // cfg.downsampling_factor % factor for side in size):
+        latents = "x".join(str(side // cfg.downsampling_factor) for side in size)
+        raise ValueError(
+            f"resolution={cfg.resolution} gives latents of {latents}, which the denoiser cannot "
+            f"divide by {factor}; use for instance "
+            f"{_divisible(size, cfg.downsampling_factor * factor)}."
+        )
 
 
 def _check_second_stage(cfg: DictConfig) -> list[str]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -53,6 +53,8 @@ class Counter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Run one operation and count it."""
+        if func is torch.ops.prim.device.default:  # two of three calls, and nothing is computed
+            return args[0].fake_device
         kwargs = kwargs or {}
         result = _without_values(func, args, kwargs)
         if result is NotImplemented:
@@ -82,9 +84,32 @@ class Counter(TorchDispatchMode):
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Make tensors that have shapes, types and no memory; modules follow by ``to_empty``."""
+    """Make tensors that have shapes, types and no memory; networks follow by ``empty_weights``."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
+
+
+def empty_weights(network: nn.Module, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Replace all weights and buffers by new ones without values.
+
+    ``to_empty`` does not do without memory where a module is registered twice, as those of LPIPS.
+
+    Args:
+        network: Is changed and returned.
+        device: Of the new tensors.
+        dtype: Of those that are floating-point numbers.
+    """
+
+    def empty(tensor: Tensor) -> Tensor:
+        new_dtype = dtype if tensor.is_floating_point() else tensor.dtype
+        return torch.empty(tensor.shape, device=device, dtype=new_dtype)
+
+    for module in network.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(empty(value), requires_grad=value.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, empty(buffer))
+    return network
 
 
 def _without_values(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

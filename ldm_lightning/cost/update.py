@@ -33,13 +33,27 @@ class UpdateCost:
     peak_bytes: int
 
 
-@torch.no_grad()
-def count_forward(run: Callable[[], object]) -> int:
-    """Floating-point operations of a forward pass."""
-    counter = Counter()
+@dataclass(frozen=True)
+class ForwardCost:
+    """One forward pass.
+
+    Attributes:
+        flops: Floating-point operations.
+        kept_bytes: Tensors kept for a backward pass.
+    """
+
+    flops: int
+    kept_bytes: int
+
+
+def count_forward(run: Callable[[], object], *beside: nn.Module) -> ForwardCost:
+    """Count a forward pass; what the modules ``beside`` hold is not counted as kept."""
+    counter = _counter_beside(*beside)
     with counter:
-        run()
-    return counter.flops
+        output = run()
+    kept_bytes = counter.live_bytes
+    del output
+    return ForwardCost(counter.flops, kept_bytes)
 
 
 def count_first_stage_update(

@@ -1,13 +1,16 @@
-"""Keep freed memory in the process, so that CPU training does not fetch it anew every update.
+"""Memory of this process and machine: what is free, and how to keep freed blocks.
 
 glibc hands every large block back to the kernel when it is freed, and a training step frees and
 allocates the same activations again and again. Each time the kernel must find, clear and map the
-pages anew.
+pages anew; ``keep_freed_memory`` ends that.
 """
 
 import ctypes
 import logging
 import sys
+from pathlib import Path
+
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -32,3 +35,25 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26))
     return all([mallopt(name, value) == 1 for name, value in settings])
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that a new process could take on a device; None where the system does not say.
+
+    On the CPU what is free or can be freed at once, and no more than a control group allows, as in
+    a container.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no control group, or one that says "max"
+        return available
+    return min(available, limit - used)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm_lightning import encode, evaluate, sample, train
+from ldm_lightning import encode, evaluate, plan, sample, train
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = {
@@ -30,6 +30,7 @@ MAINS = {
     "evaluate": evaluate.main,
     "encode": encode.main,
     "sample": sample.main,
+    "plan": plan.main,
 }
 
 _ALL = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))

@@ -14,7 +14,7 @@ main()
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--hydra-help"]])
-@pytest.mark.parametrize("name", ["train", "evaluate", "encode", "sample", "pipeline"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "encode", "sample", "pipeline", "plan"])
 def test_help_and_printed_configurations_do_not_import_torch(tmp_path, name, words):
     ended = process(["-c", NO_TORCH.format(name=name), *words], tmp_path)
     assert ended.code == 0, ended.output
@@ -22,7 +22,7 @@ def test_help_and_printed_configurations_do_not_import_torch(tmp_path, name, wor
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "encode", "sample", "pipeline"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "encode", "sample", "pipeline", "plan"])
 def test_the_module_runs_as_a_command(tmp_path, name):
     ended = process(["-m", f"ldm_lightning.{name}", "--cfg", "job"], tmp_path)
     assert ended.code == 0, ended.output

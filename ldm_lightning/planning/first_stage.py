@@ -1,0 +1,96 @@
+"""What a first stage costs."""
+
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+from torch import nn
+
+from ldm_lightning import build
+from ldm_lightning.autoencoder.autoencoder import Autoencoder
+from ldm_lightning.build import Hardware
+from ldm_lightning.cost.counter import without_memory
+from ldm_lightning.cost.update import (
+    UpdateCost,
+    count_first_stage_update,
+    count_forward,
+    tensor_bytes,
+)
+from ldm_lightning.metrics.efficiency import bits_per_pixel
+from ldm_lightning.parts import count_parameters
+from ldm_lightning.planning.price import (
+    Price,
+    bytes_of,
+    empty,
+    image_shape_of,
+    put,
+    state_bytes,
+    three,
+)
+
+
+def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, nn.Module]) -> Price:
+    """Count the networks of a first stage and one update.
+
+    Args:
+        cfg: The composed configuration.
+        hardware: What it would run on.
+        parts: Of ``networks_without_memory``; their weights are replaced.
+    """
+    autoencoder, discriminator = parts["autoencoder"], parts.get("discriminator")
+    assert isinstance(autoencoder, Autoencoder)
+    loss = build.build_reconstruction_loss(cfg, trained=False)  # reads a file where there is one
+    perceptual = loss.perceptual
+    with without_memory():
+        feature_network = None if perceptual is None else perceptual.network
+        for network in (autoencoder, loss, feature_network, discriminator):
+            put(network, hardware)
+        image = empty((1, *image_shape_of(cfg)), hardware)
+        latents = empty(autoencoder.latent_shape(image.shape), hardware)
+        flops = {
+            "encoder": count_forward(lambda: autoencoder.encode(image)).flops,
+            "decoder": count_forward(lambda: autoencoder.decode(latents)).flops,
+        }
+        if perceptual is not None:
+            flops["perceptual"] = count_forward(lambda: perceptual(image, image)).flops // 2
+        if discriminator is not None:
+            flops["discriminator"] = count_forward(lambda: discriminator(image)).flops
+        images = empty((cfg.data.batch_size, *image_shape_of(cfg)), hardware)
+
+        def update(recompute: bool) -> UpdateCost:
+            autoencoder.encoder.recompute = autoencoder.decoder.recompute = recompute
+            return count_first_stage_update(
+                autoencoder,
+                loss,
+                discriminator,
+                images,
+                adaptive=cfg.loss.adaptive,
+                autocast=build.autocast(hardware.device.type, hardware.precision),
+            )
+
+        configured = cfg.autoencoder.recompute
+        costs = update(configured), None if configured else update(True)
+        generator = tensor_bytes([*autoencoder.parameters(), *loss.parameters()])
+        trained = generator + bytes_of(discriminator, buffers=False)
+        state = state_bytes(
+            cfg,
+            weights=bytes_of(autoencoder) + bytes_of(discriminator) + bytes_of(feature_network),
+            stored=bytes_of(autoencoder) + bytes_of(discriminator),
+            trained=trained,
+            averaged=bytes_of(autoencoder),
+        )
+    quiet = 3 * (flops["encoder"] + flops["decoder"] + flops.get("perceptual", 0))
+    letters = ["3A", *(["3V"] if "perceptual" in flops else [])]
+    return Price(
+        parameters=count_parameters(parts),
+        image_shape=image_shape_of(cfg),
+        latent_shape=three(latents.shape[1:]),
+        bits_per_pixel=bits_per_pixel(autoencoder),
+        is_stochastic=autoencoder.bottleneck.is_stochastic,
+        forward_flops=flops,
+        law=" + ".join([*letters, *(["8D"] if discriminator is not None else [])]),
+        law_flops=quiet + 8 * flops.get("discriminator", 0),
+        quiet_flops=quiet,
+        state=state,
+        update=costs[0],
+        recomputed=costs[1],
+    )
