@@ -116,12 +116,14 @@ class Estimate(pl.Callback):
             "checkpoint_bytes": _checkpoint_bytes(trainer, pl_module),
         }
         self.run_folder.update_summary({"estimate": facts})
-        with_validations = ""
-        if num_validations and self._validation_seconds is None:
-            with_validations = f" and {num_validations} validations not timed yet"
-        elif num_validations:
-            each = format_seconds(self._validation_seconds or 0.0)
-            with_validations = f" with {num_validations} validations of {each}"
+        with_validations = f"{num_validations} validation{'s' if num_validations != 1 else ''}"
+        if not num_validations:
+            with_validations = ""
+        elif self._validation_seconds is None:
+            with_validations = f" and {with_validations} not timed yet"
+        else:
+            with_validations = f" with {with_validations} of "
+            with_validations += format_seconds(self._validation_seconds)
         logger.info(
             "Estimate after %s updates: %s an update (%.3g images/s), %s to update %s%s; "
             "peak memory %s; checkpoints %s each.%s",

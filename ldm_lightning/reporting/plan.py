@@ -142,7 +142,11 @@ def _time(facts: Mapping[str, Any]) -> Rows:
         rows = [
             ("one update", format_seconds(time["measured_seconds_per_update"]), how),
             ("", reached, "measured" if facts["num_processes"] == 1 else "measured, one process"),
-            ("peak memory", format_bytes(time["measured_peak_bytes"]), "measured, whole process"),
+            (
+                "peak memory",
+                format_bytes(time["measured_peak_bytes"]),
+                "measured, with all libraries",
+            ),
         ]
     each = time["estimated_seconds_per_validation"]
     validations, how = "unknown", "as the number of images is"

@@ -87,7 +87,7 @@ def test_a_checkout_uses_the_configuration_beside_the_package():
 
 
 @pytest.mark.parametrize(
-    "name", ["ldm-train", "ldm-evaluate", "ldm-encode", "ldm-sample", "ldm-pipeline"]
+    "name", ["ldm-train", "ldm-evaluate", "ldm-encode", "ldm-sample", "ldm-pipeline", "ldm-plan"]
 )
 def test_an_installed_command_prints_its_configuration(installed, tmp_path, name):
     env = {"PYTHONPATH": str(installed)}
