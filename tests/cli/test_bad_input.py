@@ -109,7 +109,7 @@ def test_one_good_file_among_bad_ones_is_enough_when_that_is_allowed(tmp_path):
 
 def test_a_size_that_the_factor_does_not_divide_is_corrected(tmp_path):
     words = tiny("kl_f8", resolution=36)
-    parts = ("resolution=36", "autoencoder.downsampling_factor=8", "use for instance 32x32")
+    parts = ("resolution=36", "autoencoder.downsampling_factor=8", "use for instance resolution=32")
     refused("train", words, tmp_path, *parts)
 
 
