@@ -31,8 +31,8 @@ from ldm_lightning.config import (
 )
 
 if TYPE_CHECKING:
-    from ldm_lightning.build import Hardware
     from ldm_lightning.data.module import MapDataModule
+    from ldm_lightning.hardware import Hardware
     from ldm_lightning.planning.price import Price
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Every figure."""
     from ldm_lightning import build, second_stage
+    from ldm_lightning.hardware import choose_hardware
     from ldm_lightning.parts import networks_without_memory
     from ldm_lightning.planning.facts import (
         counted_facts,
@@ -106,7 +107,7 @@ def _facts(
     from ldm_lightning.planning.first_stage import price_first_stage
     from ldm_lightning.planning.second_stage import first_stage_description, price_second_stage
 
-    hardware = build.choose_hardware(cfg)
+    hardware = choose_hardware(cfg)
     data = None if OmegaConf.missing_keys(cfg.data) else build.build_data(cfg)
     encodes, description = choices["data"] != "latents", None
     if cfg.stage == "first":

@@ -7,7 +7,6 @@ from torch import nn
 
 from ldm_lightning import build
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
-from ldm_lightning.build import Hardware
 from ldm_lightning.cost.counter import without_memory
 from ldm_lightning.cost.update import (
     UpdateCost,
@@ -15,6 +14,7 @@ from ldm_lightning.cost.update import (
     count_forward,
     tensor_bytes,
 )
+from ldm_lightning.hardware import Hardware, autocast
 from ldm_lightning.metrics.efficiency import bits_per_pixel
 from ldm_lightning.parts import count_parameters
 from ldm_lightning.planning.price import (
@@ -64,7 +64,7 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
                 discriminator,
                 images,
                 adaptive=cfg.loss.adaptive,
-                autocast=build.autocast(hardware.device.type, hardware.precision),
+                autocast=autocast(hardware.device.type, hardware.precision),
             )
 
         configured = cfg.autoencoder.recompute

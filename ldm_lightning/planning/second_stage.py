@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ldm_lightning import build, second_stage
-from ldm_lightning.build import Hardware
 from ldm_lightning.cost.counter import without_memory
 from ldm_lightning.cost.update import UpdateCost, count_denoiser_update, count_forward
 from ldm_lightning.data.transforms import as_size
 from ldm_lightning.first_stage import open_first_stage, rebuild_autoencoder
+from ldm_lightning.hardware import Hardware, autocast
 from ldm_lightning.metrics.efficiency import bits_per_pixel
 from ldm_lightning.nn.condition import Condition
 from ldm_lightning.parts import count_parameters
@@ -104,7 +104,7 @@ def price_second_stage(
                 denoiser,
                 noisy,
                 condition(noisy),
-                autocast=build.autocast(hardware.device.type, hardware.precision),
+                autocast=autocast(hardware.device.type, hardware.precision),
                 encode=(lambda: autoencoder.encode(images)) if encodes else None,
             )
 

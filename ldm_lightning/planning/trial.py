@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from ldm_lightning import build, second_stage
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
-from ldm_lightning.build import Hardware
 from ldm_lightning.config import PRECISIONS
 from ldm_lightning.first_stage import rebuild_autoencoder
+from ldm_lightning.hardware import Hardware, autocast
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
@@ -57,7 +57,7 @@ def probe_speed(hardware: Hardware) -> float:
     flops = 3 * 2 * images.numel() * 128 * 9
     num_passes, start = -1, time.monotonic()
     while num_passes < 1 or time.monotonic() - start < PROBE_SECONDS:
-        with build.autocast(hardware.device.type, hardware.precision):
+        with autocast(hardware.device.type, hardware.precision):
             layer(images).sum().backward()
         _wait(hardware.device)
         num_passes += 1
