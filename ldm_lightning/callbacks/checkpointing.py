@@ -22,9 +22,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from ldm_lightning.utils.checkpoint import load_checkpoint, save_checkpoint
-from ldm_lightning.utils.files import link_or_copy
+from ldm_lightning.utils.checkpoint import load_checkpoint, remove_shards, save_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.utils.sharded_checkpoint import link_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Write ``checkpoint`` to ``path``; see ``utils.checkpoint.save_checkpoint``."""
         save_checkpoint(checkpoint, Path(path))
+        remove_shards(Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -174,7 +175,7 @@ class Checkpointing(Checkpoint):
         trainer.save_checkpoint(self.best_path, weights_only=False)
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            link_or_copy(self.best_path, self.last_path)
+            link_checkpoint(self.best_path, self.last_path)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of the run, unless its last update is saved already."""

@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.utils.distributed import own_part
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,15 +41,18 @@ class Ema(pl.Callback):
         self.warm_up = warm_up
         self.num_updates = 0
         self._averages: dict[str, Tensor] = {}
-        self._raw: dict[str, Tensor] = {}  # the network's own weights while the averages stand in
-        self._followed: list[Tensor] = []  # the network's parameters, in the averages' order
+        # What this process holds, in the averages' order: of the averages, of the network's
+        # parameters, and of the network's own weights while the averages stand in.
+        self._own_averages: list[Tensor] = []
+        self._followed: list[Tensor] = []
+        self._raw: list[Tensor] = []
         self._seen_step = 0
 
     def decay_at(self, update: int) -> float:
         """Decay applied after update ``update``, counted from 1."""
         return min(self.decay, (1 + update) / (10 + update)) if self.warm_up else self.decay
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin at the current weights, or bring a continued average to the device."""
         parameters = _parameters(pl_module)
         if not self._averages:
@@ -57,11 +62,9 @@ class Ema(pl.Callback):
         self._averages = {
             name: self._averages[name].to(value.device) for name, value in parameters.items()
         }
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count updates from where the run stands, and look up once what is followed."""
+        self._own_averages = [own_part(average) for average in self._averages.values()]
+        self._followed = [own_part(value) for value in parameters.values()]
         self._seen_step = trainer.global_step
-        self._followed = list(_parameters(pl_module).values())
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -78,38 +81,36 @@ class Ema(pl.Callback):
         self._seen_step = trainer.global_step
         self.num_updates += 1
         weight = 1 - self.decay_at(self.num_updates)
-        torch._foreach_lerp_(list(self._averages.values()), self._followed, weight)
+        torch._foreach_lerp_(self._own_averages, self._followed, weight)
 
     @torch.no_grad()
-    def _swap_in(self, pl_module: pl.LightningModule) -> None:
+    def _swap_in(self) -> None:
         if self._raw or not self._averages:
             return
-        parameters = _parameters(pl_module)
-        self._raw = {name: value.clone() for name, value in parameters.items()}
-        averages = [self._averages[name].to(value.device) for name, value in parameters.items()]
-        torch._foreach_copy_(list(parameters.values()), averages)
+        self._raw = [value.clone() for value in self._followed]
+        torch._foreach_copy_(self._followed, self._own_averages)
 
     @torch.no_grad()
-    def _swap_out(self, pl_module: pl.LightningModule) -> None:
+    def _swap_out(self) -> None:
         if not self._raw:
             return
-        torch._foreach_copy_(list(_parameters(pl_module).values()), list(self._raw.values()))
-        self._raw = {}
+        torch._foreach_copy_(self._followed, self._raw)
+        self._raw = []
 
     @contextmanager
-    def raw_weights(self, pl_module: pl.LightningModule) -> Iterator[None]:
+    def raw_weights(self) -> Iterator[None]:
         """Give the network its own weights back for a while inside a validation."""
         averaged = bool(self._raw)
-        self._swap_out(pl_module)
+        self._swap_out()
         try:
             yield
         finally:
             if averaged:
-                self._swap_in(pl_module)
+                self._swap_in()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate with the average."""
-        self._swap_in(pl_module)
+        self._swap_in()
 
     @torch.no_grad()
     def on_validation_batch_end(
@@ -125,19 +126,19 @@ class Ema(pl.Callback):
         metrics = getattr(pl_module, "raw_metrics", None)
         if metrics is None:
             return
-        with self.raw_weights(pl_module), trainer.precision_plugin.val_step_context():
+        with self.raw_weights(), trainer.precision_plugin.val_step_context():
             output = pl_module.autoencoder(batch["image"])  # type: ignore[operator]
             metrics.update(batch["image"], output.reconstructions, output.bottleneck)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Train on with the raw weights."""
-        self._swap_out(pl_module)
+        self._swap_out()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Restore the raw weights wherever a validation was left."""
-        self._swap_out(pl_module)
+        self._swap_out()
 
     def state_dict(self) -> dict[str, Any]:
         """The count of updates; the weights go under a key of their own."""

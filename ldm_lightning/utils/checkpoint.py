@@ -1,20 +1,36 @@
-"""Checkpoint files: written whole or not at all, and read without running anything they carry."""
+"""Checkpoints: written whole or not at all, and read without running anything they carry.
+
+Most are one file. That of a run whose weights are sharded over processes is a file without them,
+which is only replaced when they are all written, and a folder beside it that holds them:
+``last.ckpt`` and ``last.shards``. Both are read alike.
+"""
 
 import pickle
+import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 
+from ldm_lightning.utils.errors import CheckpointError
 from ldm_lightning.utils.files import atomic_writer
+from ldm_lightning.utils.shards import (
+    check_shards,
+    put_back,
+    tensors_without_values,
+    whole_tensors,
+)
 
+SHARDS = "shards"
+"""Key of a checkpoint whose tensors lie in other files: which folder, which files, whose places."""
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or does not fit; the message says why and what to do."""
+SHARD_FOLDERS = ("a", "b")
+"""Where shards are written in turn, below the folder beside the file."""
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -48,6 +64,74 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         run).
     """
     path = Path(path)
+    return with_shards(load_file(path), path, whole_tensors)
+
+
+def stored_weights(path: Path) -> dict[str, Tensor]:
+    """Names, shapes and types of a module's stored weights, on the meta device.
+
+    Raises:
+        CheckpointError: As ``load_checkpoint`` does; shards are read for their checksums alone.
+    """
+    content = with_shards(load_file(path, device="meta"), path, tensors_without_values)
+    return content["state_dict"]
+
+
+def with_shards(
+    content: dict[str, Any], path: Path, read: Callable[[Path], Mapping[str, Tensor]]
+) -> dict[str, Any]:
+    """Put the tensors of a sharded checkpoint where they belong; one file is complete already.
+
+    Args:
+        content: Of the file, as ``load_file`` returns it; is changed.
+        path: Of the file.
+        read: Reads the tensors of a folder of shards.
+
+    Raises:
+        CheckpointError: If shards are missing or damaged.
+    """
+    if SHARDS not in content:
+        return content
+    shards = content.pop(SHARDS)
+    try:
+        # whatever the file says, nothing else is read
+        folder = shards_of(path) / SHARD_FOLDERS[SHARD_FOLDERS.index(shards["folder"])]
+        check_shards(folder, {Path(n).name: fact for n, fact in shards["files"].items()}, path)
+        tensors = read(folder)
+        for name, place in shards["places"].items():
+            put_back(content, place, tensors[name])
+    except CheckpointError:
+        raise
+    except PermissionError as err:
+        raise CheckpointError(f"checkpoint={path} may not be read: {err}.") from err
+    except (Exception, CheckpointException) as err:  # any type, on arbitrary bytes
+        raise CheckpointError(
+            f"checkpoint={path} is damaged: {type(err).__name__} while reading its shards."
+        ) from err
+    return content
+
+
+def shards_of(path: Path) -> Path:
+    """The folder beside a sharded checkpoint that holds its tensors."""
+    return path.with_suffix(".shards")
+
+
+def remove_shards(path: Path) -> None:
+    """Remove the shards of a checkpoint in whose place there is now a whole one."""
+    shutil.rmtree(shards_of(path), ignore_errors=True)
+
+
+def load_file(path: Path, *, device: str = "cpu") -> dict[str, Any]:
+    """Read what the file itself holds; see ``load_checkpoint``.
+
+    Args:
+        path: The file.
+        device: For its tensors; ``meta`` leaves out their values.
+
+    Raises:
+        CheckpointError: If the file is missing, is damaged, or carries pickled code (nothing is
+        run).
+    """
     if not path.is_file():
         raise CheckpointError(f"checkpoint={path} does not exist or is not a file.")
     damaged = f"checkpoint={path} is damaged or is no checkpoint"
@@ -56,7 +140,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 if (member := archive.testzip()) is not None:
                     raise CheckpointError(f"{damaged}: the checksum of {member} is wrong.")
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint = torch.load(path, weights_only=True, map_location=device)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as err:

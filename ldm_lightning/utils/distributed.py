@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ldm_lightning.utils.launch import launched
 
@@ -102,3 +103,13 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(num_processes())]
     dist.all_gather(parts, rows.detach().contiguous())
     return torch.cat(parts)
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor that may be spread over processes, on each; gradients do not flow."""
+    return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
+
+
+def own_part(value: Tensor) -> Tensor:
+    """What this process holds of a tensor, without its gradient; shares its memory."""
+    return value.to_local().detach() if isinstance(value, DTensor) else value.detach()

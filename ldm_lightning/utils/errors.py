@@ -1,4 +1,4 @@
-"""Telling an error in one line, and telling one process' error from the echo of another's."""
+"""Errors of our own; telling any error in one line, and telling one process' error from the echo of another's."""
 
 import re
 
@@ -11,6 +11,10 @@ LOST = re.compile(
 
 class ContactLostError(Exception):
     """Another process of the run has ended, or no longer answers."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or does not fit; the message says why and what to do."""
 
 
 def error_line(error: BaseException) -> str:

@@ -74,7 +74,7 @@ def test_raw_weights_are_given_back_inside_a_validation():
     seen = []
 
     def look(module, batch_idx):
-        with ema.raw_weights(module):
+        with ema.raw_weights():
             seen.append(module.autoencoder.encoder.weight.detach().clone())
 
     module.on_validation_batch = look
