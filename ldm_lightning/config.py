@@ -207,6 +207,8 @@ def check_values(cfg: DictConfig) -> list[str]:
             f"trainer.precision must be one of {[*PRECISIONS, 'auto']}, got "
             f"{cfg.trainer.precision}."
         )
+    if cfg.trainer.strategy == "fsdp":
+        _check_sharding(cfg)
     if second:
         _check_denoiser_size(cfg, size)
         return _check_second_stage(cfg)
@@ -258,6 +260,19 @@ def _check_second_stage(cfg: DictConfig) -> list[str]:
             "python -m ldm_lightning.pipeline with the same words train one."
         )
     return []
+
+
+def _check_sharding(cfg: DictConfig) -> None:
+    if cfg.stage == "first":
+        raise ValueError(
+            "trainer=fsdp shards the weights of a second stage, and this experiment trains a first "
+            "one: use trainer=ddp."
+        )
+    if str(cfg.trainer.precision) == "fp16":
+        raise ValueError(
+            "trainer=fsdp computes in trainer.precision=32, bf16 or 64, got fp16, whose loss "
+            "scaling has no say in sharded gradients: use bf16, or trainer=ddp."
+        )
 
 
 def check_batch_norm(cfg: DictConfig, *, num_processes: int) -> None:

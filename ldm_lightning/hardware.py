@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ldm_lightning.config import PRECISIONS, check_batch_norm
+from ldm_lightning.module.sharded_strategy import ShardedStrategy
 from ldm_lightning.utils.launch import launched, slurm_step
 from ldm_lightning.utils.provenance import device_name
 
@@ -138,12 +139,16 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         "precision": PRECISIONS[hardware.precision],
         "deterministic": cfg.trainer.deterministic,
         "plugins": _environment(),
+        # weights put together for a validation in this mode could not be trained after it
+        "inference_mode": hardware.strategy != "fsdp",
         "sync_batchnorm": hardware.accelerator == "gpu" and hardware.num_processes > 1,
     }
 
 
 def _strategy(name: str, *, timeout_seconds: float) -> Strategy | str:
     """How processes train together; one that does not answer ends the run after a while."""
+    if name == "fsdp":
+        return ShardedStrategy(timeout=timedelta(seconds=timeout_seconds))
     if name not in ("ddp", "ddp_find_unused_parameters_true"):
         return name
     return DDPStrategy(

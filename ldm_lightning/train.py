@@ -94,7 +94,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
 
     from ldm_lightning import build
     from ldm_lightning.hardware import prepare_networks
-    from ldm_lightning.utils.checkpoint import check_fits, load_checkpoint
+    from ldm_lightning.utils.checkpoint import check_fits, stored_weights
     from ldm_lightning.utils.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
 
@@ -117,7 +117,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     resumes = continues and last.is_file()
     loaded = None
     if resumes:  # before config.yaml is replaced by one that may not fit
-        check_fits(module, load_checkpoint(last)["state_dict"], last)
+        check_fits(module, stored_weights(last), last)
     elif cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
     prepare_networks(cfg, module.networks)

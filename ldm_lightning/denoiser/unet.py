@@ -155,6 +155,11 @@ class UNet(nn.Module):
         """Width of ``condition.vector``: that of the time embedding."""
         return self._embedding_width
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What runs one after the other, in that order."""
+        return [*self.input_blocks, self.middle_block, *self.output_blocks]
+
     def forward(self, noisy: Tensor, network_time: Tensor, condition: Condition) -> Tensor:
         """Predict.
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.update_log import UpdateLog
 from ldm_lightning.utils.checkpoint import check_fits
-from ldm_lightning.utils.distributed import num_processes, process_rank
+from ldm_lightning.utils.distributed import num_processes, process_rank, whole
 from ldm_lightning.utils.random import RowDraws
 
 Batch = Mapping[str, Any]
@@ -105,7 +105,7 @@ class UpdatingModule(pl.LightningModule):
             parameter for group in optimizer.param_groups for parameter in group["params"]
         ]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = whole(nn.utils.get_total_norm(gradients))
         if self.optimization.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.optimization.clip_norm, norm)
         stepped = [optimizer is own.optimizer for own in self._optimizers()]
