@@ -48,6 +48,8 @@ def quiet_lightning() -> None:
     # instead of read.
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
     warnings.filterwarnings("ignore", ".*does not have many workers")
+    # Of trainer=fsdp, about networks whose output is then changed in place; no output here is.
+    warnings.filterwarnings("ignore", ".*returned a view tensor")
 
 
 @contextmanager

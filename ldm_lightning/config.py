@@ -273,6 +273,8 @@ def _check_sharding(cfg: DictConfig) -> None:
             "trainer=fsdp computes in trainer.precision=32, bf16 or 64, got fp16, whose loss "
             "scaling has no say in sharded gradients: use bf16, or trainer=ddp."
         )
+    if cfg.trainer.compile:
+        raise ValueError("trainer.compile=true does not go with trainer=fsdp: use trainer=ddp.")
 
 
 def check_batch_norm(cfg: DictConfig, *, num_processes: int) -> None:

@@ -31,13 +31,6 @@ def use_one_thread(_worker: int) -> None:
 class EvaluationLoader(DataLoader):
     """Passes over batches of which no image could be read."""
 
-    def __len__(self) -> int:
-        """Batches at most. One at least: a process without images must not leave out a validation.
-
-        The others would wait for it where they put their results together.
-        """
-        return max(1, super().__len__())
-
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         return (batch for batch in super().__iter__() if batch is not None)
 

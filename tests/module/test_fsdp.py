@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from ldm_lightning.generator import open_second_stage
 from ldm_lightning.reporting.metrics_csv import read_metrics
 from ldm_lightning.utils.checkpoint import CheckpointError, load_checkpoint
+from ldm_lightning.utils.distributed import own_part
+from ldm_lightning.utils.sharded_checkpoint import load_sharded
 from tests.cli.run import command, summary_of, tensors_of
 from tests.cli.second_stage import tiny_second, trained_first_stage
 from tests.module.composed import compose_tiny
@@ -157,6 +162,19 @@ def test_a_run_of_two_processes_is_continued_by_one(runs, tmp_path):
         assert ended.code == 0, ended.output
     assert_equal_runs(tmp_path / "unet_two", tmp_path / "unet_one")
     assert not (tmp_path / "unet_two/checkpoints/last.shards").exists()  # a file now, and whole
+
+
+def test_its_checkpoint_is_cut_for_another_number_of_processes(runs):
+    """Here for one, whose part is the whole."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        path = runs / "unet_two/checkpoints/last.ckpt"
+        parts = tensors_of(load_sharded(path, init_device_mesh("cpu", (1,))))
+        assert any(isinstance(part, DTensor) for part in parts.values())
+        whole = tensors_of(load_checkpoint(path))
+        assert all(torch.equal(own_part(parts[name]), whole[name]) for name in whole)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_bf16_is_near_one_process(runs):
