@@ -266,12 +266,12 @@ def _check_sharding(cfg: DictConfig) -> None:
     if cfg.stage == "first":
         raise ValueError(
             "trainer=fsdp shards the weights of a second stage, and this experiment trains a first "
-            "one: use trainer=ddp."
+            "one: use trainer=ddp (in a pipeline first_stage.overrides=['trainer=ddp'])."
         )
     if str(cfg.trainer.precision) == "fp16":
         raise ValueError(
             "trainer=fsdp computes in trainer.precision=32, bf16 or 64, got fp16, whose loss "
-            "scaling has no say in sharded gradients: use bf16, or trainer=ddp."
+            "scaling is not supported over sharded gradients: use bf16, or trainer=ddp."
         )
     if cfg.trainer.compile:
         raise ValueError("trainer.compile=true does not go with trainer=fsdp: use trainer=ddp.")

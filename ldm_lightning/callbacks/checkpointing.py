@@ -6,6 +6,9 @@ middle of one would hold a stepped generator beside a discriminator that has not
 gradients of the batches accumulated so far. A second Ctrl-C stops at once and saves nothing.
 
 Of several processes one signal is enough, wherever it arrives: they agree after every batch.
+
+With ``trainer=fsdp`` each of the two is a file that names its tensors' files, in ``last.shards``
+and ``best.shards`` beside it; see ``utils/sharded_checkpoint.py``.
 """
 
 import logging

@@ -85,7 +85,7 @@ class Ema(pl.Callback):
 
     @torch.no_grad()
     def _swap_in(self) -> None:
-        if self._raw or not self._averages:
+        if self._raw or not self._own_averages:
             return
         self._raw = [value.clone() for value in self._followed]
         torch._foreach_copy_(self._followed, self._own_averages)

@@ -1,4 +1,4 @@
-"""Errors of our own; telling any error in one line, and telling one process' error from the echo of another's."""
+"""Errors of our own, telling any in one line, and telling an error from its echo elsewhere."""
 
 import re
 

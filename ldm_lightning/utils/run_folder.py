@@ -39,7 +39,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Holds ``last.ckpt`` and ``best.ckpt``."""
+        """Holds ``last.ckpt`` and ``best.ckpt``, and their shards where they have any."""
         return self.path / "checkpoints"
 
     @property

@@ -25,6 +25,7 @@ from torch.distributed.tensor import empty as empty_dtensor
 from ldm_lightning.utils.distributed import num_processes, process_rank
 from ldm_lightning.utils.errors import CheckpointError
 
+# Its notes on every save would reach the console, where Hydra shows all that is no debugging.
 logging.getLogger("torch.distributed.checkpoint").setLevel(logging.WARNING)
 
 Place = list[str | int]
