@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from ldm_lightning.bottleneck.kmeans import kmeans, nearest
 from ldm_lightning.bottleneck.vector_quantizer import VectorQuantizer
+from ldm_lightning.cost.counter import Counter
 
 
 def quantizer(**changes) -> VectorQuantizer:
@@ -26,6 +27,22 @@ def test_every_position_gets_its_nearest_code():
         output.latents.movedim(1, -1), bottleneck.embedding(expected), rtol=1e-5, atol=1e-6
     )
     assert output.continuous is encoded
+
+
+def test_quantises_with_262144_codes_without_the_whole_table_of_distances():
+    num_codes, num_vectors = 2**18, 1024
+    bottleneck = quantizer(num_codes=num_codes)
+    encoded = torch.randn(1, 4, 32, 32, requires_grad=True)
+    counter = Counter()
+    with counter:
+        output = bottleneck(encoded)
+        (output.terms["codebook"] + output.terms["commitment"]).sum().backward()
+    table_bytes = 4 * num_codes * num_vectors
+    assert counter.peak_bytes < table_bytes / 8
+    some = output.indices.flatten()[:: num_vectors // 16]
+    vectors = encoded.detach().movedim(1, -1).reshape(-1, 4)[:: num_vectors // 16]
+    exact = torch.cdist(vectors.double(), bottleneck.embedding.weight.detach().double())
+    assert torch.equal(some, exact.argmin(dim=1))
 
 
 def test_codes_quantise_to_themselves():
