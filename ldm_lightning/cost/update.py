@@ -40,10 +40,12 @@ class ForwardCost:
     Attributes:
         flops: Floating-point operations.
         kept_bytes: Tensors kept for a backward pass.
+        peak_bytes: The most memory held beside the network's weights.
     """
 
     flops: int
     kept_bytes: int
+    peak_bytes: int
 
 
 def count_forward(run: Callable[[], object], *beside: nn.Module) -> ForwardCost:
@@ -53,7 +55,7 @@ def count_forward(run: Callable[[], object], *beside: nn.Module) -> ForwardCost:
         output = run()
     kept_bytes = counter.live_bytes
     del output
-    return ForwardCost(counter.flops, kept_bytes)
+    return ForwardCost(counter.flops, kept_bytes, counter.peak_bytes)
 
 
 def count_first_stage_update(
@@ -115,7 +117,7 @@ def count_denoiser_update(
     condition: Condition,
     *,
     autocast: torch.autocast,
-    encode: Callable[[], object] | None = None,
+    encoding: ForwardCost | None = None,
 ) -> UpdateCost:
     """Count an update of a diffusion model.
 
@@ -124,22 +126,21 @@ def count_denoiser_update(
         noisy: Batch of one process, [B, c, h, w].
         condition: Of that batch.
         autocast: Of the run's precision.
-        encode: Encodes the images of the batch; None where a latent cache is read.
+        encoding: Of the batch's images, without gradients; None where a latent cache is read.
     """
     time = noisy.new_empty(len(noisy))
     counter = _counter_beside(denoiser)
     with counter, autocast:
-        if encode is not None:
-            with torch.no_grad():
-                encode()
-        before = counter.live_bytes
         output = denoiser(noisy, time, condition)
         loss = (output - noisy).square().mean()
-        kept_bytes = counter.live_bytes - before
+        kept_bytes = counter.live_bytes
         loss.backward()
         del output, loss
         denoiser.zero_grad(set_to_none=True)
-    return UpdateCost(counter.flops, kept_bytes, counter.peak_bytes)
+    flops, peak_bytes = counter.flops, counter.peak_bytes
+    if encoding is not None:  # over before the denoiser begins
+        flops, peak_bytes = flops + encoding.flops, max(peak_bytes, encoding.peak_bytes)
+    return UpdateCost(flops, kept_bytes, peak_bytes)
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

@@ -98,6 +98,11 @@ def price_second_stage(
         images = empty((cfg.data.batch_size, *image.shape[1:]), hardware)
         noisy = empty((cfg.data.batch_size, *latent.shape[1:]), hardware)
 
+        encoding = None
+        if encodes:
+            with torch.no_grad(), build.autocast(hardware.device.type, hardware.precision):
+                encoding = count_forward(lambda: autoencoder.encode(images), autoencoder)
+
         def update(recompute: bool) -> UpdateCost:
             denoiser.recompute = recompute  # type: ignore[assignment]
             return count_denoiser_update(
@@ -105,7 +110,7 @@ def price_second_stage(
                 noisy,
                 condition(noisy),
                 autocast=autocast(hardware.device.type, hardware.precision),
-                encode=(lambda: autoencoder.encode(images)) if encodes else None,
+                encoding=encoding,
             )
 
         def alone(network: nn.Module, noisy: Tensor) -> DenoiserPrice:
@@ -120,7 +125,9 @@ def price_second_stage(
         costs = update(configured), None if configured else update(True)
         flops = {
             "denoiser": denoisers["latents"].flops,
-            "encoder": count_forward(lambda: autoencoder.encode(image)).flops,
+            "encoder": encoding.flops // len(images)
+            if encoding
+            else count_forward(lambda: autoencoder.encode(image)).flops,
             "decoder": count_forward(lambda: autoencoder.decode(latent)).flops,
         }
         own = bytes_of(denoiser) + bytes_of(conditioner)
