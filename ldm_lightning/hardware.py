@@ -6,18 +6,18 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig
 from torch import nn
 
 from ldm_lightning.config import PRECISIONS, check_batch_norm
 from ldm_lightning.module.sharded_strategy import ShardedStrategy
+from ldm_lightning.module.strategy import AnsweringDDP
 from ldm_lightning.utils.launch import launched, slurm_step
 from ldm_lightning.utils.provenance import device_name
 
@@ -135,7 +135,7 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         "accelerator": hardware.accelerator,
         "devices": hardware.devices,
         "num_nodes": hardware.num_nodes,
-        "strategy": _strategy(hardware.strategy, timeout_seconds=cfg.trainer.timeout_seconds),
+        "strategy": _strategy(hardware.strategy, answer_seconds=cfg.trainer.timeout_seconds),
         "precision": PRECISIONS[hardware.precision],
         "deterministic": cfg.trainer.deterministic,
         "plugins": _environment(),
@@ -145,16 +145,18 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def _strategy(name: str, *, timeout_seconds: float) -> Strategy | str:
+def _strategy(name: str, *, answer_seconds: float) -> Strategy | str:
     """How processes train together; one that does not answer ends the run after a while."""
+    if any(start in name for start in ("spawn", "fork", "notebook")):
+        raise ValueError(
+            f"trainer.strategy={name} copies this process; here every process runs the command "
+            f"again. Use trainer.strategy=auto, or {name.partition('_')[0]}."
+        )
     if name == "fsdp":
-        return ShardedStrategy(timeout=timedelta(seconds=timeout_seconds))
-    if name not in ("ddp", "ddp_find_unused_parameters_true"):
-        return name
-    return DDPStrategy(
-        find_unused_parameters=name != "ddp",
-        timeout=timedelta(seconds=timeout_seconds),
-    )
+        return ShardedStrategy(answer_seconds=answer_seconds)
+    if name in ("ddp", "ddp_find_unused_parameters_true"):
+        return AnsweringDDP(find_unused_parameters=name != "ddp", answer_seconds=answer_seconds)
+    return name
 
 
 def prepare_networks(cfg: DictConfig, networks: Sequence[nn.Module]) -> None:

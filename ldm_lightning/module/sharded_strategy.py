@@ -10,20 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.sharding import gather, release, shard
+from ldm_lightning.module.strategy import AnsweringDDP
 from ldm_lightning.utils.sharded_checkpoint import cut_alike, load_sharded, save_sharded
 
 
-class ShardedStrategy(DDPStrategy):
+class ShardedStrategy(AnsweringDDP):
     """Processes as in DDP, but each keeps one part of what a second stage trains.
 
     The first stage and the metrics stay whole on every process.
+
+    Args:
+        answer_seconds: As of ``AnsweringDDP``.
     """
+
+    def __init__(self, *, answer_seconds: float) -> None:
+        super().__init__(find_unused_parameters=False, answer_seconds=answer_seconds)
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:

@@ -100,7 +100,7 @@ def price_second_stage(
 
         encoding = None
         if encodes:
-            with torch.no_grad(), build.autocast(hardware.device.type, hardware.precision):
+            with torch.no_grad(), autocast(hardware.device.type, hardware.precision):
                 encoding = count_forward(lambda: autoencoder.encode(images), autoencoder)
 
         def update(recompute: bool) -> UpdateCost:

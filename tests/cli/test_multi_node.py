@@ -226,6 +226,18 @@ def test_other_numbers_of_processes_than_were_started_are_refused(alone, tmp_pat
         trainer_settings(cfg)
 
 
+@pytest.mark.parametrize(
+    ("word", "match"),
+    [
+        ("trainer.timeout_seconds=0", "timeout_seconds must be positive, got 0"),
+        ("trainer.strategy=ddp_spawn", "ddp_spawn copies this process.*strategy=auto, or ddp"),
+    ],
+)
+def test_settings_that_processes_cannot_keep_are_refused(alone, tmp_path, word, match):
+    with pytest.raises(ValueError, match=match):
+        build.trainer_settings(tiny_config(word, folder=tmp_path))
+
+
 def test_one_task_of_slurm_does_not_train_alone_what_was_meant_for_many(alone, tmp_path):
     set_variables(alone, SLURM_NTASKS=1, SLURM_PROCID=0, SLURM_LOCALID=0, SLURM_JOB_ID=1)
     cfg = tiny_config(folder=tmp_path)
