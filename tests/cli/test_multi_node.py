@@ -235,7 +235,7 @@ def test_other_numbers_of_processes_than_were_started_are_refused(alone, tmp_pat
 )
 def test_settings_that_processes_cannot_keep_are_refused(alone, tmp_path, word, match):
     with pytest.raises(ValueError, match=match):
-        build.trainer_settings(tiny_config(word, folder=tmp_path))
+        trainer_settings(tiny_config(word, folder=tmp_path))
 
 
 def test_one_task_of_slurm_does_not_train_alone_what_was_meant_for_many(alone, tmp_path):
