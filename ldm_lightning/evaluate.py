@@ -6,7 +6,7 @@
     python -m ldm_lightning.evaluate images=SAMPLES/images data=image_folder data.root=PHOTOS
 
 With the data of the run, the same weights and the same precision the figures are those of its
-validation, under ``test/*``.
+validation, under ``test/*``. Processes that torchrun or srun starts share the images.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.command import check_alone, errors_told_plainly, sole_writer
+from ldm_lightning.command import errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
     from ldm_lightning.utils.run_folder import RunFolder
@@ -42,15 +43,18 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
         ValueError: If neither or both of a checkpoint and two folders are named.
     """
     measure = _choose(cfg)
+    from ldm_lightning.utils.distributed import joined_processes
     from ldm_lightning.utils.memory import keep_freed_memory
     from ldm_lightning.utils.run_folder import RunFolder
 
     keep_freed_memory()
-    run_folder = RunFolder(folder)
-    with sole_writer(run_folder, is_first=True):
-        run_folder.update_summary({"state": "running", "name": "evaluate"})
+    run_folder, is_first = RunFolder(folder), launched().is_first
+    with sole_writer(run_folder, is_first=is_first), joined_processes():
+        if is_first:
+            run_folder.update_summary({"state": "running", "name": "evaluate"})
         changes = measure(cfg, run_folder)
-    _finish(changes, run_folder)
+    if is_first:
+        _finish(changes, run_folder)
     return dict(changes["metrics"])
 
 
@@ -98,8 +102,6 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     measured = measure.reconstruct(first_stage, data, metrics, computing=computing)
     with torch.inference_mode(), computing.autocast():
         throughput = measure_throughput(autoencoder, measured.first)
-    grid = run_folder.images / "reconstruction_latest.png"
-    save_grid(measured.grid, grid, num_columns=measured.num_columns)
     cache = measure.evaluation_cache(
         first_stage,
         features,
@@ -107,7 +109,10 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
         precision=computing.precision,
         cache_dir=cfg.cache_dir,
     )
-    cache.save(measured.record(), grid)  # the gate reads it
+    if launched().is_first:
+        grid = run_folder.images / "reconstruction_latest.png"
+        save_grid(measured.grid, grid, num_columns=measured.num_columns)
+        cache.save(measured.record(), grid)  # the gate reads it
     report = measured.report
     named = {f"test/{name}": value for name, value in report.scalars.items()}
     extra = {
@@ -143,6 +148,7 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     from ldm_lightning.data.image_folder import list_images
     from ldm_lightning.metrics.features import tiny_features
     from ldm_lightning.metrics.folders import ImagePair, compare_pairs, compare_sets
+    from ldm_lightning.utils.distributed import num_processes, process_rank
 
     features = instantiate(cfg.features) if cfg.get("features") else tiny_features()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -151,6 +157,7 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     names = [list_images(roots[0], key="images"), list_images(roots[1], key="reference")]
     protocol = {"images": str(roots[0]), "reference": str(roots[1])}
     paired = names[0] == names[1]
+    names = [listed[process_rank() :: num_processes()] for listed in names]
     if paired:
         # One image at a time: a pair must have one size, images beside each other need not.
         batches = [
@@ -183,6 +190,7 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.metrics.features import tiny_features
     from ldm_lightning.metrics.folders import compare_sets
+    from ldm_lightning.utils.distributed import num_processes, process_rank
 
     root, cfg = Path(cfg.images), cfg.copy()
     OmegaConf.set_struct(cfg, False)
@@ -197,7 +205,12 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
         raise ValueError("data=latents holds no images to compare with; give the images.")
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     report = compare_sets(
-        folder_batches(root, names, channels=cfg.image_channels, batch_size=cfg.batch_size),
+        folder_batches(
+            root,
+            names[process_rank() :: num_processes()],
+            channels=cfg.image_channels,
+            batch_size=cfg.batch_size,
+        ),
         (batch["image"] for batch in data.val_dataloader()),
         features,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
@@ -230,7 +243,6 @@ def main() -> None:
     """Entry point of ``ldm-evaluate`` and ``python -m ldm_lightning.evaluate``."""
     register_resolvers()
     with errors_told_plainly():
-        check_alone("evaluate", instead="start it without torchrun or srun.")
         _evaluate()
 
 

@@ -21,6 +21,7 @@ from ldm_lightning.metrics.evaluation_cache import EvaluationCache, FirstStageRe
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
 from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio
+from ldm_lightning.utils.distributed import process_rank
 from ldm_lightning.utils.image import spread_rows, to_uint8
 from ldm_lightning.utils.targets import check_targets
 
@@ -55,9 +56,10 @@ class Reconstruction:
     """A split, reconstructed and measured.
 
     Attributes:
-        report: Its figures.
+        report: Its figures, over all processes.
         grey_psnr: PSNR of plain mid-grey images, in dB: what knowing nothing gives.
-        first: The first batch of images, [B, C, H, W] in [-1, 1].
+        first: The first batch of this process, [B, C, H, W] in [-1, 1]; one image of zeros where
+            it had none.
         grid: A row of images and a row of their reconstructions, [2 * num_columns, C, H, W].
         num_columns: Images in a row.
     """
@@ -161,6 +163,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Reconstruct the held-out split and measure it; moves autoencoder and metrics to the device.
 
+    Several processes share the images; each must call it.
+
     Raises:
         ValueError: If no image could be read, or reconstructions are not finite.
     """
@@ -176,15 +180,22 @@ def reconstruct(
     )
     first = None
     with torch.inference_mode(), computing.autocast():
-        for batch in track(data.val_dataloader(), description="reconstructing"):
+        for batch in track(
+            data.val_dataloader(), description="reconstructing", disable=process_rank() > 0
+        ):
             images = batch["image"].to(device, dtype)
             output = autoencoder(images)
             metrics.update(images, output.reconstructions, output.bottleneck)
             originals = to_uint8(images)
             grey.update(peak_signal_to_noise_ratio(torch.full_like(originals, 128), originals))
             first = images if first is None else first
-        if first is None:
+        grey.update(torch.empty(0, device=device))  # a process may have had no images
+        grey_psnr = grey.compute()
+        if not grey_psnr.num_images:
             raise ValueError("No image could be read: there is nothing to measure.")
+        if first is None:
+            height, width = data.resolution
+            first = torch.zeros(1, data.image_channels, height, width, device=device, dtype=dtype)
         shown = spread_rows(first, NUM_SHOWN)
         grid = torch.cat([shown, autoencoder(shown).reconstructions])
-    return Reconstruction(metrics.compute(), grey.compute().mean, first, grid, len(shown))
+    return Reconstruction(metrics.compute(), grey_psnr.mean, first, grid, len(shown))

@@ -43,8 +43,9 @@ def joined_processes() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(here.local_rank)
     # One may finish hours before another.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
-        "gloo", rank=here.rank, world_size=here.num_processes, timeout=timedelta(days=7)
+        backend, rank=here.rank, world_size=here.num_processes, timeout=timedelta(days=7)
     )
     try:
         yield

@@ -6,7 +6,16 @@ import torch
 from PIL import Image
 
 from ldm_lightning.reporting.metrics_csv import read_metrics
-from tests.cli.run import command, run_folder, summary_of, tiny, write_images
+from tests.cli.run import (
+    ROOT,
+    command,
+    environment_of,
+    process,
+    run_folder,
+    summary_of,
+    tiny,
+    write_images,
+)
 
 MEASURED = ("psnr", "ssim", "perceptual_tiny", "rfd_tiny")
 
@@ -69,6 +78,39 @@ def test_raw_weights_give_the_figures_of_the_raw_weights(run, tmp_path):
     summary = evaluated(tmp_path, f"checkpoint={last}", "weights=raw")
     assert figures(summary, MEASURED) == pytest.approx({n: raw[n] for n in MEASURED}, rel=1e-6)
     assert summary["protocol"]["test/psnr"]["weights"] == "raw"
+
+
+def evaluated_by_two(folder, *words):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = environment_of(folder) | {"PYTHONPATH": str(ROOT)}
+    ended = process([*launch, "-m", "ldm_lightning.evaluate", *words], folder, env=environment)
+    assert ended.code == 0, ended.output
+    return summary_of(run_folder(folder, "evaluate"))  # there is one
+
+
+def test_two_processes_measure_a_checkpoint_as_one(run, tmp_path):
+    words = (f"checkpoint={run}", "precision=64", "data.num_val_images=7")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    one = evaluated(tmp_path / "one", *words, "data=shapes", "features=tiny")
+    two = evaluated_by_two(tmp_path / "two", *words, "data=shapes", "features=tiny")
+    assert set(figures(one, MEASURED)) == set(MEASURED)
+    assert figures(two, MEASURED) == pytest.approx(figures(one, MEASURED), rel=1e-9)
+    assert two["protocol"]["test/psnr"]["num_images"] == 7
+    assert (run_folder(tmp_path / "two", "evaluate") / "images").is_dir()
+
+
+def test_two_processes_compare_folders_as_one(tmp_path):
+    write_images(tmp_path / "left", 5, size=32)
+    write_images(tmp_path / "right", 5, size=32, seed=1)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    words = (f"images={tmp_path / 'left'}", f"reference={tmp_path / 'right'}")
+    one, two = (
+        evaluate(tmp_path / folder, *words)["metrics"]
+        for folder, evaluate in (("one", evaluated), ("two", evaluated_by_two))
+    )
+    assert two == pytest.approx(one, rel=1e-6, nan_ok=True)
 
 
 def test_evaluation_says_what_the_autoencoder_costs(run, tmp_path):
