@@ -117,7 +117,7 @@ def test_under_torchrun_too_a_failed_process_ends_the_run(tmp_path, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [pytest.param("SIGINT", 1, marks=pytest.mark.slow), ("SIGTERM", 143)]
+    ("how", "code"), [("SIGINT", 1), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)]
 )
 def test_one_signal_lets_all_processes_save_and_end(tmp_path, how, code):
     """It arrives at the second process; the first is told by it."""
