@@ -114,7 +114,7 @@ def short_form(command: str, place: dict[str, Path]) -> list[str]:
 
 def test_the_readme_names_commands():
     assert sum(command.startswith("make ") for command in COMMANDS) == 2
-    for name, number in (("train", 5), ("evaluate", 2), ("encode", 1), ("sample", 1)):
+    for name, number in (("train", 4), ("plan", 2), ("evaluate", 2), ("encode", 1), ("sample", 1)):
         assert sum(f"ldm_lightning.{name}" in command for command in COMMANDS) >= number
     assert sum("ldm_lightning.pipeline" in command for command in COMMANDS) == 1
 
