@@ -18,11 +18,11 @@ import torchvision
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldm_lightning.config import CONF_DIR, check_values, register_resolvers
+from ldm_lightning.cost.counter import Counter
 from ldm_lightning.nn.condition import Condition
-from ldm_lightning.train import _parts
+from ldm_lightning.parts import networks_without_memory
 
 GB = 1e9
 
@@ -163,7 +163,7 @@ def predict(
 def first_stage_workload() -> Workload:
     """The published kl_f8 at 256 px with its discriminator and LPIPS."""
     cfg = _published("kl_f8")
-    parts = _parts(cfg)
+    parts = networks_without_memory(cfg)
     autoencoder, discriminator = parts["autoencoder"], parts["discriminator"]
     latent_shape = autoencoder.latent_shape((1, 3, 256, 256))
     with torch.device("meta"):
@@ -185,7 +185,7 @@ def first_stage_workload() -> Workload:
 def second_stage_workload() -> Workload:
     """The published U-Net of ldm_celebahq on cached latents, 3 x 64 x 64."""
     cfg = _published("ldm_celebahq")
-    denoiser = _parts(cfg)["denoiser"]
+    denoiser = networks_without_memory(cfg)["denoiser"]
     forward = _flops(denoiser, (1, 3, 64, 64), torch.zeros(1), Condition())
     return Workload(
         name="ldm_celebahq",
@@ -217,9 +217,9 @@ def _flops(network: torch.nn.Module, shape: tuple[int, ...], *others: object) ->
     """Operations of a forward pass, on tensors that have a shape and no content."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         network.to_empty(device="cpu")
-        with FlopCounterMode(display=False) as counter:
+        with Counter() as counter:
             network(torch.empty(shape), *others)
-    return counter.get_total_flops()
+    return counter.flops
 
 
 def predictions(workloads: list[Workload]) -> list[Prediction]:

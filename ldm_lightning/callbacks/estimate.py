@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.callbacks.ema import Ema
+from ldm_lightning.utils.distributed import own_part
 from ldm_lightning.utils.provenance import peak_memory
 from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.units import format_bytes, format_seconds
@@ -168,9 +169,8 @@ def _checkpoint_bytes(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors; memory that several share counts once, as in a file."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    """Bytes of whole tensors; memory that several share counts once, as in a file."""
+    return sum({own_part(tensor).data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
 def _discriminator_note(pl_module: pl.LightningModule, step: int, last: int) -> str:

@@ -90,8 +90,8 @@ def test_two_machines_under_torchrun_equal_one_process_and_share_one_folder(tmp_
         load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
         for folder in (alone, run)
     )
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-10, atol=1e-10)
+    for name, tensor in one.items():  # Adam divides small gradients by themselves
+        torch.testing.assert_close(two[name], tensor, rtol=1e-8, atol=1e-8)
     summary = summary_of(run)
     assert summary["state"] == "finished"
     assert summary["num_processes"] == 2

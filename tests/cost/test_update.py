@@ -6,13 +6,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from ldm_lightning import build
 from ldm_lightning.cost.counter import Counter, without_memory
 from ldm_lightning.cost.update import (
     count_denoiser_update,
     count_first_stage_update,
     count_forward,
 )
+from ldm_lightning.hardware import autocast
 from ldm_lightning.nn.condition import Condition
 from tests.denoiser.small_unet import build as small_unet
 from tests.module.small import gaussian, images, loader, quantizer, small_module, trainer
@@ -68,7 +68,7 @@ def test_a_first_stages_update_without_memory_costs_what_the_real_one_does(
             module.discriminator,
             torch.empty(4, 3, 32, 32),
             adaptive=True,
-            autocast=build.autocast("cpu", precision),
+            autocast=autocast("cpu", precision),
         )
     assert cost.flops == count.counter.flops
     assert cost.peak_bytes == pytest.approx(count.counter.peak_bytes, rel=0.02)
@@ -82,7 +82,7 @@ def test_a_first_stages_update_obeys_its_law():
         module.discriminator,
         x,
         adaptive=True,
-        autocast=build.autocast("cpu", "32"),
+        autocast=autocast("cpu", "32"),
     )
     parts = {
         "A": count_forward(lambda: module.autoencoder(x)).flops,
@@ -99,7 +99,7 @@ def test_recomputation_keeps_less_and_computes_more():
         with without_memory():
             unet = small_unet(recompute=recompute).train()
             costs[recompute] = count_denoiser_update(
-                unet, torch.empty(2, 4, 32, 32), Condition(), autocast=build.autocast("cpu", "32")
+                unet, torch.empty(2, 4, 32, 32), Condition(), autocast=autocast("cpu", "32")
             )
     assert costs[True].kept_bytes < 0.5 * costs[False].kept_bytes
     assert costs[True].peak_bytes < costs[False].peak_bytes
@@ -114,7 +114,7 @@ def test_encoding_in_an_update_adds_its_operations_and_keeps_nothing():
         encoding = count_forward(lambda: encoder(x), encoder)
     costs = [
         count_denoiser_update(
-            unet, noisy, Condition(), autocast=build.autocast("cpu", "32"), encoding=one
+            unet, noisy, Condition(), autocast=autocast("cpu", "32"), encoding=one
         )
         for one in (None, encoding)
     ]
