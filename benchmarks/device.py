@@ -1,7 +1,7 @@
 """The device that is timed: the GPU where there is one, else the processor."""
 
-import resource
 import time
+from pathlib import Path
 
 import torch
 
@@ -28,15 +28,21 @@ def matrix_rate(dtype: torch.dtype, *, num_rounds: int = 10) -> float:
 
 
 def held_bytes() -> int:
-    """Memory that this process holds now: of the GPU, else of the machine (Linux)."""
+    """Memory that this process holds now: of the GPU, else of the machine."""
     if DEVICE.type == "cuda":
         return torch.cuda.memory_allocated()
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return _status_bytes("VmRSS")
 
 
 def most_bytes_held() -> int:
     """The most it ever held."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _status_bytes("VmHWM")  # not getrusage, which remembers the parent process
+
+
+def _status_bytes(name: str) -> int:
+    """A size of this process (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (size,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return int(size) * 1024
