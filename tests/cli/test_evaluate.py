@@ -100,6 +100,7 @@ def test_two_processes_measure_a_checkpoint_as_one(run, tmp_path):
     assert (run_folder(tmp_path / "two", "evaluate") / "images").is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_compare_folders_as_one(tmp_path):
     write_images(tmp_path / "left", 5, size=32)
     write_images(tmp_path / "right", 5, size=32, seed=1)
