@@ -42,12 +42,15 @@ traceback."""
 
 def quiet_lightning() -> None:
     """Silence what Lightning says on every run that is of no use to anyone who trains."""
-    logging.getLogger("lightning.pytorch").propagate = False  # it has a handler of its own
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).propagate = False  # it has a handler of its own
+        logging.getLogger(name).setLevel(logging.WARNING)
     # What Lightning itself should have replaced, and advice that is wrong for data that are drawn
     # instead of read.
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
     warnings.filterwarnings("ignore", ".*does not have many workers")
+    # Of DDP, about 1x1 kernels, whose layouts are one and the same whatever their strides say.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     # Of trainer=fsdp, about networks whose output is then changed in place; no output here is.
     warnings.filterwarnings("ignore", ".*returned a view tensor")
 

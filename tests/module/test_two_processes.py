@@ -175,7 +175,7 @@ def files_of(folder: Path) -> set[str]:
 
 
 def test_the_command_line_with_two_processes_equals_one_and_shares_one_run_folder(tmp_path):
-    """Lightning starts the second process by running the same command again."""
+    """The first process starts the second by running its own command again."""
     name, here = "command_line", tmp_path / "here"
     here.mkdir()
     words = overrides_of("kl_f8", *words_of(SCENARIOS[name], num_processes=2))
@@ -184,6 +184,10 @@ def test_the_command_line_with_two_processes_equals_one_and_shares_one_run_folde
     process = start(command, log, cwd=here, XDG_CACHE_HOME=str(tmp_path / "cache"))
     one = train(name, tmp_path / "one", num_processes=1)
     finish([process], [log])
+    said = log.read_text()
+    assert "Device: 2 x " in said
+    assert "Warning" not in said
+    assert "GLOBAL_RANK" not in said
 
     assert [path.name for path in here.iterdir()] == ["outputs"]
     assert [path.name for path in (here / "outputs").iterdir()] == ["kl_f8"]
