@@ -27,6 +27,7 @@ from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, r
 from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, key_of, trainings
 from ldm_lightning.command import check_alone, errors_told_plainly
 from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -203,6 +204,7 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
 
 def main() -> None:
     """Entry point of ``ldm-pipeline`` and ``python -m ldm_lightning.pipeline``."""
+    end_with_parent()
     register_resolvers()
     try:
         with errors_told_plainly():

@@ -43,6 +43,9 @@ POLL_SECONDS = 0.2
 PARENT = "LDM_LIGHTNING_STARTED_BY"
 """Environment variable: process id of the process of this run that started this one."""
 
+SWEEP = "LDM_LIGHTNING_SWEPT_BY"
+"""Environment variable: process id of the sweep that started this run as one of its jobs."""
+
 
 # What ended first
 
@@ -203,11 +206,15 @@ def _leave_word_of(others: Mapping[int, subprocess.Popen[bytes]], run_folder: Ru
     for rank, other in others.items():
         code = other.poll()
         if code is not None and code < 0:
-            hint = " (by hand, or because memory ran out)" if code == -signal.SIGKILL else ""
-            text = f"It was ended by {signal.Signals(-code).name}{hint}."
-            _leave_word(run_folder, rank, text)
+            _leave_word(run_folder, rank, ended_by_signal(code))
         elif code:
             _leave_word(run_folder, rank, f"It ended with code {code}; what it said stands above.")
+
+
+def ended_by_signal(code: int) -> str:
+    """What a negative exit code says."""
+    hint = " (by hand, or because memory ran out)" if code == -signal.SIGKILL else ""
+    return f"It was ended by {signal.Signals(-code).name}{hint}."
 
 
 def _wait(
@@ -252,9 +259,22 @@ def _set_environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one of its run that started it does, however that ended."""
+    """Let this process end when the one that started it does, however that ended.
+
+    Where that is another process of its run, it ends at once; a job of a sweep saves first.
+    """
+    sweep = os.environ.pop(SWEEP, None)  # what this process starts is no job of the sweep
     if PARENT in os.environ:
         threading.Thread(target=_watch_parent, daemon=True).start()
+    elif sweep is not None:
+        threading.Thread(target=_watch_sweep, args=(int(sweep),), daemon=True).start()
+
+
+def _watch_sweep(sweep: int) -> None:
+    while os.getppid() == sweep:
+        time.sleep(POLL_SECONDS)
+    log.error("The sweep (pid %d) that started this run was killed; the run ends too.", sweep)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _watch_parent() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -70,6 +71,7 @@ class RunSummary(pl.Callback):
             "parameters": parameters,
             "device": device_name(device),
             "num_processes": trainer.world_size,
+            "num_threads": torch.get_num_threads(),
             "versions": package_versions(),
             "commit": git_commit(),
         }
