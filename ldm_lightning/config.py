@@ -30,7 +30,10 @@ CONF_DIR = next(
 )
 """The configuration folder: inside an installed wheel, else beside the package in a checkout."""
 
-GROUPS_OF_VALUES = ("experiment", "scale", "scale/stage", "scale/denoiser", "tuned")
+GROUPS_OF_VALUES = (
+    *("experiment", "scale", "scale/stage", "scale/denoiser", "tuned"),
+    "hparams_search",
+)
 """Groups whose files only change values of keys that stand elsewhere."""
 
 FOLLOWING_GROUP = "features/stage"
@@ -111,6 +114,11 @@ def _higher_is_better(name: str) -> bool:
     return metric.higher_is_better
 
 
+def _threads_of_a_job(n_jobs: int) -> int:
+    """An equal share of the machine's cores, at least one thread."""
+    return max(1, (os.cpu_count() or 1) // max(1, n_jobs))
+
+
 def register_resolvers() -> None:
     """Make the resolvers of conf/ known; harmless when repeated."""
     cache_root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -121,6 +129,8 @@ def register_resolvers() -> None:
         "created": lambda path: str(RunFolder(path).path),
         "cache_dir": lambda: str(Path(cache_root) / "ldm_lightning"),
         "higher_is_better": _higher_is_better,
+        "search_direction": lambda name: "maximize" if _higher_is_better(name) else "minimize",
+        "threads_of_a_job": _threads_of_a_job,
         "directions": lambda names: {
             name: "max" if _higher_is_better(name) else "min" for name in names
         },

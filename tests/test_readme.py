@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.run import make_commands
+from tests.sweeps.fake_job import MODULE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -98,6 +99,8 @@ def short_form(command: str, place: dict[str, Path]) -> list[str]:
     words = shlex.split(command)
     if {"--help", "dry_run=true"} & set(words):
         return words
+    if "-m" in words[3:]:  # tests/sweeps/test_trainings.py runs real ones
+        return [*words, f"hydra.launcher.module={MODULE}"]
     if words[2] == "ldm_lightning.train":
         words += SHORT_SECOND if "experiment=ldm" in command else SHORT_FIRST
     if words[2] == "ldm_lightning.pipeline":
@@ -122,6 +125,7 @@ def test_the_readme_names_commands():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_python_command_of_the_readme_runs(place, monkeypatch, capsys):
     """One after the other, because each uses what those before it made."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # jobs of a sweep run elsewhere
     for command in COMMANDS:
         if not command.startswith("python "):
             continue

@@ -78,15 +78,10 @@ def print_rows(
         console: Where to print; the terminal by default.
     """
     console = Console() if console is None else console
-    right = {i for i, column in enumerate(header) if column in ("value", "N")}
     if console.is_terminal:
-        table = Table(title=Text(title), title_justify="left")
-        for i, column in enumerate(header):
-            table.add_column(column, justify="right" if i in right else "left")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+        console.print(drawn_table(header, rows, title=title))
         return
+    right = _aligned_right(header)
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header) - 1)]
     lines = [title]
     for row in (header, *rows):
@@ -96,6 +91,21 @@ def print_rows(
         ]
         lines.append("  ".join([*cells, row[-1]]).rstrip())
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def drawn_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> Table:
+    """The table that ``print_rows`` prints on a terminal."""
+    right = _aligned_right(header)
+    table = Table(title=Text(title), title_justify="left")
+    for i, column in enumerate(header):
+        table.add_column(column, justify="right" if i in right else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _aligned_right(header: Sequence[str]) -> set[int]:
+    return {i for i, column in enumerate(header) if column in ("value", "N")}
 
 
 def _format(value: float | None) -> str:

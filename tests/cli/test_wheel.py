@@ -32,7 +32,8 @@ def test_the_wheel_holds_what_runs_and_nothing_of_the_checkout(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     source = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "ldm_lightning").rglob("*")
+        for folder in ("ldm_lightning", "hydra_plugins")
+        for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     conf = {f"ldm_lightning/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}

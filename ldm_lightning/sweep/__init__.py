@@ -1,0 +1,1 @@
+"""The jobs of a sweep: their folders, their processes, what they have reached."""

@@ -1,0 +1,165 @@
+"""The jobs of a sweep, their folders, and what each has reached.
+
+A job is what its words say. The name of its folder ends in their hash, so that a sweep that is
+started again finds what is done, in whatever order the words come and whatever was added.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ldm_lightning.chain.steps import key_of
+
+DONE = ("finished", "early_stopped", "validated", "dry_run")
+"""States of a run that is not started again."""
+
+COMMON = ("sweep_name",)
+"""Keys that are the same for all jobs of a folder, and no part of the hash."""
+
+TAIL_BYTES = 4096
+"""How much of ``metrics.csv`` is read to find its last row."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        words: Its part of the command line.
+        folder: Its run folder, ``<number>_<hash of the words>``; may not exist yet.
+    """
+
+    words: tuple[str, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a run that can be continued."""
+        return (self.folder / "config.yaml").is_file()
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What the folder of a job says.
+
+    Attributes:
+        state: Of ``summary.json``; None where there is none.
+        reason: Why it failed or stopped early; empty where nothing is said.
+        step: Updates done.
+        max_steps: Updates asked for; None where that is not known.
+        seconds: Spent on training and validation, over all starts.
+        monitor: Name of the metric that decides; None where that is not known.
+        value: The last value of ``monitor``; None where it was not measured or is not finite.
+    """
+
+    state: str | None = None
+    reason: str = ""
+    step: int = 0
+    max_steps: int | None = None
+    seconds: float = 0.0
+    monitor: str | None = None
+    value: float | None = None
+
+
+def hash_of(words: Iterable[str]) -> str:
+    """Eight hexadecimal digits that depend on the words, not on their order."""
+    counted = sorted(word for word in words if key_of(word) not in COMMON)
+    return hashlib.sha256("\n".join(counted).encode()).hexdigest()[:8]
+
+
+def jobs_of(sweep_folder: Path, words_of_jobs: Iterable[Sequence[str]]) -> list[Job]:
+    """The jobs with their folders: the one a job had before, else one with the next number.
+
+    Jobs with the same words are one job, and share its folder.
+    """
+    found = {
+        match[2]: (int(match[1]), path)
+        for path in sweep_folder.glob("*_*")
+        if (match := re.fullmatch(r"(\d+)_([0-9a-f]{8})", path.name))
+    }
+    number = max((number for number, _ in found.values()), default=-1)
+    folders = {key: path for key, (_, path) in found.items()}
+    jobs = []
+    for words in words_of_jobs:
+        key = hash_of(words)
+        if key not in folders:
+            number += 1
+            folders[key] = sweep_folder / f"{number}_{key}"
+        jobs.append(Job(tuple(words), folders[key]))
+    return jobs
+
+
+def differing_words(jobs: Sequence[Job]) -> dict[Path, str]:
+    """The words of each job that not all jobs have, by folder; all words of a job alone."""
+    common = set.intersection(*(set(job.words) for job in jobs)) if len(jobs) > 1 else set()
+    return {
+        job.folder: " ".join(
+            word for word in job.words if word not in common and key_of(word) not in COMMON
+        )
+        for job in jobs
+    }
+
+
+# What a job has reached
+
+
+def reached(folder: Path) -> Reached:
+    """Read the folder of a job, which may be written meanwhile, or not exist."""
+    summary = _json(folder / "summary.json")
+    config = _config(folder / "config.yaml")
+    monitor = config.get("monitor")
+    return Reached(
+        state=summary.get("state"),
+        reason=str(summary.get("reason", "")),
+        step=max(int(summary.get("step", 0)), _last_step(folder / "metrics.csv")),
+        max_steps=config.get("max_steps"),
+        seconds=float(summary.get("timing", {}).get("total_s", 0.0)),
+        monitor=monitor,
+        value=summary.get("metrics", {}).get(monitor),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return _read_config(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return {}
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_config(path: Path, changed: int) -> dict[str, Any]:
+    """Values that are shown; the file is read again where it has changed."""
+    config = OmegaConf.load(path)
+    return {key: OmegaConf.select(config, key) for key in ("monitor", "max_steps")}
+
+
+def _last_step(metrics: Path) -> int:
+    """The update of the last whole row; 0 where there is none."""
+    if not metrics.is_file():
+        return 0
+    with metrics.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    rows = list(csv.reader(whole[-1:]))
+    return int(rows[0][0]) if rows and rows[0] and rows[0][0].isdigit() else 0

@@ -1,0 +1,112 @@
+"""A job as a process of its own: its command, its environment, its log, how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm_lightning.chain.steps import path_word
+from ldm_lightning.processes import SWEEP, ended_by_signal
+from ldm_lightning.sweep.jobs import DONE, Job, reached
+from ldm_lightning.utils.run_folder import RunFolder
+
+LOG = "job.log"
+"""What a job says, over all its starts; in its folder."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What every job of a sweep runs.
+
+    Attributes:
+        module: Run by ``python -m``.
+        options: Words of the sweep's command line that count for its jobs' Hydra.
+    """
+
+    module: str
+    options: tuple[str, ...] = ()
+
+    def words(self, job: Job) -> list[str]:
+        """The command line that begins a job, or goes on with it."""
+        own = [path_word("resume", job.folder)] if job.has_begun else list(job.words)
+        folder = path_word("hydra.run.dir", job.folder)
+        return [sys.executable, "-m", self.module, *self.options, *own, folder]
+
+
+class JobProcess:
+    """Start a job.
+
+    Args:
+        job: Its folder is made.
+        command: What to run.
+        variables: Environment variables that it gets besides those of this process.
+    """
+
+    def __init__(self, job: Job, command: Command, variables: Mapping[str, str]) -> None:
+        self.job = job
+        job.folder.mkdir(parents=True, exist_ok=True)
+        self._summary_before = _changed(job.folder / "summary.json")
+        with (job.folder / LOG).open("ab") as log:
+            self._process = subprocess.Popen(
+                command.words(job),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **variables, SWEEP: str(os.getpid())},
+                # Ctrl-C in the terminal reaches the sweep alone, which then tells its jobs.
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def has_ended(self) -> bool:
+        """Whether it has ended by now."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """Ask it to save and end."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it and the processes it has started, now."""
+        if not self.has_ended():
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def note_end(self, *, stopped: bool) -> None:
+        """Write into ``summary.json`` how an ended job ended where it could not do so itself.
+
+        Args:
+            stopped: Whether the sweep has asked it to.
+        """
+        summary = self.job.folder / "summary.json"
+        state = reached(self.job.folder).state
+        code = self._process.returncode
+        said = _changed(summary) != self._summary_before and state not in (None, "running")
+        if state in DONE or said:
+            return
+        if stopped:
+            RunFolder(self.job.folder).update_summary({"state": "interrupted"})
+            return
+        reason = ended_by_signal(code) if code < 0 else _last_line(self.job.folder / LOG)
+        RunFolder(self.job.folder).update_summary({"state": "failed", "reason": reason})
+
+
+def _changed(path: Path) -> int | None:
+    """When a file was written last; None where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "It said nothing.")

@@ -1,0 +1,58 @@
+"""The files of a sweep's own folder: ``sweep.json``, and the lock of the process that runs it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ldm_lightning.sweep.jobs import Job
+from ldm_lightning.utils.files import atomic_writer
+
+
+@contextmanager
+def only_one(sweep_folder: Path) -> Iterator[None]:
+    """Keep other sweeps out of a folder; the lock goes with the process, however it ends.
+
+    Raises:
+        ValueError: If another process runs the sweep.
+    """
+    sweep_folder.mkdir(parents=True, exist_ok=True)
+    with (sweep_folder / ".lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Another process runs the sweep in {sweep_folder} already; wait for it, end it, "
+                "or choose another sweep_name."
+            ) from error
+        yield
+
+
+def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, threads: int) -> None:
+    """Write into ``sweep.json`` which words each folder stands for, and the threads of a job.
+
+    Raises:
+        ValueError: If jobs there were computed with another number of threads, or the file is
+            damaged.
+    """
+    path = sweep_folder / "sweep.json"
+    stored: dict[str, dict[str, list[str]]] = {}
+    if path.is_file():
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            before, stored = record["threads"], record["jobs"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another sweep_name.") from error
+        if before != threads:
+            raise ValueError(
+                f"The jobs in {sweep_folder} compute with {before} threads each, and this command "
+                f"asks for {threads}: their figures would not compare. Give "
+                f"hydra.launcher.threads={before}, or another sweep_name."
+            )
+    words = {job.name: list(job.words) for job in jobs}
+    with atomic_writer(path) as file:
+        text = json.dumps({"threads": threads, "jobs": {**stored, **words}}, indent=2)
+        file.write(text.encode() + b"\n")

@@ -1,0 +1,72 @@
+"""A job of a sweep as its user sees it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ldm_lightning.sweep.jobs import DONE, Job, Reached, reached
+from ldm_lightning.sweep.process import LOG
+from ldm_lightning.utils.units import format_seconds
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a job stands.
+
+    Attributes:
+        job: The job.
+        state: ``waiting``, ``running``, or the state of its run once nobody works on it.
+        reached: What its folder says.
+    """
+
+    job: Job
+    state: str
+    reached: Reached
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.state in DONE
+
+    @property
+    def progress(self) -> str:
+        """Updates done, of how many."""
+        if self.reached.max_steps is None:
+            return ""
+        return f"{self.reached.step} of {self.reached.max_steps}"
+
+    @property
+    def metric(self) -> str:
+        """The monitored metric, where it was measured."""
+        if self.reached.value is None:
+            return ""
+        return f"{self.reached.monitor} {self.reached.value:.4g}"
+
+    @property
+    def note(self) -> str:
+        """Why it is not done, and where its log is."""
+        if self.is_done or self.state in ("waiting", "running"):
+            return ""
+        log = os.path.relpath(self.job.folder / LOG)
+        return f"{self.reached.reason or 'stopped before its end'} ({log})"
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """One row of a table, without the job's words."""
+        time = format_seconds(self.reached.seconds) if self.reached.seconds else ""
+        return (self.state, self.progress, time, self.metric, self.note)
+
+    @property
+    def line(self) -> str:
+        """One line that says all of it."""
+        parts = (self.progress, self.metric, self.note)
+        return f"{self.job.name} {self.state}: {', '.join(part for part in parts if part)}"
+
+
+def status_at_rest(job: Job) -> Status:
+    """The status of a job that no process of this sweep works on."""
+    found = reached(job.folder)
+    state = found.state or "waiting"
+    # A run that was killed together with its sweep could not say so.
+    return Status(job, "interrupted" if state == "running" else state, found)

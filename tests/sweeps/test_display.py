@@ -1,0 +1,79 @@
+"""What a sweep shows."""
+
+import io
+import logging
+
+from rich.console import Console
+
+from ldm_lightning.sweep.display import SweepDisplay, print_statuses
+from ldm_lightning.sweep.jobs import Job, Reached, differing_words, jobs_of
+from ldm_lightning.sweep.status import Status, status_at_rest
+
+
+def statuses_in(folder):
+    jobs = jobs_of(folder, [[f"seed={seed}", "resolution=[32,32]"] for seed in range(4)])
+    running = Reached("running", "", 120, 700, 95.0, "val/psnr", 20.123456)
+    failed = Reached("failed", "ValueError: [bold] is no image", 3, 700)
+    finished = Reached("early_stopped", "no improvement", 300, 700, 200.0, "val/psnr", 21.0)
+    return [
+        Status(jobs[0], "running", running),
+        Status(jobs[1], "failed", failed),
+        Status(jobs[2], "early_stopped", finished),
+        Status(jobs[3], "waiting", Reached()),
+    ]
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
+
+
+def test_a_terminal_shows_one_table_and_what_happens_above_it(tmp_path):
+    console = terminal()
+    statuses = statuses_in(tmp_path)
+    differing = differing_words([status.job for status in statuses])
+    with SweepDisplay(title="Sweep [x]", differing=differing, console=console) as display:
+        display.show(lambda: statuses)  # too early
+        assert "seed=0" not in console.file.getvalue()
+        display._shown -= 1.0
+        display.show(lambda: statuses)
+        display.say("0_ab [red] started")
+    shown = console.file.getvalue()
+    for text in ("Sweep [x]", "seed=0", "running", "120 of 700", "1.6 min", "val/psnr 20.12"):
+        assert text in shown
+    assert "resolution" not in shown
+    assert "0_ab [red] started" in shown
+
+
+def test_without_a_terminal_it_is_a_line_now_and_then(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    statuses = statuses_in(tmp_path)
+    name = statuses[0].job.name
+    display = SweepDisplay(
+        title="x", differing={}, plain_every_seconds=0.0, console=Console(file=io.StringIO())
+    )
+    with display:
+        display.show(lambda: statuses)
+    assert caplog.messages == [
+        f"1 done, 1 failed, 1 running, 1 waiting: {name} 120 of 700 val/psnr 20.12"
+    ]
+
+
+def test_the_last_table_says_why_and_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    console = Console(file=io.StringIO(), width=80)
+    statuses = statuses_in(tmp_path)
+    differing = differing_words([status.job for status in statuses])
+    print_statuses(statuses, differing, title="Sweep x", console=console)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "Sweep x"
+    assert f"ValueError: [bold] is no image ({statuses[1].job.name}/job.log)" in lines[3]
+    assert "early_stopped" in lines[4]
+    assert "no improvement" not in lines[4]
+
+
+def test_a_run_that_was_killed_with_its_sweep_is_interrupted(tmp_path):
+    (tmp_path / "summary.json").write_text('{"state": "running", "step": 5}')
+    status = status_at_rest(Job(("seed=0",), tmp_path))
+    assert status.state == "interrupted"
+    assert not status.is_done
+    assert "stopped before its end" in status.note

@@ -1,0 +1,68 @@
+"""GPUs and threads of a job."""
+
+import pytest
+
+from ldm_lightning.sweep.resources import Resources, chosen_gpus, visible_gpus
+
+
+def devices(number: int, **settings) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of so many places."""
+    resources = Resources(number, 1, **settings)
+    return [resources.environment(place).get("CUDA_VISIBLE_DEVICES") for place in range(number)]
+
+
+def test_gpus_are_handed_out_in_turn():
+    assert devices(2, gpus=("0", "1")) == ["0", "1"]
+    assert devices(4, gpus=("2", "5")) == ["2", "5", "2", "5"]
+    assert devices(2, gpus=("0", "1", "2", "3"), gpus_per_job=2) == ["0,1", "2,3"]
+    assert devices(3, gpus=("0", "1", "2"), gpus_per_job=2) == ["0,1", "2,0", "1,2"]
+    assert devices(2) == [None, None]
+
+
+def test_every_process_of_a_job_gets_its_threads():
+    assert Resources(2, 3).environment(1) == {"OMP_NUM_THREADS": "3"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_jobs": 0, "threads": 1}, "hydra.launcher.n_jobs must be a positive .* got 0"),
+        ({"n_jobs": 1, "threads": "two"}, "hydra.launcher.threads must be .* got 'two'"),
+        ({"n_jobs": 1, "threads": 1, "gpus": ("0",), "gpus_per_job": 2}, "=2, but there are 1 GPU"),
+    ],
+)
+def test_resources_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Resources(**settings)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [("", ()), ("-1", ()), ("3", ("3",)), ("2, GPU-8f3a", ("2", "GPU-8f3a"))],
+)
+def test_the_gpus_that_the_environment_names_are_used(monkeypatch, named, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == expected
+    assert chosen_gpus("auto") == expected
+    assert chosen_gpus([1, "GPU-8f3a"]) == ("1", "GPU-8f3a")
+
+
+@pytest.mark.parametrize("gpus", ["10", 1, "all"])
+def test_gpus_are_given_as_a_list(gpus):
+    with pytest.raises(ValueError, match=rf"must be auto or a list such as \[0,1\], got {gpus!r}"):
+        chosen_gpus(gpus)
+
+
+def test_else_the_driver_is_asked(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus() == ()
+    tool = tmp_path / "nvidia-smi"
+    lines = ["GPU 0: NVIDIA X (UUID: GPU-1)", "  MIG 1g.5gb Device 0: (UUID: MIG-1)", "GPU 1: Y"]
+    echo = "\n".join(f"echo '{line}'" for line in lines)
+    tool.write_text(f"#!/bin/sh\n{echo}\n")
+    tool.chmod(0o755)
+    assert visible_gpus() == ("0", "1")
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    with pytest.raises(ValueError, match=r"cannot list the GPUs .*hydra.launcher.gpus=\[0,1\]"):
+        visible_gpus()
