@@ -14,9 +14,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ldm_lightning.reporting.metrics_file import HEADER, read_metrics
 from ldm_lightning.utils.files import atomic_writer
-
-HEADER = ("step", "metric", "value")
 
 
 class MetricsCsv(Logger):
@@ -101,13 +100,3 @@ class MetricsCsv(Logger):
             with self.path.open("r+b") as file:
                 file.truncate(content.rfind(b"\n") + 1)
         self._is_ready = True
-
-
-def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """Read a ``metrics.csv`` as (step, metric, value); a half-written last row is left out."""
-    rows = []
-    content = path.read_text(encoding="utf-8")
-    complete = content[: content.rfind("\n") + 1]
-    for step, metric, value in csv.reader(complete.splitlines()[1:]):
-        rows.append((int(step), metric, float(value)))
-    return rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm_lightning.reporting.metrics_csv import read_metrics
+from ldm_lightning.reporting.metrics_file import read_metrics
 
 SAME_IMAGES = ("images", "resolution", "crop", "channels")
 """Entries of a protocol that must agree for two figures to be of the same images."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_lightning.reporting.metrics_csv import read_metrics
+from ldm_lightning.reporting.metrics_file import read_metrics
 from tests.cli.run import (
     ROOT,
     command,

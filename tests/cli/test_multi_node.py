@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from ldm_lightning import config
 from ldm_lightning.hardware import trainer_settings
-from ldm_lightning.reporting.metrics_csv import read_metrics
+from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.utils import launch
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from ldm_lightning.utils.distributed import joined_processes

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ldm_lightning.reporting.metrics_csv import read_metrics
+from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from tests.cli.run import EXPERIMENTS, command, process, run_folder, summary_of, tiny
 

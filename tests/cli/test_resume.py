@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm_lightning.module.autoencoder import AutoencoderModule
-from ldm_lightning.reporting.metrics_csv import read_metrics
+from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
 from tests.cli.run import (

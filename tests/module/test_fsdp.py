@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from ldm_lightning.generator import open_second_stage
-from ldm_lightning.reporting.metrics_csv import read_metrics
+from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.utils.checkpoint import CheckpointError, load_checkpoint
 from ldm_lightning.utils.distributed import own_part
 from ldm_lightning.utils.sharded_checkpoint import load_sharded

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ldm_lightning.hardware import trainer_settings
-from ldm_lightning.reporting.metrics_csv import read_metrics
+from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
 from tests.module.composed import compose_tiny, overrides_of

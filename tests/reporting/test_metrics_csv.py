@@ -6,7 +6,8 @@ import textwrap
 
 import pytest
 
-from ldm_lightning.reporting.metrics_csv import MetricsCsv, read_metrics
+from ldm_lightning.reporting.metrics_csv import MetricsCsv
+from ldm_lightning.reporting.metrics_file import read_metrics
 
 
 def test_writes_one_row_a_metric_and_has_them_on_disk_at_once(tmp_path):
