@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full lint format bench
+.PHONY: help install demo test test-full test-browser lint format bench
 
 help:  ## Show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 install: $(INSTALLED)  ## Make .venv with the tested versions of everything
 
@@ -22,10 +22,13 @@ demo: install  ## Train first stage and diffusion model on embedded data, genera
 	$(BIN)/python -m ldm_lightning.pipeline experiment=ldm_shapes name=demo data.num_train_images=16000 samples.num_samples=400 "first_stage.overrides=['discriminator=none','max_steps=700','validation.every_steps=350']"
 
 test: install  ## Run the tests that take minutes
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser"
 
 test-full: install  ## Run every test this machine can run
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(if $(shell command -v chromium),,-m "not browser")
+
+test-browser: install  ## Open a report in headless Chromium, which must be installed
+	$(BIN)/python -m pytest -m browser
 
 lint: install  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm_lightning import encode, evaluate, plan, sample, train
+from ldm_lightning import encode, evaluate, plan, report, sample, train
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = {
@@ -31,6 +31,7 @@ MAINS = {
     "encode": encode.main,
     "sample": sample.main,
     "plan": plan.main,
+    "report": report.main,
 }
 
 _ALL = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))

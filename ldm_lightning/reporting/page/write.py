@@ -1,0 +1,84 @@
+"""From run folders to ``report.html``, ``results.csv`` and ``figures/``."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from ldm_lightning.reporting.page.charts import perception_charts, rate_charts, swept_charts
+from ldm_lightning.reporting.page.curves import curve_charts
+from ldm_lightning.reporting.page.drawing import draw_chart
+from ldm_lightning.reporting.page.page import Pictures, render_page
+from ldm_lightning.reporting.page.pictures import compare_reconstructions, find_samples
+from ldm_lightning.reporting.page.protocols import Protocols
+from ldm_lightning.reporting.page.runs import Run, find_runs
+from ldm_lightning.reporting.page.settings import find_differences
+from ldm_lightning.reporting.page.table import build_table, results_csv
+from ldm_lightning.utils.files import atomic_writer
+
+MAX_PICTURED = 50
+"""So many runs show pictures, or the page would take minutes to open."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written."""
+
+    page: Path
+    results: Path
+    figures: Path
+    num_runs: int
+    num_figures: int
+
+
+def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") -> Report:
+    """Read run folders and write the page; ``results.csv`` and ``figures/`` come beside it.
+
+    Args:
+        patterns: Folders or globs of folders.
+        output: The page; its folder must exist. What is there is replaced.
+        pictured: Pictures are of the ``MAX_PICTURED`` newest runs whose name or folder fits this
+            glob.
+
+    Raises:
+        ValueError: If there are no runs.
+        OSError: If a file cannot be written.
+    """
+    runs = find_runs(patterns)
+    protocols, differences = Protocols(runs), find_differences(runs)
+    charts = chain(
+        rate_charts(runs, protocols),
+        perception_charts(runs, protocols),
+        swept_charts(runs, protocols, differences),
+        curve_charts(runs, protocols),
+    )
+    figures = [(one, draw_chart(one)) for one in charts]
+    chosen = [run for run in runs if _fits(run, pictured)][-MAX_PICTURED:]
+    page = render_page(
+        f"Report on {', '.join(patterns)}",
+        runs,
+        protocols,
+        build_table(runs, protocols, differences),
+        figures,
+        Pictures(compare_reconstructions(chosen), find_samples(chosen), len(chosen)),
+    )
+    folder = output.parent / "figures"
+    if figures:
+        folder.mkdir(exist_ok=True)
+    for one, drawing in figures:
+        _write(folder / f"{one.name}.svg", drawing.svg.encode())
+        _write(folder / f"{one.name}.png", drawing.png)
+    results = output.parent / "results.csv"
+    _write(results, results_csv(runs, protocols, differences).encode())
+    _write(output, page.encode())
+    return Report(output, results, folder, len(runs), len(figures))
+
+
+def _fits(run: Run, pattern: str) -> bool:
+    return any(fnmatch.fnmatch(text, pattern) for text in (run.name, run.place))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_writer(path) as file:
+        file.write(content)

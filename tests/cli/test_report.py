@@ -1,0 +1,56 @@
+"""``python -m ldm_lightning.report``, on run folders that the tests write."""
+
+import pytest
+
+from tests.cli.run import command, process
+from tests.cli.test_help import NO_TORCH
+from tests.reporting.page.runs_on_disk import write_run
+
+
+def test_writes_the_page_and_says_where(tmp_path):
+    write_run(tmp_path / "outputs" / "kl_f8" / "one")
+    ended = command("report", ["runs=outputs"], tmp_path)
+    assert ended.code == 0, ended.output
+    assert "Page: report.html" in ended.output
+    assert sorted(path.name for path in tmp_path.glob("re*")) == ["report.html", "results.csv"]
+    assert (tmp_path / "outputs" / "kl_f8" / "one" / "summary.json").is_file()
+
+
+def test_needs_no_torch(tmp_path):
+    for weight in (1e-6, 1e-4):
+        write_run(tmp_path / "outputs" / str(weight), kl_weight=weight)
+    ended = process(["-c", NO_TORCH.format(name="report")], tmp_path)
+    assert ended.code == 0, ended.output
+    assert "2 runs" in ended.output
+    assert any((tmp_path / "figures").iterdir())
+
+
+def test_takes_globs_and_lists(tmp_path):
+    for name in ("a1", "a2", "b"):
+        write_run(tmp_path / "runs" / name)
+    ended = command("report", ["runs=[runs/a*,runs/b]", "output=all.html"], tmp_path)
+    assert "3 runs" in ended.output, ended.output
+    ended = command("report", ["runs=runs/a?", "output=a.html"], tmp_path)
+    assert "2 runs" in ended.output, ended.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["runs=nowhere"], "runs=nowhere: there is no such folder"),
+        (["runs=."], "runs=.: no run in there"),
+        (["runs=null"], "runs must be a folder"),
+        (["runs=[]"], "runs must be a folder"),
+        (["output=report.pdf"], "must end in .html"),
+        (["output=nowhere/report.html"], "nowhere does not exist"),
+        (["pictured=3"], "pictured must be a glob"),
+        (["run=outputs"], "Did you mean 'runs'?"),
+        (["+run=outputs"], "Did you mean 'runs'?"),
+    ],
+)
+def test_bad_words_are_told_in_a_line(tmp_path, words, said):
+    ended = command("report", words, tmp_path)
+    assert ended.code == 1
+    assert said in ended.said
+    assert "Traceback" not in ended.output
+    assert not any(tmp_path.glob("*.html"))

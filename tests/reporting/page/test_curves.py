@@ -1,0 +1,71 @@
+import pytest
+
+from ldm_lightning.reporting.page.curves import MAX_POINTS, MAX_RUNS, curve_charts, read_curves
+from ldm_lightning.reporting.page.protocols import Protocols
+from tests.reporting.page.runs_on_disk import example_run, write_curves
+
+
+def charts_of(runs):
+    return {chart.y_label: chart for chart in curve_charts(runs, Protocols(runs))}
+
+
+def test_curves_hold_every_logged_value(tmp_path):
+    write_curves(tmp_path)
+    chart = charts_of([example_run(1, folder=tmp_path)])["val/psnr"]
+    assert chart.series[0].line == tuple((step, 20 + step / 10) for step in range(10, 51, 10))
+    assert chart.note == "Protocol not recorded."
+
+
+def test_a_long_curve_becomes_means_of_neighbours(tmp_path):
+    write_curves(tmp_path, num_rows=4 * MAX_POINTS)
+    curve = read_curves(example_run(1, folder=tmp_path))["train/loss_total"]
+    assert len(curve) == MAX_POINTS
+    assert curve[0] == (2.5, pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4))
+
+
+def test_a_file_that_is_being_written_is_read_as_far_as_it_goes(tmp_path):
+    write_curves(tmp_path)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("60,val/ps")
+    assert len(read_curves(example_run(1, folder=tmp_path))["val/psnr"]) == 5
+
+
+@pytest.mark.parametrize("content", ["", "\0\0", "step,metric,value\na,b,c\n", "a\n1,2\n"])
+def test_a_file_that_is_no_log_draws_nothing(tmp_path, content):
+    (tmp_path / "metrics.csv").write_text(content)
+    assert read_curves(example_run(1, folder=tmp_path)) == {}
+
+
+def test_what_is_not_finite_is_left_out(tmp_path):
+    rows = "step,metric,value\n1,val/psnr,nan\n2,val/psnr,inf\n3,val/psnr,5.0\n"
+    (tmp_path / "metrics.csv").write_text(rows)
+    assert read_curves(example_run(1, folder=tmp_path)) == {"val/psnr": ((3, 5.0),)}
+
+
+def test_of_many_runs_the_newest_are_drawn_and_the_rest_is_counted(tmp_path):
+    runs = []
+    for number in range(1, MAX_RUNS + 4):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_curves(folder, num_rows=10)
+        runs.append(example_run(number, folder=folder))
+    chart = charts_of(runs)["train/loss_total"]
+    assert [series.label for series in chart.series][0] == "4 kl_f8"
+    assert len(chart.series) == MAX_RUNS
+    assert "3 others are left out" in chart.note
+
+
+def test_validations_of_two_protocols_are_two_charts(tmp_path):
+    write_curves(tmp_path)
+    runs = [
+        example_run(
+            n,
+            folder=tmp_path,
+            metrics={"val/psnr": 25.0},
+            protocols={"val/psnr": {"num_images": n}},
+        )
+        for n in (1, 2)
+    ]
+    charts = [one for one in curve_charts(runs, Protocols(runs)) if one.y_label == "val/psnr"]
+    assert [len(chart.series) for chart in charts] == [1, 1]
+    assert len({chart.name for chart in charts}) == 2

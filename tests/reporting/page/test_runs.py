@@ -1,0 +1,138 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ldm_lightning.reporting.page.runs import find_runs, read_run
+from ldm_lightning.utils.run_folder import RunFolder
+from tests.reporting.page.runs_on_disk import METRICS, write_run
+
+
+def edit(folder, **changes):
+    path = folder / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_reads_what_a_run_wrote(tmp_path):
+    (run,) = find_runs([str(write_run(tmp_path / "one", kl_weight=1e-4))])
+    assert (run.number, run.name, run.kind, run.state) == (1, "kl_f8", "first stage", "finished")
+    assert run.metrics == METRICS
+    assert run.settings["loss.kl_weight"] == 1e-4
+    assert run.protocols["val/psnr"]["num_images"] == 512
+    assert (run.seconds, run.step, run.device) == (90.0, 100, "cpu (2 threads)")
+
+
+def test_finds_runs_at_any_depth_and_numbers_them_by_age(tmp_path):
+    write_run(tmp_path / "outputs" / "new", written=2000.0)
+    write_run(tmp_path / "outputs" / "sweeps" / "s" / "0_ab", written=1000.0)
+    runs = find_runs([str(tmp_path / "outputs")])
+    assert [(run.number, run.place) for run in runs] == [(1, "sweeps/s/0_ab"), (2, "new")]
+
+
+def test_a_run_that_two_patterns_match_is_one_run(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
+    runs = find_runs([str(tmp_path / "*"), str(tmp_path / "a")])
+    assert sorted(run.place for run in runs) == ["a", "b"]
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path):
+    write_run(tmp_path / "kl[4]")
+    assert [run.place for run in find_runs([str(tmp_path / "kl[4]")])] == ["kl[4]"]
+
+
+def test_says_where_it_looked_for_folders_and_for_runs(tmp_path):
+    with pytest.raises(ValueError, match=r"runs=.*/nowhere/\*: there is no such folder"):
+        find_runs([str(tmp_path / "nowhere" / "*")])
+    with pytest.raises(ValueError, match=f"runs={tmp_path}: no run in there"):
+        find_runs([str(tmp_path)])
+
+
+def test_a_run_without_a_summary_is_a_run(tmp_path):
+    RunFolder(tmp_path / "early")
+    (run,) = find_runs([str(tmp_path)])
+    assert (run.name, run.state, run.metrics) == ("early", "no summary", {})
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 400])
+def test_a_truncated_summary_does_not_hide_the_other_runs(tmp_path, keep):
+    broken = write_run(tmp_path / "broken") / "summary.json"
+    broken.write_text(broken.read_text()[:keep])
+    write_run(tmp_path / "whole")
+    states = {run.place: run.state for run in find_runs([str(tmp_path)])}
+    assert states == {"broken": "unreadable", "whole": "finished"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"3", b"\xff\xfe", b'{"state": "unheard of"}', b'{"state": []}', b"[" * 100_000],
+)
+def test_a_summary_that_is_no_summary_is_unreadable(tmp_path, content):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_bytes(content)
+    run = read_run(tmp_path / "run")
+    assert run.state == "unreadable"
+    assert run.reason
+
+
+def test_parts_of_another_shape_are_ignored(tmp_path):
+    folder = write_run(tmp_path / "run")
+    edit(folder, metrics=[1], protocol={"val/psnr": "mine"}, config="kl_f8", timing=3, step="many")
+    run = read_run(folder)
+    assert (run.state, run.metrics, run.protocols) == ("finished", {}, {})
+    assert (run.settings, run.seconds, run.step) == ({}, None, None)
+
+
+def test_values_that_are_not_finite_stay_in_sight(tmp_path):
+    write_run(tmp_path / "run", metrics={"val/psnr": float("nan"), "val/kl": 3})
+    assert read_run(tmp_path / "run").metrics == {"val/psnr": None, "val/kl": 3.0}
+
+
+def test_a_running_run_whose_process_is_gone_was_killed(tmp_path):
+    folder = write_run(tmp_path / "run", state="running")
+    assert read_run(folder).state == "running"
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    edit(folder, pid=process.pid)
+    run = read_run(folder)
+    assert run.state == "killed"
+    assert str(process.pid) in run.reason
+
+
+def test_a_running_run_elsewhere_is_silent_after_a_while(tmp_path):
+    folder = write_run(tmp_path / "run", state="running")
+    edit(folder, host="elsewhere", heartbeat=time.time() - 60)
+    assert read_run(folder).state == "running"
+    edit(folder, heartbeat=time.time() - 3600)
+    assert read_run(folder).state == "silent"
+
+
+def test_duplicate_names_keep_their_own_number_and_place(tmp_path):
+    for place in ("a", "b"):
+        write_run(tmp_path / place, name="same")
+    runs = find_runs([str(tmp_path)])
+    assert {run.name for run in runs} == {"same"}
+    assert len({(run.number, run.place) for run in runs}) == 2
+
+
+def write_chain(folder, *, samples):
+    chain = RunFolder(folder)
+    chain.update_summary({"state": "finished", "steps": {"samples": {"seconds": 2.0}}})
+    write_run(folder / "first_stage", factor=4)
+    RunFolder(folder / "samples").update_summary({"state": samples, "samples": {}})
+
+
+def test_what_a_chain_repeats_is_left_out_unless_it_failed(tmp_path):
+    write_chain(tmp_path / "good", samples="finished")
+    write_chain(tmp_path / "bad", samples="failed")
+    places = sorted(run.place for run in find_runs([str(tmp_path)]))
+    assert places == ["bad", "bad/first_stage", "bad/samples", "good", "good/first_stage"]
+
+
+def test_a_chain_has_the_settings_of_its_first_stage(tmp_path):
+    write_chain(tmp_path / "chain", samples="finished")
+    run = read_run(tmp_path / "chain")
+    assert (run.kind, run.seconds) == ("chain", 2.0)
+    assert run.settings["autoencoder.downsampling_factor"] == 4

@@ -1,0 +1,149 @@
+import csv
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from ldm_lightning.reporting.page.write import MAX_PICTURED, write_report
+from ldm_lightning.utils.run_folder import RunFolder
+from tests.reporting.page.runs_on_disk import (
+    EVIL,
+    METRICS,
+    PROTOCOL,
+    random_images,
+    write_curves,
+    write_reconstructions,
+    write_run,
+    write_sweep,
+)
+
+
+class Page(HTMLParser):
+    """Every element of a page with its attributes, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.text = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    write_sweep(folder / "runs")
+    return write_report([str(folder / "runs")], folder / "report.html")
+
+
+def test_the_page_holds_runs_figures_and_pictures(sweep):
+    page = Page(sweep.page.read_text())
+    text = " ".join(page.text)
+    assert sweep.num_runs == 8
+    headings = ("Rate and distortion", "Perception and distortion", "Metrics against settings")
+    for heading in (*headings, "Training curves", "Reconstructions", "Protocols"):
+        assert heading in text
+    drawn = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(drawn) == sweep.num_figures
+    strips = [a for tag, a in page.elements if tag == "img" and "reconstruction" in a["class"]]
+    assert len(strips) == 6
+
+
+def test_failed_and_unfinished_runs_are_listed_with_their_reason(sweep):
+    text = sweep.page.read_text()
+    listed = text[text.index('id="unfinished"') : text.index('id="section-1"')]
+    assert listed.count("<li>") == 2
+    assert "ValueError: too bad" in listed
+    assert "<b>running</b>" in listed
+
+
+def test_the_page_needs_no_other_file_and_no_network(sweep):
+    text = sweep.page.read_text()
+    for tag, attributes in Page(text).elements:
+        for name in ("src", "href", "xlink:href", "action", "srcset", "data"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:")), (tag, name, value[:80])
+    for address in re.findall(r"url\(([^)]{0,40})", text):
+        assert address.strip("\"'").startswith(("#", "data:"))
+    assert "@import" not in text
+
+
+def test_identifiers_are_unique_and_links_lead_somewhere(sweep):
+    elements = Page(sweep.page.read_text()).elements
+    identifiers = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    for _, attributes in elements:
+        for name in ("href", "xlink:href", "aria-labelledby"):
+            target = (attributes.get(name) or "data:").removeprefix("#")
+            assert target.startswith("data:") or target in identifiers, target
+
+
+def test_results_csv_holds_values_at_full_precision_with_their_protocol(sweep):
+    with sweep.results.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["number"] for row in rows] == [str(n) for n in range(1, 9)]
+    assert float(rows[1]["val/rfd_tiny"]) == METRICS["val/rfd_tiny"] * 1.1
+    assert rows[1]["val/rfd_tiny protocol"].endswith(PROTOCOL["images"])
+    assert [row["loss.kl_weight"] for row in rows[:3]] == ["1e-06", "0.0001", "0.01"]
+    assert float(rows[0]["elements_per_pixel"]) == 4 / 16
+    assert rows[6]["state"] == "failed"
+
+
+def test_figures_are_files_too(sweep):
+    names = {path.stem for path in sweep.figures.glob("*.svg")}
+    assert names == {path.stem for path in sweep.figures.glob("*.png")}
+    assert len(names) == sweep.num_figures
+    assert any(name.startswith("rate_elements_val-psnr") for name in names)
+    assert any(name.startswith("swept_loss-kl-weight_val-rfd-tiny") for name in names)
+
+
+def test_names_settings_and_reasons_with_html_stay_text(tmp_path):
+    for index in range(2):
+        run = write_run(
+            tmp_path / "runs" / f"a<b>{index}",
+            name=EVIL,
+            state="failed" if index else "finished",
+            reason=EVIL,
+            metrics={f"val/{EVIL}": 1.0, "val/psnr": 1.0 + index},
+            protocol={EVIL: f"{EVIL}{index}"},
+            device=EVIL,
+            kl_weight=f"{EVIL}{index}",
+        )
+        write_curves(run)
+    report = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    page = Page(report.page.read_text())
+    assert [tag for tag, _ in page.elements].count("script") == 1
+    assert not [tag for tag, a in page.elements if a.get("src") == "x" or "onerror" in a]
+    assert any(EVIL in text for text in page.text)
+    assert "49" not in "".join(text for text in page.text if "onerror" in text)
+
+
+def test_runs_without_anything_to_show_still_make_a_page(tmp_path):
+    RunFolder(tmp_path / "runs" / "early")
+    broken = write_run(tmp_path / "runs" / "broken") / "summary.json"
+    broken.write_text(broken.read_text()[:50])
+    report = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    text = report.page.read_text()
+    assert (report.num_runs, report.num_figures) == (2, 0)
+    assert not report.figures.exists()
+    for state in ("no summary", "unreadable"):
+        assert f"<b>{state}</b>" in text
+
+
+def test_pictures_are_of_the_newest_runs_that_were_chosen(tmp_path):
+    images = random_images(1, 16)
+    for index in range(MAX_PICTURED + 2):
+        run = write_run(tmp_path / "runs" / f"{index}", written=1000.0 + index, metrics={})
+        write_reconstructions(run, images=images, reconstructions=images)
+    output = tmp_path / "report.html"
+    page = write_report([str(tmp_path / "runs")], output).page.read_text()
+    assert page.count('class="frame"') == MAX_PICTURED
+    assert 'of run 2"' not in page
+    assert 'of run 3"' in page
+    page = write_report([str(tmp_path / "runs")], output, pictured="1").page.read_text()
+    assert page.count('class="frame"') == 1
+    assert 'of run 2"' in page
