@@ -129,8 +129,8 @@ def perception_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Cha
                         yield Chart(
                             name=f"perception_{_file_name(metric)}_{other.label}_{protocol.label}",
                             section="Perception and distortion",
-                            x_label=f"{distortion} in dB (distortion: more is better)",
-                            y_label=f"{metric} (perception: less is better)",
+                            x_label=f"{distortion} in dB (more is better)",
+                            y_label=f"{metric} (less is better)",
                             series=_by_family(points),
                             front=front,
                             note=f"{distortion}: {protocol_note(other)} "

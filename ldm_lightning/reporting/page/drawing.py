@@ -79,7 +79,18 @@ def draw_chart(chart: Chart) -> Drawing:
             _add(axes, series, index)
         if chart.front:
             xs, ys = [point.x for point in chart.front], [point.y for point in chart.front]
-            axes.plot(xs, ys, color=INK, linewidth=1, linestyle="--", zorder=1, label="best")
+            axes.plot(
+                xs,
+                ys,
+                color=INK,
+                linewidth=1,
+                linestyle="--",
+                marker="o",
+                markersize=10,
+                markerfacecolor="none",
+                zorder=1,
+                label="best",
+            )
         labelled = [point for series in chart.series for point in series.points]
         if len(labelled) <= MAX_LABELS:
             for point in labelled:

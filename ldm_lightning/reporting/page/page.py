@@ -21,9 +21,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 HINTS = {
     "Rate and distortion": "What latents cost against what they keep. Numbers are those of runs; "
-    "the dashed line joins runs that none is better than in both directions.",
-    "Perception and distortion": "A sharper picture is paid for in PSNR. The dashed line joins "
-    "runs that none is better than in both directions.",
+    "rings and a dashed line mark those that none is better than in both directions.",
+    "Perception and distortion": "A sharper picture is paid for in PSNR. Rings and a dashed line "
+    "mark runs that none is better than in both directions.",
     "Metrics against settings": "Lines join runs that differ in nothing else but the seed, "
     "through the mean of the seeds.",
     "Training curves": "Numbers before names are those of runs.",

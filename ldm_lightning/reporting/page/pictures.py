@@ -84,7 +84,7 @@ class _Tiles:
 
 
 def compare_reconstructions(runs: Sequence[Run]) -> list[Comparison]:
-    """Group runs by the images they reconstructed."""
+    """Group runs by the images they reconstructed, the largest group first."""
     found: dict[str, list[tuple[Run, _Tiles]]] = {}
     for run in runs:
         tiles = _read_tiles(run)
@@ -93,7 +93,8 @@ def compare_reconstructions(runs: Sequence[Run]) -> list[Comparison]:
             size = str(tiles.inputs[0].size)
             found.setdefault(size + hashlib.sha256(content).hexdigest(), []).append((run, tiles))
     share = MAX_BYTES // max(1, sum(len(group) for group in found.values()))
-    return [_compare(group, max_bytes=share) for group in found.values()]
+    groups = sorted(found.values(), key=lambda group: -len(group))
+    return [_compare(group, max_bytes=share) for group in groups]
 
 
 def find_samples(runs: Sequence[Run]) -> list[SampleGrid]:

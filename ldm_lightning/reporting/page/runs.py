@@ -200,8 +200,9 @@ def _kind(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     for key in ("samples", "latents"):
         if key in summary:
             return key
-    if config.get("stage") in ("first", "second"):
-        return f"{config['stage']} stage"
+    for key, kind in (("denoiser", "second stage"), ("autoencoder", "first stage")):
+        if key in config:
+            return kind
     return "evaluation" if summary.get("name") == "evaluate" else "run"
 
 

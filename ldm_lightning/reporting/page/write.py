@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ldm_lightning.reporting.page.charts import perception_charts, rate_charts, swept_charts
+from ldm_lightning.reporting.page.charts import (
+    Chart,
+    perception_charts,
+    rate_charts,
+    swept_charts,
+)
 from ldm_lightning.reporting.page.curves import curve_charts
-from ldm_lightning.reporting.page.drawing import draw_chart
+from ldm_lightning.reporting.page.drawing import Drawing, draw_chart
 from ldm_lightning.reporting.page.page import Pictures, render_page
 from ldm_lightning.reporting.page.pictures import compare_reconstructions, find_samples
 from ldm_lightning.reporting.page.protocols import Protocols
@@ -19,6 +24,10 @@ from ldm_lightning.utils.files import atomic_writer
 
 MAX_PICTURED = 50
 """So many runs show pictures, or the page would take minutes to open."""
+
+
+FIGURES = ("rate", "perception", "swept", "curve")
+"""First word of the name of every figure."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +73,25 @@ def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") 
         Pictures(compare_reconstructions(chosen), find_samples(chosen), len(chosen)),
     )
     folder = output.parent / "figures"
+    _write_figures(figures, folder)
+    results = output.parent / "results.csv"
+    _write(results, results_csv(runs, protocols, differences).encode())
+    _write(output, page.encode())
+    return Report(output, results, folder, len(runs), len(figures))
+
+
+def _write_figures(figures: Sequence[tuple[Chart, Drawing]], folder: Path) -> None:
+    """Write all, and remove those of an earlier report that this one does not have."""
     if figures:
         folder.mkdir(exist_ok=True)
     for one, drawing in figures:
         _write(folder / f"{one.name}.svg", drawing.svg.encode())
         _write(folder / f"{one.name}.png", drawing.png)
-    results = output.parent / "results.csv"
-    _write(results, results_csv(runs, protocols, differences).encode())
-    _write(output, page.encode())
-    return Report(output, results, folder, len(runs), len(figures))
+    names = {one.name for one, _ in figures}
+    for kind in FIGURES:
+        for path in folder.glob(f"{kind}_*"):
+            if path.suffix in (".svg", ".png") and path.stem not in names:
+                path.unlink()
 
 
 def _fits(run: Run, pattern: str) -> bool:

@@ -136,3 +136,13 @@ def test_a_chain_has_the_settings_of_its_first_stage(tmp_path):
     run = read_run(tmp_path / "chain")
     assert (run.kind, run.seconds) == ("chain", 2.0)
     assert run.settings["autoencoder.downsampling_factor"] == 4
+
+
+def test_kinds_are_told_by_what_was_built(tmp_path):
+    for name, config, kind in (
+        ("a", {"autoencoder": {}}, "first stage"),
+        ("b", {"denoiser": {}, "autoencoder": {}}, "second stage"),
+        ("c", {}, "run"),
+    ):
+        RunFolder(tmp_path / name).update_summary({"state": "finished", "config": config})
+        assert read_run(tmp_path / name).kind == kind

@@ -101,6 +101,18 @@ def test_figures_are_files_too(sweep):
     assert any(name.startswith("swept_loss-kl-weight_val-rfd-tiny") for name in names)
 
 
+def test_figures_of_an_earlier_report_go_and_others_stay(tmp_path):
+    write_curves(write_run(tmp_path / "runs" / "one"))
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    for name in ("curve_old.svg", "curve_old.txt", "mine.svg"):
+        (figures / name).write_text("")
+    report = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    left = {path.name for path in figures.iterdir()}
+    assert len(left) == 2 + 2 * report.num_figures
+    assert {"curve_old.txt", "mine.svg"} <= left
+
+
 def test_names_settings_and_reasons_with_html_stay_text(tmp_path):
     for index in range(2):
         run = write_run(
