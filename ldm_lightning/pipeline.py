@@ -74,7 +74,12 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
             return _dry_run(chain, run)
         chain.save(folder / CHAIN_FILE)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    return run_chain(chain, run=run)
+    code = run_chain(chain, run=run)
+    if code == 0 and cfg.page:
+        from ldm_lightning.reporting.page.write import write_own_page
+
+        write_own_page(folder)
+    return code
 
 
 def _check_same_words(words: list[str], chain: Chain) -> None:

@@ -134,6 +134,10 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
             trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         _report(module, run_folder, facts={} if cfg.train else {"weights": loaded})
+        if cfg.get("page", True):  # not in the configuration of older runs that are continued
+            from ldm_lightning.reporting.page.write import write_own_page
+
+            write_own_page(run_folder.path)
     return _monitored(cfg, module)
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 SHARED = (
     *("data", "scale", "features", "trainer", "logger"),
     *("resolution", "image_channels", "train_crop", "eval_crop", "seed", "cache_dir"),
+    "page",
 )
-"""Groups and keys that describe images and the machine: they count for both stages."""
+"""Groups and keys that describe images, the machine and what is written: they count for both
+stages."""
 
 LATENT_DATA_KEYS = (
     "data.batch_size",

@@ -59,6 +59,7 @@ def tiny(experiment: str, **changes: Any) -> list[str]:
     values: dict[str, Any] = {
         "experiment": experiment,
         "trainer": "cpu",
+        "page": "false",
         "trainer.precision": 32,
         "resolution": 32,
         "max_steps": 4,

@@ -20,6 +20,7 @@ def tiny_second(first_stage: Path, experiment: str = "ldm_kl_f4", **changes: Any
         "experiment": experiment,
         "first_stage.checkpoint": first_stage,
         "trainer": "cpu",
+        "page": "false",
         "trainer.precision": 64,
         "resolution": 32,
         "latent_channels": 4,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.cli.run import command, process
+from tests.cli.run import command, process, run_folder, tiny
 from tests.cli.test_help import NO_TORCH
 from tests.reporting.page.runs_on_disk import write_run
 
@@ -54,3 +54,14 @@ def test_bad_words_are_told_in_a_line(tmp_path, words, said):
     assert said in ended.said
     assert "Traceback" not in ended.output
     assert not any(tmp_path.glob("*.html"))
+
+
+def test_a_run_ends_with_a_page_of_its_own(tmp_path):
+    ended = command("train", tiny("ae_f8", page="true"), tmp_path)
+    assert ended.code == 0, ended.output
+    run = run_folder(tmp_path, "ae_f8")
+    page = (run / "report.html").read_text()
+    assert f"Page: {run / 'report.html'}" in ended.output
+    assert 'data-state="finished"' in page
+    assert page.count('class="frame"') == 1
+    assert (run / "figures" / "curve_train-loss_total.svg").is_file()

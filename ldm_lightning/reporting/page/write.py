@@ -1,6 +1,7 @@
 """From run folders to ``report.html``, ``results.csv`` and ``figures/``."""
 
 import fnmatch
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +22,8 @@ from ldm_lightning.reporting.page.runs import Run, find_runs
 from ldm_lightning.reporting.page.settings import find_differences
 from ldm_lightning.reporting.page.table import build_table, results_csv
 from ldm_lightning.utils.files import atomic_writer
+
+log = logging.getLogger(__name__)
 
 MAX_PICTURED = 50
 """So many runs show pictures, or the page would take minutes to open."""
@@ -78,6 +81,16 @@ def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") 
     _write(results, results_csv(runs, protocols, differences).encode())
     _write(output, page.encode())
     return Report(output, results, folder, len(runs), len(figures))
+
+
+def write_own_page(folder: Path) -> None:
+    """Write the page of one run or chain into its folder; a full disk is not the run's failure."""
+    try:
+        report = write_report([str(folder)], folder / "report.html")
+    except OSError as error:
+        log.warning("The page of %s could not be written: %s", folder, error)
+    else:
+        log.info("Page: %s", report.page)
 
 
 def _write_figures(figures: Sequence[tuple[Chart, Drawing]], folder: Path) -> None:
