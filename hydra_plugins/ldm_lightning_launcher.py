@@ -141,14 +141,10 @@ def _check_words(job_overrides: Sequence[Sequence[str]]) -> None:
 
 def _options(config: DictConfig) -> list[str]:
     """The words of the command line that count for the jobs' Hydra."""
-    folders = [
-        word
-        for source in config.hydra.runtime.config_sources
-        if source.provider == "command-line"
-        for word in ("--config-dir", source.path)
-    ]
+    from ldm_lightning.command import config_dir_words
+
     words = [word for word in config.hydra.overrides.hydra if not word.lstrip("+~").startswith(OWN)]
-    return [*folders, *words]
+    return [*config_dir_words(config.hydra), *words]
 
 
 def _returned(status: Status) -> JobReturn:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from hydra.conf import HydraConf
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import (
@@ -53,6 +54,16 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     # Of trainer=fsdp, about networks whose output is then changed in place; no output here is.
     warnings.filterwarnings("ignore", ".*returned a view tensor")
+
+
+def config_dir_words(runtime: HydraConf) -> list[str]:
+    """``--config-dir`` and its folder, for a process that is to find the same configurations."""
+    return [
+        word
+        for source in runtime.runtime.config_sources
+        if source.provider == "command-line"
+        for word in ("--config-dir", source.path)
+    ]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm_lightning.chain.process import run_command
 from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
 from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, key_of, trainings
-from ldm_lightning.command import check_alone, errors_told_plainly
+from ldm_lightning.command import check_alone, config_dir_words, errors_told_plainly
 from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.run_folder import RunFolder
@@ -131,6 +131,8 @@ def _new_chain(cfg: DictConfig, runtime: HydraConf, words: list[str], folder: Pa
     for step in steps:
         if step.name in ("latents", "samples", "evaluation"):  # the others hold no word of the user
             compose(config_name=step.command, overrides=list(step.words))
+    options = tuple(config_dir_words(runtime))
+    steps = tuple(replace(step, options=options) for step in steps)
     return Chain(tuple(words), str(Path.cwd()), str(folder), steps)
 
 

@@ -20,7 +20,7 @@ def run_command(step: Step, working_folder: Path) -> int:
     Raises:
         KeyboardInterrupt: After Ctrl-C, when the process has ended.
     """
-    command = [sys.executable, "-m", f"ldm_lightning.{step.command}", *step.words]
+    command = [sys.executable, "-m", f"ldm_lightning.{step.command}", *step.line_words]
     process = subprocess.Popen(command, cwd=working_folder)
     with _forwarding(signal.SIGTERM, process):
         try:

@@ -88,7 +88,12 @@ class Chain:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             steps = tuple(
-                Step(step["name"], step["command"], tuple(step["words"]))
+                Step(
+                    step["name"],
+                    step["command"],
+                    tuple(step["words"]),
+                    tuple(step.get("options", ())),  # chains of older versions have none
+                )
                 for step in stored["steps"]
             )
             chain = cls(tuple(stored["words"]), stored["working_folder"], stored["folder"], steps)

@@ -6,7 +6,7 @@ Pure functions over the words of a command line; ``running.py`` runs what they g
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SHARED = (
@@ -40,16 +40,23 @@ class Step:
         name: Its folder in the chain.
         command: The module of ldm_lightning that it runs.
         words: The command line of that module.
+        options: What stands before the words: ``--config-dir`` and its folder.
     """
 
     name: str
     command: str
     words: tuple[str, ...]
+    options: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
         """The command as a user types it."""
-        return shlex.join(["python", "-m", f"ldm_lightning.{self.command}", *self.words])
+        return shlex.join(["python", "-m", f"ldm_lightning.{self.command}", *self.line_words])
+
+    @property
+    def line_words(self) -> tuple[str, ...]:
+        """What stands behind the module."""
+        return (*self.options, *self.words)
 
 
 @dataclass(frozen=True)
@@ -221,5 +228,5 @@ def continued(step: Step, folder: Path) -> Step:
     """The step as it is to be run now: a training that has begun goes on."""
     run = folder / step.name
     if step.command == "train" and (run / "config.yaml").is_file():
-        return Step(step.name, step.command, (path_word("resume", run),))
+        return replace(step, words=(path_word("resume", run),))
     return step

@@ -1,6 +1,7 @@
 """Which words go to which step of a chain."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,8 @@ def test_any_path_is_one_word_of_hydra(path):
 def test_a_command_can_be_copied_into_a_shell():
     step = Step("latents", "encode", ("output='a b'", "splits=[train]"))
     assert shlex.split(step.line) == ["python", "-m", "ldm_lightning.encode", *step.words]
+    mine = replace(step, options=("--config-dir", "a b"))
+    assert shlex.split(mine.line)[3:] == ["--config-dir", "a b", *step.words]
 
 
 def test_only_a_training_that_has_begun_is_continued(tmp_path):

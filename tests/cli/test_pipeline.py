@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ldm_lightning import pipeline
+from ldm_lightning.config import CONF_DIR
 from tests.chain.stand_in import StandIn
 from tests.cli import run
 from tests.cli.run import command, process, run_folder, summary_of
@@ -117,6 +118,20 @@ def test_a_dry_run_says_all_commands_and_runs_the_trainings_dry(start, tmp_path)
     ended, stand_in = start("output_dir=chain")  # the real thing may follow in the same folder
     assert ended.code == 0, ended.output
     assert "experiment=kl_f4" in stand_in.steps[0].words
+
+
+def test_every_step_finds_the_configurations_of_the_user(start, tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "narrow.yaml").write_text((CONF_DIR / "experiment" / "kl_f4.yaml").read_text())
+    words = ["first_stage.experiment=narrow", "name=small"]
+    ended, stand_in = start("--config-dir", str(tmp_path / "mine"), *words, latents=4)
+    assert "train --config-dir" in ended.said
+    assert "experiment=narrow" in stand_in.steps[0].words
+    ended, later = start(f"resume={run_folder(tmp_path, 'small_chain')}")
+    assert ended.code == 0, ended.output
+    for step in (*stand_in.steps, *later.steps):
+        assert step.line_words[:2] == ("--config-dir", str(tmp_path / "mine"))
 
 
 @pytest.mark.parametrize(
