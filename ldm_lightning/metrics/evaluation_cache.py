@@ -20,7 +20,7 @@ from ldm_lightning.utils.hashing import canonical_json, hash_json
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same first stage and images would give other figures."""
 
 

@@ -22,8 +22,9 @@ class FirstStageReport:
 
     Attributes:
         scalars: Value by metric name, without the ``val/`` or ``test/`` that belongs in front:
-            ``psnr``, ``ssim``, the perceptual and Fréchet distances of the feature set, ``kl``,
-            ``codebook_usage``, ``codebook_perplexity``. What a bottleneck does not have is absent.
+            ``psnr``, ``ssim``, ``high_frequency_deficit``, ``power_ratio_octave_1`` to ``_3``, the
+            perceptual and Fréchet distances of the feature set, ``kl``, ``codebook_usage``,
+            ``codebook_perplexity``. What a bottleneck does not have is absent.
         latent_scalars: ``latent/mean`` and ``latent/std``, whose names are complete.
         per_channel: The same two names, one value a latent channel.
         protocol: How each scalar was made, by the names of ``scalars``.

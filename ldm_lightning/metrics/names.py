@@ -19,6 +19,18 @@ class MetricMeaning:
 METRICS: dict[str, MetricMeaning] = {
     "psnr": MetricMeaning("peak signal-to-noise ratio in dB, mean over images", True),
     "ssim": MetricMeaning("structural similarity, at most 1, mean over images", True),
+    "high_frequency_deficit": MetricMeaning(
+        "share of the images' power missing above 0.125 cycles per pixel, 0 to 1 (blur)", False
+    ),
+    "power_ratio_octave_1": MetricMeaning(
+        "power over the images' at 0.25 to 0.5 cycles per pixel; 1: equal, below: blur", None
+    ),
+    "power_ratio_octave_2": MetricMeaning(
+        "power over the images' at 0.125 to 0.25 cycles per pixel; 1: equal, below: blur", None
+    ),
+    "power_ratio_octave_3": MetricMeaning(
+        "power over the images' at 0.0625 to 0.125 cycles per pixel; 1: equal, below: blur", None
+    ),
     "lpips": MetricMeaning("perceptual distance, AlexNet features, mean over images", False),
     "lpips_vgg": MetricMeaning("perceptual distance, VGG features, mean over images", False),
     "perceptual_tiny": MetricMeaning(

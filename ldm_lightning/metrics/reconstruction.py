@@ -21,6 +21,7 @@ from ldm_lightning.metrics.pixels import (
     peak_signal_to_noise_ratio,
     structural_similarity,
 )
+from ldm_lightning.metrics.power_spectrum import SMALLEST_SIZE, PowerSpectrum
 from ldm_lightning.utils.image import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class MetricReport:
 
     Attributes:
         scalars: Value by metric name. A metric that is undefined for the set (SSIM below 11 pixels,
-            a Fréchet distance of fewer than two images) is absent.
+            power ratios below 16, a Fréchet distance of fewer than two images) is absent.
         protocol: By metric name: the data's own protocol, ``num_images``, and where a network was
             used ``feature_network`` and ``weights_hash``; for Fréchet distances ``num_references``
             and ``small_sample``.
@@ -45,7 +46,10 @@ class MetricReport:
 
 
 class ReconstructionMetrics:
-    """PSNR, SSIM, perceptual distances and the Fréchet distance of reconstructions to their images.
+    """How far reconstructions are from their images: pixels, power, perception, distribution.
+
+    PSNR, SSIM, power ratios by octave with the high-frequency deficit, perceptual distances and the
+    Fréchet distance.
 
     A plain class: none of its networks and sums appears in any state_dict. Results depend neither
     on the batch size nor on the number of processes.
@@ -71,11 +75,13 @@ class ReconstructionMetrics:
         )
         self._protocol: Protocol = dict(protocol or {})
         self._means = {name: MeanOverImages() for name in ("psnr", "ssim", *features.perceptual)}
+        self._spectrum = PowerSpectrum()
         self._network_dtype = torch.float32
 
     def reset(self) -> None:
         """Begin a pass over the set; call it on every process."""
         self.frechet.reset()
+        self._spectrum.reset()
         for mean in self._means.values():
             mean.reset()
 
@@ -89,6 +95,7 @@ class ReconstructionMetrics:
         """
         self.features.to(device, dtype)
         self.frechet.to(device)
+        self._spectrum.to(device)
         for mean in self._means.values():
             mean.to(device)
         self._network_dtype = dtype
@@ -115,6 +122,8 @@ class ReconstructionMetrics:
         self._means["psnr"].update(peak_signal_to_noise_ratio(rounded, originals))
         if min(images.shape[2:]) >= WINDOW_SIZE:
             self._means["ssim"].update(structural_similarity(rounded, originals))
+        if min(images.shape[2:]) >= SMALLEST_SIZE:
+            self._spectrum.update(rounded, originals)
         with torch.autocast(images.device.type, enabled=False):
             targets, values = self._scale(originals), self._scale(rounded)
             for name, distance in self.features.perceptual.items():
@@ -139,6 +148,14 @@ class ReconstructionMetrics:
             scalars[name] = value
             protocol[name] = {**self._protocol, "num_images": count, **self._network_protocol(name)}
             num_images = max(num_images, count)
+        nothing = torch.empty(0, 1, SMALLEST_SIZE, SMALLEST_SIZE, dtype=torch.uint8)
+        self._spectrum.update(nothing, nothing)
+        spectrum = self._spectrum.compute()
+        if spectrum.num_images > 0:
+            measured = spectrum.scalars()
+            scalars |= measured
+            entry = {**self._protocol, "num_images": spectrum.num_images}
+            protocol |= {name: dict(entry) for name in measured}
         result = self.frechet.compute()
         if result is None:
             logger.warning(

@@ -17,7 +17,14 @@ from tests.cli.run import (
     write_images,
 )
 
-MEASURED = ("psnr", "ssim", "perceptual_tiny", "rfd_tiny")
+MEASURED = (
+    "psnr",
+    "ssim",
+    "high_frequency_deficit",
+    *(f"power_ratio_octave_{octave}" for octave in (1, 2, 3)),
+    "perceptual_tiny",
+    "rfd_tiny",
+)
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def test_every_update_and_every_validation_is_a_row_of_metrics_csv(rows):
     terms = ("pixel", "perceptual", "kl", "adversarial", "discriminator", "total")
     assert {f"train/loss_{term}" for term in terms} <= names
     assert {"train/grad_norm_autoencoder", "train/grad_norm_discriminator"} <= names
-    measured = ("psnr", "ssim", "perceptual_tiny", "rfd_tiny", "kl")
+    measured = ("psnr", "ssim", "high_frequency_deficit", "perceptual_tiny", "rfd_tiny", "kl")
     assert {f"val/{name}" for name in measured} | {"latent/mean", "latent/std"} <= names
     assert not any("lpips" in name or "rfid" in name for name in names)
 
@@ -106,7 +106,7 @@ def test_the_summary_counts_parameters_by_part(summary, folder):
 
 def test_the_protocol_says_how_each_number_was_made(summary):
     protocol = summary["protocol"]
-    measured = ("psnr", "ssim", "perceptual_tiny", "rfd_tiny", "kl")
+    measured = ("psnr", "ssim", "high_frequency_deficit", "perceptual_tiny", "rfd_tiny", "kl")
     for kind, weights in (("val", "ema"), ("val_raw", "raw")):
         for name in measured:
             entry = protocol[f"{kind}/{name}"]

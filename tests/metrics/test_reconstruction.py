@@ -9,10 +9,12 @@ from ldm_lightning.metrics.features import FeatureSet, InceptionExtractor, tiny_
 from ldm_lightning.metrics.folders import ImagePair, compare_pairs, compare_sets
 from ldm_lightning.metrics.frechet import FrechetDistance
 from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio, structural_similarity
+from ldm_lightning.metrics.power_spectrum import DEFICIT_NAME, OCTAVE_NAMES, PowerSpectrum
 from ldm_lightning.metrics.reconstruction import ReconstructionMetrics
 from ldm_lightning.utils.image import from_uint8, to_uint8
 
 PROTOCOL = {"data": "pictures", "split": "val", "num_images": 24, "resolution": 32}
+SPECTRUM = {DEFICIT_NAME, *OCTAVE_NAMES}
 
 
 @pytest.fixture
@@ -43,7 +45,10 @@ def test_values_are_means_over_images_of_the_single_metrics(pair):
     frechet = FrechetDistance(features.extractor)
     frechet.update(rounded)
     frechet.update_references(originals)
+    spectrum = PowerSpectrum()
+    spectrum.update(rounded, originals)
     expected = {
+        **spectrum.compute().scalars(),
         "psnr": peak_signal_to_noise_ratio(rounded, originals).mean().item(),
         "ssim": structural_similarity(rounded, originals).mean().item(),
         "perceptual_tiny": distance(from_uint8(rounded), from_uint8(originals)).mean().item(),
@@ -84,6 +89,8 @@ def test_perfect_reconstructions_stay_finite(pair):
     assert values["ssim"] == pytest.approx(1.0)
     assert values["perceptual_tiny"] == 0.0
     assert values["rfd_tiny"] == pytest.approx(0.0, abs=1e-9)
+    assert values["high_frequency_deficit"] == 0.0
+    assert all(values[name] == 1.0 for name in OCTAVE_NAMES)
 
 
 def test_equal_with_and_without_a_cache(tmp_path, pair):
@@ -99,14 +106,16 @@ def test_equal_with_and_without_a_cache(tmp_path, pair):
 def test_measures_images_that_are_not_rgb(channels, pair):
     images, reconstructions = pair(8, channels=channels)
     values = measured(images, reconstructions)
-    assert set(values) == {"psnr", "ssim", "perceptual_tiny", "rfd_tiny"}
+    assert set(values) == {"psnr", "ssim", "perceptual_tiny", "rfd_tiny", *SPECTRUM}
     assert all(math.isfinite(value) for value in values.values())
     if channels == 1:
         as_rgb = measured(images.expand(-1, 3, -1, -1), reconstructions.expand(-1, 3, -1, -1))
         assert values == pytest.approx(as_rgb, rel=1e-6)
 
 
-def test_ssim_is_left_out_below_its_window(pair):
+def test_metrics_are_left_out_below_their_smallest_size(pair):
+    images, reconstructions = pair(4, size=(15, 32))
+    assert set(measured(images, reconstructions)) == {"psnr", "ssim", "perceptual_tiny", "rfd_tiny"}
     images, reconstructions = pair(4, size=(10, 32))
     assert set(measured(images, reconstructions)) == {"psnr", "perceptual_tiny", "rfd_tiny"}
 
@@ -115,7 +124,7 @@ def test_frechet_distance_of_a_single_image_is_left_out_and_said_so(caplog, pair
     images, reconstructions = pair(1)
     with caplog.at_level(logging.WARNING):
         values = measured(images, reconstructions)
-    assert set(values) == {"psnr", "ssim", "perceptual_tiny"}
+    assert set(values) == {"psnr", "ssim", "perceptual_tiny", *SPECTRUM}
     assert "rfd_tiny is left out" in caplog.text
 
 
@@ -127,7 +136,7 @@ def test_protocol_says_how_each_figure_was_made(pair):
     report = metrics.report()
     assert report.num_images == 24
     assert set(report.protocol) == set(report.scalars)
-    assert report.protocol["psnr"] == PROTOCOL
+    assert report.protocol["psnr"] == report.protocol["high_frequency_deficit"] == PROTOCOL
     assert report.protocol["rfd_tiny"] == {
         **PROTOCOL,
         "num_references": 24,

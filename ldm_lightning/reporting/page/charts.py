@@ -18,7 +18,16 @@ from ldm_lightning.reporting.page.settings import Difference, numeric
 STAGES = ("test", "val")
 PERCEPTUAL = ("lpips", "lpips_vgg", "perceptual_tiny")
 FRECHET = ("rfid", "rfd_tiny")
-SWEPT_METRICS = ("psnr", *PERCEPTUAL, *FRECHET, "kl", "codebook_usage", "nll", "loss")
+SWEPT_METRICS = (
+    "psnr",
+    *PERCEPTUAL,
+    *FRECHET,
+    "high_frequency_deficit",
+    "kl",
+    "codebook_usage",
+    "nll",
+    "loss",
+)
 GENERATED = ("gen/fid", "gen/fd_tiny", "latent/std", "perf/encode_images_per_s")
 
 MAX_SWEPT_SETTINGS = 6

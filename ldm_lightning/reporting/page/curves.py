@@ -16,6 +16,7 @@ CURVES = (
     "val/perceptual_tiny",
     "val/rfid",
     "val/rfd_tiny",
+    "val/high_frequency_deficit",
     "val/kl",
     "val/codebook_usage",
     "val/loss",
