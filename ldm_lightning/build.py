@@ -221,7 +221,8 @@ def build_callbacks(cfg: DictConfig, run_folder: RunFolder) -> list[pl.Callback]
 def build_loggers(cfg: DictConfig, run_folder: RunFolder) -> list[Logger]:
     """Build the loggers; each writes below the run's folder."""
     nodes = [node for node in cfg.logger.values() if isinstance(node, DictConfig)]
-    return [instantiate(node, save_dir=str(run_folder.path)) for node in nodes]
+    folder = str(run_folder.path)
+    return [instantiate(node, _convert_="all", save_dir=folder) for node in nodes]
 
 
 def build_trainer(cfg: DictConfig, run_folder: RunFolder) -> pl.Trainer:

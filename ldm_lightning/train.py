@@ -125,6 +125,8 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         with atomic_writer(run_folder.config) as file:  # others may be reading it
             file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
         run_folder.update_summary({"name": cfg.name, "config": build.plain(cfg)})
+        for logger in trainer.loggers:
+            logger.log_hyperparams(build.plain(cfg))
     if continues and not resumes:
         log.info("There is no checkpoint yet: the run starts anew.")
     with every_process(trainer, run_folder):

@@ -4,11 +4,9 @@ import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
+from ldm_lightning.callbacks.dashboards import dashboards
 from ldm_lightning.utils.image import save_grid
 
 
@@ -25,9 +23,20 @@ def draw(trainer: pl.Trainer, folder: Path, name: str, images: Tensor, *, num_co
     path = folder / f"{name}_{trainer.global_step}.png"
     save_grid(images, path, num_columns=num_columns)
     shutil.copyfile(path, folder / f"{name}_latest.png")
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(f"images/{name}", [str(path)], step=trainer.global_step)
-        elif isinstance(logger, TensorBoardLogger):
-            picture = pil_to_tensor(Image.open(path))
-            logger.experiment.add_image(f"images/{name}", picture, trainer.global_step)
+    show(trainer, name, path)
+
+
+def draw_once(
+    trainer: pl.Trainer, folder: Path, name: str, images: Tensor, *, num_columns: int
+) -> None:
+    """Write ``<name>.png`` unless it is there, of what never changes in a run; see ``draw``."""
+    path = folder / f"{name}.png"
+    if not path.exists():
+        save_grid(images, path, num_columns=num_columns)
+        show(trainer, name, path)
+
+
+def show(trainer: pl.Trainer, name: str, path: Path) -> None:
+    """Send a picture to the loggers that show images, under the same name every time."""
+    for dashboard in dashboards(trainer):
+        dashboard.log_picture(f"images/{name}", path, step=trainer.global_step)

@@ -66,8 +66,7 @@ class RunSummary(pl.Callback):
             if isinstance(part, nn.Module)
         }
         device = trainer.strategy.root_device
-        facts = {
-            "state": "running",
+        facts: dict[str, Any] = {
             "parameters": parameters,
             "device": device_name(device),
             "num_processes": trainer.world_size,
@@ -75,8 +74,12 @@ class RunSummary(pl.Callback):
             "versions": package_versions(),
             "commit": git_commit(),
         }
+        if first_stage := getattr(pl_module, "first_stage_used", None):
+            facts["first_stage_used"] = first_stage
         if trainer.is_global_zero:
-            self._write(trainer, facts)
+            self._write(trainer, {"state": "running", **facts})
+            for log in trainer.loggers:
+                log.log_hyperparams(facts)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the loggers drop what is going to be written again."""

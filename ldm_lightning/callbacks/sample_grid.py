@@ -4,8 +4,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from ldm_lightning.callbacks.pictures import draw
-from ldm_lightning.utils.image import save_grid
+from ldm_lightning.callbacks.pictures import draw, draw_once
 from ldm_lightning.utils.run_folder import RunFolder
 
 LEGEND = """\
@@ -34,8 +33,7 @@ class SampleGrid(pl.Callback):
         num_columns: int = pl_module.generation.num_columns  # type: ignore[union-attr, assignment]
         draw(trainer, self.folder, "samples", generated.samples, num_columns=num_columns)
         for name, images in (("ceiling", generated.ceiling), ("prior", generated.prior)):
-            if not (path := self.folder / f"{name}.png").exists():  # neither changes in a run
-                save_grid(images, path, num_columns=num_columns)
+            draw_once(trainer, self.folder, name, images, num_columns=num_columns)
         legend = self.folder / "legend.txt"
         if not legend.exists():
             legend.write_text(LEGEND, encoding="utf-8")

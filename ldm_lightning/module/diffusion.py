@@ -84,6 +84,15 @@ class DiffusionModule(UpdatingModule):
         return self._unregistered[0]
 
     @property
+    def first_stage_used(self) -> dict[str, str]:
+        """Which first stage it is: its checkpoint's path, the hash of its weights, ema or raw."""
+        return {
+            "path": str(self.first_stage.path.absolute()),
+            "hash": self.first_stage.weights_hash,
+            "weights": self.first_stage.weights,
+        }
+
+    @property
     def denoiser(self) -> nn.Module:
         """The network (noisy latents, network time, condition) -> prediction."""
         return self.model["denoiser"]
@@ -221,11 +230,7 @@ class DiffusionModule(UpdatingModule):
         """Store what rebuilds the denoiser, and which first stage it belongs to."""
         checkpoint["second_stage"] = {
             **self.stored_config,
-            "first_stage": {
-                "path": str(self.first_stage.path.absolute()),
-                "hash": self.first_stage.weights_hash,
-                "weights": self.first_stage.weights,
-            },
+            "first_stage": self.first_stage_used,
             "normalizer": self.first_stage.normalizer.to_dict(),
         }
 

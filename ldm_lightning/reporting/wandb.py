@@ -1,36 +1,220 @@
-"""Weights & Biases as a logger that never asks and, unless told so, never calls."""
+"""Weights & Biases as a logger that never asks and, unless told so, never calls.
+
+Lightning's own gives every chart an axis that counts batches. Here it counts updates, and so do the
+rows of W&B's history: what is logged at one update is one row. A run that is continued keeps its
+id, and goes on there.
+"""
 
 import netrc
 import os
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from ldm_lightning.metrics.names import higher_is_better
+from ldm_lightning.reporting.metrics_file import read_metrics
+from ldm_lightning.utils.provenance import git_commit
+from ldm_lightning.utils.run_folder import RunFolder
+
+AXIS = "update"
+"""What every chart is drawn against; gets no chart of its own."""
+
+KILLED = 255
+"""Exit code by which W&B knows a run that its user stopped."""
 
 
-def wandb_logger(
-    save_dir: str | Path, *, offline: bool, project: str, name: str | None = None
-) -> WandbLogger:
-    """Build Lightning's W&B logger; the package ``wandb`` is imported here, not before.
+class WandbDashboard(Logger):
+    """Write a run for W&B; the package ``wandb`` is imported when it begins, not before.
 
     Args:
         save_dir: The run folder; W&B writes to ``wandb/`` inside it.
         offline: Write locally alone; ``wandb sync`` uploads later.
         project: Project's name in W&B.
-        name: Run's name in W&B; by default the folder's.
+        name: What is trained; the run is called this and its folder's name.
+        group: Runs that W&B shows together; None for a run of its own.
+        job_type: Kind of run within the group.
+        entity: User or team in W&B; None takes the account's default.
+        tags: To find runs by.
 
     Raises:
         ValueError: If ``offline`` is false and there is no API key. W&B would ask for one and wait.
     """
-    if not offline and not _has_api_key():
-        raise ValueError(
-            "logger.offline=false needs a W&B API key: set WANDB_API_KEY or run `wandb login` "
-            "first, or leave logger.offline=true and upload later with `wandb sync`."
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        *,
+        offline: bool,
+        project: str,
+        name: str,
+        group: str | None,
+        job_type: str,
+        entity: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if not offline and not _has_api_key():
+            raise ValueError(
+                "logger.offline=false needs a W&B API key: set WANDB_API_KEY or run `wandb login` "
+                "first, or leave logger.offline=true and upload later with `wandb sync`."
+            )
+        self.run_folder = RunFolder(save_dir)
+        self.offline = offline
+        self._labels: dict[str, Any] = {
+            "project": project,
+            "name": f"{name} {self.run_folder.path.name}",
+            "group": group,
+            "job_type": job_type,
+            "entity": entity,
+            "tags": list(tags),
+        }
+        self._run: Any = None  # a wandb.Run, once it has begun
+        self._defined: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        """Kind of this logger."""
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        """The run's id in W&B, which continuations keep; empty before it has one."""
+        return self.run_folder.read_summary().get("wandb", {}).get("id", "")
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.run_folder.path)
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Add to what W&B calls the run's config."""
+        values = vars(params) if isinstance(params, Namespace) else params
+        self._begun().config.update(values, allow_val_change=True)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add scalars to the row of an update.
+
+        Raises:
+            ValueError: If there is no step.
+        """
+        if step is None:
+            raise ValueError(f"W&B needs a step for {', '.join(metrics)}, got None.")
+        self._log(metrics, step=step)
+
+    @rank_zero_only
+    def log_picture(self, name: str, path: Path, *, step: int) -> None:
+        """Add a PNG file, which W&B copies."""
+        import wandb
+
+        self._log({name: wandb.Image(str(path))}, step=step)
+
+    @rank_zero_only
+    def log_histogram(
+        self, name: str, heights: Sequence[float], edges: Sequence[float], *, step: int
+    ) -> None:
+        """Add a histogram, drawn over time as a heat map."""
+        import wandb
+
+        self._log({name: wandb.Histogram(np_histogram=(heights, edges))}, step=step)
+
+    @rank_zero_only
+    def drop_rows_after(self, step: int) -> None:
+        """Continue from ``step``.
+
+        Offline a continuation is a folder of its own, and which of several folders of one run W&B
+        keeps is not documented. So the newest one is made whole: it begins with all that the run
+        folder still has, scalars and pictures.
+        """
+        if not step or not self.offline:
+            return
+        rows: dict[int, dict[str, float]] = {}
+        if self.run_folder.metrics.is_file():
+            for at, metric, value in read_metrics(self.run_folder.metrics):
+                rows.setdefault(at, {})[metric] = value
+        pictures: dict[int, list[tuple[str, Path]]] = {}
+        for path in self.run_folder.images.glob("*.png"):
+            if match := re.fullmatch(r"(.+)_(\d+)", path.stem):
+                pictures.setdefault(int(match[2]), []).append((f"images/{match[1]}", path))
+        for at in sorted(at for at in rows.keys() | pictures.keys() if at <= step):
+            self.log_metrics(rows.get(at, {}), step=at)
+            for name, path in pictures.get(at, []):
+                self.log_picture(name, path, step=at)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the W&B run as the run has ended."""
+        if self._run is None:
+            return
+        summary = self.run_folder.read_summary()
+        for key in ("state", "reason"):
+            if key in summary:
+                self._run.summary[key] = summary[key]
+        failed = KILLED if summary.get("state") == "interrupted" else 1
+        self._run.finish(exit_code=0 if status == "success" else failed)
+        self._run = None
+        self._defined = set()
+
+    def _log(self, values: Mapping[str, Any], *, step: int) -> None:
+        run = self._begun()
+        for name in values:
+            if name not in self._defined:
+                run.define_metric(name, step_metric=AXIS, summary=_summary_of(name))
+                self._defined.add(name)
+        run.log({**values, AXIS: step}, step=step)
+
+    def _begun(self) -> Any:
+        """The W&B run; begins it, or goes on with that of an earlier start."""
+        if self._run is not None:
+            return self._run
+        import wandb
+
+        mode = _mode(offline=self.offline)
+        commit = git_commit()
+        self._run = wandb.init(
+            **self._labels,
+            dir=self.save_dir,
+            id=self.version or None,
+            resume="allow",
+            mode=mode,
+            reinit="finish_previous",
+            settings=wandb.Settings(
+                save_code=False,
+                disable_code=True,
+                # W&B would name the repository it is started in, which need not be this code's.
+                disable_git=True,
+                git_commit=commit and commit.removesuffix("-dirty"),
+            ),
         )
-    folder = Path(save_dir)
-    return WandbLogger(
-        name=name or folder.name, save_dir=str(folder), project=project, offline=offline
-    )
+        self._run.define_metric(AXIS, hidden=True)
+        if mode != "disabled":
+            self.run_folder.update_summary({"wandb": {"id": self._run.id}})
+        return self._run
+
+
+def _summary_of(name: str) -> str:
+    """What the run table shows of a series: the last value, and the best where there is one."""
+    upwards = higher_is_better.get(name, higher_is_better.get(name.partition("/")[2]))
+    if upwards is None:
+        return "last"
+    return "max,last" if upwards else "min,last"
+
+
+def _mode(*, offline: bool) -> Literal["online", "offline", "disabled"]:
+    """What W&B is to do. The environment may take from what is configured, and add nothing."""
+    asked = os.environ.get("WANDB_MODE")
+    if asked == "disabled":
+        return "disabled"
+    return "offline" if offline or asked == "offline" else "online"
 
 
 def _has_api_key() -> bool:

@@ -3,7 +3,6 @@ import os
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import nn
 
@@ -11,6 +10,7 @@ from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.reconstruction_grid import ReconstructionGrid
 from ldm_lightning.utils.image import to_uint8
 from ldm_lightning.utils.run_folder import RunFolder
+from tests.callbacks.recorder import Recorder
 from tests.callbacks.tiny_module import (
     TinyBottleneckOutput,
     TinyModule,
@@ -123,14 +123,12 @@ def test_prior_samples_decode_the_same_draws_every_time(tmp_path):
     assert tiles(folder.images / "prior_10.png", rows=8, columns=8).shape[0] == 8
 
 
-def test_pictures_reach_tensorboard(tmp_path):
-    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="")
-    sent = []
-    logger.experiment.add_image = lambda tag, picture, step: sent.append(
-        (tag, picture.shape[0], step)
-    )
-    grid_run(tmp_path, TinyModule(), logger=logger)
-    assert sent == [("images/reconstruction", 3, 5), ("images/reconstruction", 3, 10)]
+def test_pictures_reach_the_dashboards_under_one_name(tmp_path):
+    recorder = Recorder()
+    grid_run(tmp_path, TinyModule(), logger=recorder)
+    assert recorder.pictures == [
+        ("images/reconstruction", f"reconstruction_{step}.png", step) for step in (5, 10)
+    ]
 
 
 @pytest.mark.parametrize(

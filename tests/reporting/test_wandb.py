@@ -1,6 +1,10 @@
 import pytest
+from PIL import Image
 
-from ldm_lightning.reporting.wandb import wandb_logger
+from ldm_lightning.reporting.metrics_csv import MetricsCsv
+from ldm_lightning.reporting.wandb import WandbDashboard
+from ldm_lightning.utils.run_folder import RunFolder
+from tests.reporting.wandb_file import read_wandb
 
 
 @pytest.fixture(autouse=True)
@@ -11,25 +15,82 @@ def nobody_logged_in(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def test_offline_needs_no_key_and_writes_into_the_run_folder(tmp_path):
-    logger = wandb_logger(tmp_path / "run", offline=True, project="p")
-    assert logger.save_dir == str(tmp_path / "run")
-    assert logger._offline is True
-    assert logger._wandb_init["name"] == "run"
+def dashboard(folder, *, offline=True, **labels):
+    given = {"project": "p", "name": "kl_f8", "group": None, "job_type": "first_stage", **labels}
+    return WandbDashboard(folder, offline=offline, **given)
 
 
 def test_online_without_a_key_is_refused_instead_of_asking(tmp_path):
     with pytest.raises(ValueError, match=r"needs a W&B API key.*logger.offline=true"):
-        wandb_logger(tmp_path, offline=False, project="p")
+        dashboard(tmp_path, offline=False)
 
 
 def test_online_with_a_key_is_accepted(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert wandb_logger(tmp_path, offline=False, project="p")._offline is False
+    assert dashboard(tmp_path, offline=False).offline is False
 
 
 def test_online_with_a_login_of_wandb_is_accepted(tmp_path):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine api.wandb.ai login user password secret\n")
     netrc.chmod(0o600)
-    assert wandb_logger(tmp_path, offline=False, project="p")._offline is False
+    assert dashboard(tmp_path, offline=False).offline is False
+
+
+def test_disabled_by_the_environment_it_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = dashboard(tmp_path)
+    logger.log_hyperparams({"seed": 0})
+    logger.log_metrics({"val/psnr": 1.0}, step=1)
+    logger.finalize("success")
+    assert not (tmp_path / "wandb").exists()
+    assert logger.version == ""
+
+
+def test_the_environment_takes_no_run_online_that_is_configured_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    logger = dashboard(tmp_path, group="g", tags=["a", "b"], entity="team")
+    logger.log_metrics({"val/psnr": 1.0}, step=1)
+    logger.finalize("success")
+    run = read_wandb(tmp_path).run
+    assert (run["project"], run["entity"]) == ("p", "team")
+    assert (run["run_group"], run["job_type"], run["tags"]) == ("g", "first_stage", ["a", "b"])
+    assert run["display_name"] == f"kl_f8 {tmp_path.name}"
+
+
+@pytest.mark.parametrize(("state", "code"), [("failed", 1), ("interrupted", 255)])
+def test_a_run_that_did_not_finish_says_so(tmp_path, state, code):
+    logger = dashboard(tmp_path)
+    logger.log_metrics({"train/loss_total": 1.0}, step=3)
+    RunFolder(tmp_path).update_summary({"state": state, "reason": "because"})
+    logger.finalize("failed")
+    logger.finalize("failed")  # twice does no harm
+    found = read_wandb(tmp_path)
+    assert found.exit_code == code
+    assert (found.summary["state"], found.summary["reason"]) == (state, "because")
+    assert found.series("train/loss_total") == {3: 1.0}
+
+
+def test_a_continued_run_keeps_its_id_and_its_newest_folder_is_whole(tmp_path):
+    csv, first = MetricsCsv(tmp_path), dashboard(tmp_path)
+    images = RunFolder(tmp_path).images
+    for step in (1, 2, 3):
+        for logger in (csv, first):
+            logger.log_metrics({"val/psnr": 10.0 + step}, step=step)
+        path = images / f"reconstruction_{step}.png"
+        Image.new("RGB", (4, 4), (step, 0, 0)).save(path)
+        first.log_picture("images/reconstruction", path, step=step)
+    first.finalize("failed")
+    before = read_wandb(tmp_path)
+    second = dashboard(tmp_path)
+    second.drop_rows_after(2)  # update 3 was not saved, and is done again
+    second.log_metrics({"val/psnr": 20.0}, step=3)
+    second.finalize("success")
+    after = read_wandb(tmp_path)
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+    assert after.run["run_id"] == before.run["run_id"] == second.version
+    assert before.series("val/psnr") == {1: 11.0, 2: 12.0, 3: 13.0}
+    assert after.series("val/psnr") == {1: 11.0, 2: 12.0, 3: 20.0}
+    name = "images/reconstruction.sha256"
+    kept = {step: sha for step, sha in before.series(name).items() if step <= 2}
+    assert after.series(name) == kept
