@@ -12,7 +12,7 @@ from pathlib import Path
 SHARED = (
     *("data", "scale", "features", "trainer", "logger"),
     *("resolution", "image_channels", "train_crop", "eval_crop", "seed", "cache_dir"),
-    "page",
+    *("page", "run_group"),
 )
 """Groups and keys that describe images, the machine and what is written: they count for both
 stages."""
@@ -166,6 +166,14 @@ def held_out_words(words: Sequence[str], facts: ImageFacts, *, num_samples: int)
 # Steps
 
 
+def group_of(folder: Path) -> str:
+    """The name under which W&B shows the two trainings of a chain together.
+
+    The folder's own name is a time, or in a sweep a number and a hash.
+    """
+    return re.sub(r"[^\w.-]", "_", f"{folder.parent.name}_{folder.name}", flags=re.ASCII)
+
+
 def trainings(request: Request, folder: Path, *, dry_run: bool = False) -> tuple[Step, Step]:
     """The training of the first and of the second stage in the chain's folder.
 
@@ -173,9 +181,12 @@ def trainings(request: Request, folder: Path, *, dry_run: bool = False) -> tuple
     """
     runs = folder / "dry_run" if dry_run else folder
     last = ["dry_run=true"] if dry_run else []
+    group = [f"run_group={group_of(folder)}"]
     first = [
         f"experiment={request.first_stage}",
-        *overridden(first_stage_words(request.words), request.first_stage_overrides),
+        *overridden(
+            overridden(group, first_stage_words(request.words)), request.first_stage_overrides
+        ),
         path_word("output_dir", runs / "first_stage"),
         *last,
     ]
@@ -184,7 +195,7 @@ def trainings(request: Request, folder: Path, *, dry_run: bool = False) -> tuple
         path_word("first_stage.checkpoint", folder / "first_stage"),
         "data=latents",
         path_word("data.root", folder / "latents"),
-        *second_stage_words(request.words),
+        *overridden(group, second_stage_words(request.words)),
         path_word("output_dir", runs / "second_stage"),
         *last,
     ]

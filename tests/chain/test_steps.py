@@ -130,6 +130,7 @@ def test_the_steps_follow_each_other_through_their_folders():
         assert [word.partition("=")[2] for word in written] == [f"/runs/chain/{step.name}"]
     assert steps["first_stage"].words == (
         "experiment=kl_f4",
+        "run_group=runs_chain",
         "scale=gpu",
         "output_dir=/runs/chain/first_stage",
     )
@@ -140,6 +141,32 @@ def test_the_steps_follow_each_other_through_their_folders():
         "data.root=/runs/chain/latents",
     )
     assert "images=/runs/chain/prior/images" in steps["prior_evaluation"].words
+
+
+@pytest.mark.parametrize(
+    ("folder", "group"),
+    [
+        (
+            "outputs/ldm_kl_f4_chain/2026-01-02_03-04-05-678",
+            "ldm_kl_f4_chain_2026-01-02_03-04-05-678",
+        ),
+        ("outputs/sweeps/widths/3_ab12cd34", "widths_3_ab12cd34"),
+        ("my runs/a=b", "my_runs_a_b"),
+    ],
+)
+def test_both_trainings_are_of_one_group_named_by_the_chains_folder(folder, group):
+    first, second = trainings(Request("ldm_kl_f4", "kl_f4", ()), Path(folder))
+    assert f"run_group={group}" in first.words
+    assert f"run_group={group}" in second.words
+
+
+def test_a_group_of_ones_own_is_kept():
+    steps = steps_of("run_group=mine", first_stage_overrides=("run_group=firsts",))
+    groups = {
+        name: [word for word in steps[name].words if key_of(word) == "run_group"]
+        for name in ("first_stage", "second_stage")
+    }
+    assert groups == {"first_stage": ["run_group=firsts"], "second_stage": ["run_group=mine"]}
 
 
 def test_overrides_reach_their_step_alone():
