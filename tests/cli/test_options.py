@@ -5,7 +5,6 @@ import textwrap
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.utils.checkpoint import load_checkpoint
@@ -54,19 +53,6 @@ def test_precisions_differ_but_agree(tmp_path):
 def test_the_device_and_precision_are_said(tmp_path):
     ended = command("train", tiny("vqvae_f8", max_steps=1), tmp_path)
     assert "; precision 32, as asked; one process; fused AdamW." in ended.said
-
-
-def test_tensorboard_gets_the_scalars_beside_the_csv(tmp_path):
-    run = trained(tmp_path, "vqvae_f8", max_steps=2, logger="tensorboard")
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    rows = [
-        (s, v) for s, name, v in read_metrics(run / "metrics.csv") if name == "train/loss_total"
-    ]
-    seen = [(event.step, event.value) for event in events.Scalars("train/loss_total")]
-    assert [step for step, _ in seen] == [step for step, _ in rows] == [1, 2]
-    assert [v for _, v in seen] == pytest.approx([v for _, v in rows], rel=1e-6)
-    assert events.Images("images/reconstruction")
 
 
 def test_wandb_is_written_offline_and_asks_nothing(tmp_path):
