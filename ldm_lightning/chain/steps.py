@@ -166,12 +166,15 @@ def held_out_words(words: Sequence[str], facts: ImageFacts, *, num_samples: int)
 # Steps
 
 
-def group_of(folder: Path) -> str:
-    """The name under which W&B shows the two trainings of a chain together.
+def _grouped(words: list[str], folder: Path) -> list[str]:
+    """``words``, and a group of the chain's own, by which W&B shows both trainings together.
 
-    The folder's own name is a time, or in a sweep a number and a hash.
+    It has the name of two folders: the chain's own is a time, or in a sweep a number and a hash.
     """
-    return re.sub(r"[^\w.-]", "_", f"{folder.parent.name}_{folder.name}", flags=re.ASCII)
+    if any(key_of(word) == "run_group" for word in words):
+        return words
+    group = re.sub(r"[^\w.-]", "_", f"{folder.parent.name}_{folder.name}", flags=re.ASCII)
+    return [*words, f"run_group={group}"]
 
 
 def trainings(request: Request, folder: Path, *, dry_run: bool = False) -> tuple[Step, Step]:
@@ -181,11 +184,10 @@ def trainings(request: Request, folder: Path, *, dry_run: bool = False) -> tuple
     """
     runs = folder / "dry_run" if dry_run else folder
     last = ["dry_run=true"] if dry_run else []
-    group = [f"run_group={group_of(folder)}"]
     first = [
         f"experiment={request.first_stage}",
-        *overridden(
-            overridden(group, first_stage_words(request.words)), request.first_stage_overrides
+        *_grouped(
+            overridden(first_stage_words(request.words), request.first_stage_overrides), folder
         ),
         path_word("output_dir", runs / "first_stage"),
         *last,
@@ -195,7 +197,7 @@ def trainings(request: Request, folder: Path, *, dry_run: bool = False) -> tuple
         path_word("first_stage.checkpoint", folder / "first_stage"),
         "data=latents",
         path_word("data.root", folder / "latents"),
-        *overridden(group, second_stage_words(request.words)),
+        *_grouped(second_stage_words(request.words), folder),
         path_word("output_dir", runs / "second_stage"),
         *last,
     ]

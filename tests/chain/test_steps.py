@@ -130,8 +130,8 @@ def test_the_steps_follow_each_other_through_their_folders():
         assert [word.partition("=")[2] for word in written] == [f"/runs/chain/{step.name}"]
     assert steps["first_stage"].words == (
         "experiment=kl_f4",
-        "run_group=runs_chain",
         "scale=gpu",
+        "run_group=runs_chain",
         "output_dir=/runs/chain/first_stage",
     )
     assert steps["second_stage"].words[:4] == (
