@@ -65,21 +65,17 @@ class RunSummary(pl.Callback):
             for name, part in parts.items()
             if isinstance(part, nn.Module)
         }
-        device = trainer.strategy.root_device
         facts: dict[str, Any] = {
             "parameters": parameters,
-            "device": device_name(device),
             "num_processes": trainer.world_size,
             "num_threads": torch.get_num_threads(),
-            "versions": package_versions(),
-            "commit": git_commit(),
+            **_made_with(trainer),
         }
         if first_stage := getattr(pl_module, "first_stage_used", None):
             facts["first_stage_used"] = first_stage
         if trainer.is_global_zero:
             self._write(trainer, {"state": "running", **facts})
-            for log in trainer.loggers:
-                log.log_hyperparams(facts)
+            _tell_loggers(trainer, facts)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the loggers drop what is going to be written again."""
@@ -133,12 +129,9 @@ class RunSummary(pl.Callback):
             if per_channel := getattr(report, "per_channel", None):
                 changes["per_channel"] = per_channel
         if trainer.state.fn == "validate":
-            changes |= {
-                "state": "validated",
-                "versions": package_versions(),
-                "commit": git_commit(),
-            }
-            changes["device"] = device_name(trainer.strategy.root_device)
+            facts = _made_with(trainer)
+            changes |= {"state": "validated", **facts}
+            _tell_loggers(trainer, facts)
         self._write(trainer, changes)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -196,6 +189,21 @@ class RunSummary(pl.Callback):
         }
         self.run_folder.update_summary({**current, **changes})
         self._written = time.monotonic()
+
+
+def _made_with(trainer: pl.Trainer) -> dict[str, Any]:
+    """What figures depend on besides the configuration."""
+    return {
+        "device": device_name(trainer.strategy.root_device),
+        "versions": package_versions(),
+        "commit": git_commit(),
+    }
+
+
+def _tell_loggers(trainer: pl.Trainer, facts: Mapping[str, Any]) -> None:
+    """Show facts beside the configuration."""
+    for log in trainer.loggers:
+        log.log_hyperparams(dict(facts))
 
 
 def _weights(trainer: pl.Trainer) -> dict[str, str]:

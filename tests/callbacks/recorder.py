@@ -6,6 +6,7 @@ from lightning.pytorch.loggers.logger import Logger
 class Recorder(Logger):
     def __init__(self):
         super().__init__()
+        self.config = {}
         self.scalars = {}  # by step
         self.pictures = []
         self.histograms = []
@@ -19,7 +20,7 @@ class Recorder(Logger):
         return ""
 
     def log_hyperparams(self, params, *args, **kwargs):
-        pass
+        self.config |= params
 
     def log_metrics(self, metrics, step=None):
         self.scalars.setdefault(step, {}).update(metrics)

@@ -7,6 +7,7 @@ from ldm_lightning.callbacks import run_summary
 from ldm_lightning.callbacks.codebook_alarm import CodebookAlarm
 from ldm_lightning.callbacks.run_summary import RunSummary
 from ldm_lightning.utils.run_folder import RunFolder
+from tests.callbacks.recorder import Recorder
 from tests.callbacks.tiny_module import TinyModule, TinyReport, fit, make_trainer, without_advice
 
 
@@ -91,6 +92,18 @@ def test_validation_alone_is_validated(tmp_path):
     summary = folder.read_summary()
     assert summary["state"] == "validated"
     assert summary["metrics"] == {"val/psnr": 10.0}
+
+
+@pytest.mark.parametrize("function", ["fit", "validate"])
+def test_dashboards_hear_what_the_figures_were_made_with(tmp_path, function):
+    folder, recorder = RunFolder(tmp_path), Recorder()
+    trainer = make_trainer([RunSummary(folder)], enable_checkpointing=False, logger=recorder)
+    with without_advice():
+        getattr(trainer, function)(TinyModule())
+    summary = folder.read_summary()
+    for name in ("commit", "versions", "device"):
+        assert recorder.config[name] == summary[name]
+    assert recorder.config["versions"]["torch"]
 
 
 def test_alarms_are_collected(tmp_path):
