@@ -178,7 +178,7 @@ def test_the_command_line_with_two_processes_equals_one_and_shares_one_run_folde
     """The first process starts the second by running its own command again."""
     name, here = "command_line", tmp_path / "here"
     here.mkdir()
-    words = overrides_of("kl_f8", *words_of(SCENARIOS[name], num_processes=2))
+    words = overrides_of("kl_f8", *words_of(SCENARIOS[name], num_processes=2), "page=false")
     command = ["-m", "ldm_lightning.train", *words]
     log = tmp_path / "log.txt"
     process = start(command, log, cwd=here, XDG_CACHE_HOME=str(tmp_path / "cache"))
