@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_lightning.utils.files import atomic_writer
+from ldm_lightning.utils.living import is_living
 
 STATES = (
     "running",
@@ -108,13 +109,7 @@ class RunFolder:
         pid = summary.get("pid")
         if summary.get("host") != socket.gethostname() or pid in (None, os.getpid()):
             return None
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            return pid
-        return pid
+        return pid if is_living(pid, seen=summary.get("heartbeat")) else None
 
 
 def find_checkpoint(path: str | Path, *, prefer: str = "best") -> Path:

@@ -174,6 +174,18 @@ def test_another_living_process_is_found_and_a_dead_one_is_not(tmp_path):
     assert folder.other_process() is None  # this process itself
 
 
+def test_a_process_that_got_the_number_of_a_dead_one_is_no_writer(tmp_path):
+    folder = RunFolder(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    summary = {"state": "running", "pid": process.pid, "host": socket.gethostname()}
+    for age, expected in ((0, process.pid), (3600, None)):
+        folder.summary.write_text(json.dumps({**summary, "heartbeat": time.time() - age}))
+        assert folder.other_process() == expected
+    process.kill()
+    process.stdin.close()
+    process.wait()
+
+
 def test_a_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
     folder = RunFolder(tmp_path)
     best, last = folder.checkpoints / "best.ckpt", folder.checkpoints / "last.ckpt"
