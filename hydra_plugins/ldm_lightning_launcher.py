@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +33,12 @@ log = logging.getLogger(__name__)
 OWN = ("hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra/sweep", "hydra.mode", "hydra.run.")
 """What Hydra's words begin with that describe the sweep, and not its jobs."""
 
+_FOLDER = "a job's folder is outputs/sweeps/SWEEP_NAME/NUMBER_HASH"
 DECIDED_BY_THE_SWEEP = {
     "resume": "a sweep goes on by itself when it is started again with the same sweep_name",
-    "output_dir": "a job's folder is outputs/sweeps/SWEEP_NAME/NUMBER_HASH",
+    "output_dir": _FOLDER,
+    "hydra.run.dir": _FOLDER,
+    "hydra.sweep.subdir": _FOLDER,
 }
 
 
@@ -79,11 +84,9 @@ class ProcessLauncher(Launcher):
         from ldm_lightning.sweep.resources import Resources, chosen_gpus
 
         check_alone("a sweep", instead="start it alone; its jobs start the others (trainer=ddp).")
-        if config.sweep_name is None:
-            raise ValueError(
-                "A sweep needs a name: give sweep_name=NAME, one for all jobs. Its folder is "
-                "outputs/sweeps/NAME, and the same name goes on with it."
-            )
+        _check_name(config.sweep_name)
+        _check_module(self.module)
+        _check_words(config.hydra.overrides.hydra)
         self.config = config
         self.resources = Resources(
             self.n_jobs, self.threads, chosen_gpus(self.gpus), self.gpus_per_job
@@ -104,19 +107,28 @@ class ProcessLauncher(Launcher):
 
         Raises:
             ValueError: If a word sets what the sweep decides.
-            SystemExit: After Ctrl-C and SIGTERM, when all jobs have ended.
+            SystemExit: When all jobs have ended, after Ctrl-C and SIGTERM, and after a job that
+                failed; unless a search goes on without it.
         """
         from ldm_lightning.sweep.process import Command
+        from ldm_lightning.sweep.report import write_page
         from ldm_lightning.sweep.running import run_sweep
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        _check_words(job_overrides)
+        for words in job_overrides:
+            _check_words(words)
+        folder = Path(self.config.hydra.sweep.dir).absolute()
         ended = run_sweep(
-            Path(self.config.hydra.sweep.dir).absolute(),
+            folder,
             job_overrides,
             command=Command(self.module, tuple(_options(self.config))),
             resources=self.resources,
         )
+        if self.config.page and not (self.config.dry_run or ended.signal):
+            try:
+                write_page(folder, anew=ended.started > 0)
+            except KeyboardInterrupt:  # nothing is lost, so no traceback
+                sys.exit(128 + signal.SIGINT)
         if ended.unfinished:
             command = ["python", "-m", self.module, *sys.argv[1:]]
             log.error(
@@ -127,13 +139,63 @@ class ProcessLauncher(Launcher):
             )
         if ended.signal:
             sys.exit(128 + ended.signal)
+        if ended.unfinished and self.config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            sys.exit(1)  # nobody asks for values, and all has been said
         return [_returned(status) for status in ended.statuses]
 
 
-def _check_words(job_overrides: Sequence[Sequence[str]]) -> None:
+class NoSweep(Launcher):
+    """Refuse ``-m`` for commands whose jobs have no folder to be found in again.
+
+    Args:
+        command: Which one.
+    """
+
+    def __init__(self, *, command: str) -> None:
+        self.command = command
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Refuse; called by Hydra.
+
+        Raises:
+            ValueError: Saying what to do instead.
+        """
+        raise ValueError(
+            f"-m sweeps train and pipeline, not {self.command}: leave it out, and run "
+            f"{self.command} once for each value, such as by a loop of the shell."
+        )
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> list[JobReturn]:
+        """Never called: ``setup`` refuses."""
+        raise AssertionError("a sweep that was refused has jobs")
+
+
+def _check_name(name: object) -> None:
+    if name is None:
+        raise ValueError(
+            "A sweep needs a name: give sweep_name=NAME, one for all jobs. Its folder is "
+            "outputs/sweeps/NAME, and the same name goes on with it."
+        )
+    if not isinstance(name, (str, int)) or Path(str(name)).name != str(name) or name in ("", ".."):
+        raise ValueError(f"sweep_name must be the name of a folder, without a path, got {name!r}.")
+
+
+def _check_module(module: str) -> None:
+    if find_spec(module) is None:
+        raise ValueError(
+            f"hydra.launcher.module={module} does not exist; it is what jobs run, such as "
+            "ldm_lightning.train."
+        )
+
+
+def _check_words(words: Sequence[str]) -> None:
     from ldm_lightning.chain.steps import key_of
 
-    for word in {word for words in job_overrides for word in words}:
+    for word in words:
         if (key := key_of(word)) in DECIDED_BY_THE_SWEEP:
             reason = DECIDED_BY_THE_SWEEP[key]
             raise ValueError(f"{word} is not for a sweep: {reason}. Leave it out.")
@@ -143,8 +205,12 @@ def _options(config: DictConfig) -> list[str]:
     """The words of the command line that count for the jobs' Hydra."""
     from ldm_lightning.command import config_dir_words
 
+    options = config_dir_words(config.hydra)
+    name = config.hydra.job.config_name
+    if name not in ("train", "pipeline"):  # a configuration of one's own, given by --config-name
+        options += ["--config-name", name]
     words = [word for word in config.hydra.overrides.hydra if not word.lstrip("+~").startswith(OWN)]
-    return [*config_dir_words(config.hydra), *words]
+    return [*options, *words]
 
 
 def _returned(status: Status) -> JobReturn:

@@ -115,8 +115,10 @@ def _higher_is_better(name: str) -> bool:
 
 
 def _threads_of_a_job(n_jobs: int) -> int:
-    """An equal share of the machine's cores, at least one thread."""
-    return max(1, (os.cpu_count() or 1) // max(1, n_jobs))
+    """An equal share of the cores that this process may use, at least one thread."""
+    affinity = getattr(os, "sched_getaffinity", None)  # SLURM gives a job some; macOS has none
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // max(1, n_jobs))
 
 
 def register_resolvers() -> None:

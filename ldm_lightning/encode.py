@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.command import errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
@@ -279,6 +280,7 @@ def _statistics(writer: SplitWriter, run_folder: RunFolder) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of ``ldm-encode`` and ``python -m ldm_lightning.encode``."""
+    end_with_parent()
     register_resolvers()
     with errors_told_plainly():
         _encode()

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.command import errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
@@ -241,6 +242,7 @@ def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
 
 def main() -> None:
     """Entry point of ``ldm-evaluate`` and ``python -m ldm_lightning.evaluate``."""
+    end_with_parent()
     register_resolvers()
     with errors_told_plainly():
         _evaluate()

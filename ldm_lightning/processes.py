@@ -43,8 +43,8 @@ POLL_SECONDS = 0.2
 PARENT = "LDM_LIGHTNING_STARTED_BY"
 """Environment variable: process id of the process of this run that started this one."""
 
-SWEEP = "LDM_LIGHTNING_SWEPT_BY"
-"""Environment variable: process id of the sweep that started this run as one of its jobs."""
+STARTER = "LDM_LIGHTNING_COMMANDED_BY"
+"""Environment variable: process id of the sweep or chain that started this command."""
 
 
 # What ended first
@@ -261,19 +261,20 @@ def _set_environment(variables: Mapping[str, str]) -> Iterator[None]:
 def end_with_parent() -> None:
     """Let this process end when the one that started it does, however that ended.
 
-    Where that is another process of its run, it ends at once; a job of a sweep saves first.
+    Where that is another process of its run, it ends at once; a job of a sweep and a step of a
+    chain save first.
     """
-    sweep = os.environ.pop(SWEEP, None)  # what this process starts is no job of the sweep
+    starter = os.environ.pop(STARTER, None)  # what this process starts has another one
     if PARENT in os.environ:
         threading.Thread(target=_watch_parent, daemon=True).start()
-    elif sweep is not None:
-        threading.Thread(target=_watch_sweep, args=(int(sweep),), daemon=True).start()
+    elif starter is not None:
+        threading.Thread(target=_watch_starter, args=(int(starter),), daemon=True).start()
 
 
-def _watch_sweep(sweep: int) -> None:
-    while os.getppid() == sweep:
+def _watch_starter(starter: int) -> None:
+    while os.getppid() == starter:
         time.sleep(POLL_SECONDS)
-    log.error("The sweep (pid %d) that started this run was killed; the run ends too.", sweep)
+    log.error("What started this process (pid %d) was killed; this one saves and ends.", starter)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

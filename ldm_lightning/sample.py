@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.command import errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ def _summarise(
 
 def main() -> None:
     """Entry point of ``ldm-sample`` and ``python -m ldm_lightning.sample``."""
+    end_with_parent()
     register_resolvers()
     with errors_told_plainly():
         _sample()

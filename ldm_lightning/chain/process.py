@@ -1,5 +1,6 @@
 """A step as a process of its own."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,19 +10,21 @@ from pathlib import Path
 from types import FrameType
 
 from ldm_lightning.chain.steps import Step
+from ldm_lightning.processes import STARTER
 
 
 def run_command(step: Step, working_folder: Path) -> int:
     """Run a step as a process that writes where this one does; returns its exit code.
 
     The process is never left behind: on Ctrl-C and SIGTERM it is told, and waited for while it
-    saves what it has.
+    saves what it has. Where this process is killed, a training notices, saves and ends.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, when the process has ended.
     """
     command = [sys.executable, "-m", f"ldm_lightning.{step.command}", *step.line_words]
-    process = subprocess.Popen(command, cwd=working_folder)
+    environment = {**os.environ, STARTER: str(os.getpid())}
+    process = subprocess.Popen(command, cwd=working_folder, env=environment)
     with _forwarding(signal.SIGTERM, process):
         try:
             return process.wait()

@@ -13,11 +13,24 @@ from rich.live import Live
 
 from ldm_lightning.reporting.table import drawn_table, print_rows
 from ldm_lightning.sweep.jobs import DONE
+from ldm_lightning.sweep.remaining import Remaining
 from ldm_lightning.sweep.status import Status
+from ldm_lightning.utils.units import format_seconds
 
 logger = logging.getLogger(__name__)
 
-HEADER = ("job", "words", "state", "updates", "time", "metric", "why, and where its log is")
+HEADER = ("job", "words", "state", "updates", "time", "metric", "why (log)")
+
+WIDE_COLUMNS = 100
+"""A terminal that is narrower follows only what NARROW names; why a job failed stands above."""
+
+NARROW = ("words", "state", "updates", "metric")
+
+LINES_AROUND = 7
+"""Of a table: its title, its frame, its header, and what the cursor needs."""
+
+URGENCY = {"running": 0, "failed": 1, "interrupted": 1, "waiting": 2}
+"""What is shown first where a terminal is too low for all jobs; what is done comes last."""
 
 
 class SweepDisplay:
@@ -43,8 +56,9 @@ class SweepDisplay:
     ) -> None:
         self.title = title
         self.differing = differing
-        console = Console() if console is None else console
+        self._console = console = Console() if console is None else console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._remaining = Remaining()
         self._pause = 1.0 if self._live is not None else plain_every_seconds
         self._shown = time.monotonic()
 
@@ -74,11 +88,21 @@ class SweepDisplay:
         if now - self._shown < self._pause:
             return
         self._shown = now
-        if self._live is not None:
-            rows = _rows(statuses(), self.differing)
-            self._live.update(drawn_table(HEADER, rows, title=self.title), refresh=True)
-        else:
-            logger.info("%s", _summed_up(statuses()))
+        found = statuses()
+        counted = _counted(found, self._remaining.seconds(found))
+        if self._live is None:
+            logger.info("%s", _with_running(counted, found))
+            return
+        rows = _rows(_most_urgent(found, self._places), self.differing)
+        title = f"{self.title}: {counted}"
+        header = HEADER if self._console.width >= WIDE_COLUMNS else NARROW
+        kept = [[row[HEADER.index(column)] for column in header] for row in rows]
+        self._live.update(drawn_table(header, kept, title=title), refresh=True)
+
+    @property
+    def _places(self) -> int:
+        """How many jobs the terminal has lines for."""
+        return max(1, self._console.height - LINES_AROUND)
 
 
 def print_statuses(
@@ -96,13 +120,25 @@ def _rows(statuses: Sequence[Status], differing: Mapping[Path, str]) -> list[tup
     return [(status.job.name, differing[status.job.folder], *status.cells) for status in statuses]
 
 
-def _summed_up(statuses: Sequence[Status]) -> str:
-    """How many jobs are in each state, and where the running ones are."""
+def _most_urgent(statuses: Sequence[Status], places: int) -> list[Status]:
+    """So many of the jobs, in their order."""
+    urgency = [URGENCY.get(status.state, len(URGENCY)) for status in statuses]
+    chosen = sorted(range(len(statuses)), key=lambda i: (urgency[i], i))[:places]
+    return [statuses[i] for i in sorted(chosen)]
+
+
+def _counted(statuses: Sequence[Status], seconds_left: float | None) -> str:
+    """How many jobs are in each state, and how long it will still take."""
     states = Counter("done" if status.state in DONE else status.state for status in statuses)
     counts = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    left = "" if seconds_left is None else f", about {format_seconds(seconds_left)} left"
+    return counts + left
+
+
+def _with_running(counted: str, statuses: Sequence[Status]) -> str:
     running = [
         f"{status.job.name} {status.progress} {status.metric}".strip()
         for status in statuses
         if status.state == "running"
     ]
-    return f"{counts}: {'; '.join(running)}" if running else counts
+    return f"{counted}: {'; '.join(running)}" if running else counted

@@ -13,19 +13,24 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ldm_lightning.chain.steps import key_of
 
 DONE = ("finished", "early_stopped", "validated", "dry_run")
 """States of a run that is not started again."""
 
-COMMON = ("sweep_name",)
-"""Keys that are the same for all jobs of a folder, and no part of the hash."""
+COMMON = ("sweep_name", "page")
+"""Keys that are the same for all jobs of a folder and change no figure: no part of the hash."""
+
+CHAIN = "chain.json"
+"""What a chain of commands leaves first in its folder, see ldm_lightning.pipeline."""
 
 TAIL_BYTES = 4096
 """How much of ``metrics.csv`` is read to find its last row."""
@@ -50,8 +55,8 @@ class Job:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a run that can be continued."""
-        return (self.folder / "config.yaml").is_file()
+        """Whether there is something that only ``resume`` goes on with; else its words begin it."""
+        return any((self.folder / name).is_file() for name in ("checkpoints/last.ckpt", CHAIN))
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,12 @@ class Reached:
     Attributes:
         state: Of ``summary.json``; None where there is none.
         reason: Why it failed or stopped early; empty where nothing is said.
-        step: Updates done.
-        max_steps: Updates asked for; None where that is not known.
+        step: Updates done; of a chain those of the training that goes on.
+        max_steps: Updates asked for; None where that is not known, or nothing is trained.
         seconds: Spent on training and validation, over all starts.
         monitor: Name of the metric that decides; None where that is not known.
         value: The last value of ``monitor``; None where it was not measured or is not finite.
+        part: The step of a chain that goes on, as ``second_stage (4 of 8)``; empty without a chain.
     """
 
     state: str | None = None
@@ -75,12 +81,27 @@ class Reached:
     seconds: float = 0.0
     monitor: str | None = None
     value: float | None = None
+    part: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """How much of the work is done, 0 to 1; None where nothing tells."""
+        if self.state in DONE:
+            return 1.0
+        if self.part or not self.max_steps:
+            return None
+        return min(1.0, self.step / self.max_steps)
 
 
 def hash_of(words: Iterable[str]) -> str:
-    """Eight hexadecimal digits that depend on the words, not on their order."""
-    counted = sorted(word for word in words if key_of(word) not in COMMON)
-    return hashlib.sha256("\n".join(counted).encode()).hexdigest()[:8]
+    """Eight hexadecimal digits that depend on what the words say, not on their order.
+
+    Of two values for one key the last counts, as it does for Hydra.
+    """
+    counted = [word for word in words if key_of(word) not in COMMON]
+    values = {key_of(word): word for word in counted if word[:1] not in "+~"}
+    counted = [word for word in counted if word in values.values() or word[:1] in "+~"]
+    return hashlib.sha256("\n".join(sorted(set(counted))).encode()).hexdigest()[:8]
 
 
 def jobs_of(sweep_folder: Path, words_of_jobs: Iterable[Sequence[str]]) -> list[Job]:
@@ -120,8 +141,19 @@ def differing_words(jobs: Sequence[Job]) -> dict[Path, str]:
 
 
 def reached(folder: Path) -> Reached:
-    """Read the folder of a job, which may be written meanwhile, or not exist."""
-    summary = _json(folder / "summary.json")
+    """Read the folder of a job, which may be written meanwhile, be damaged, or not exist."""
+    try:
+        summary = _mapping(folder / "summary.json")
+    except (OSError, ValueError) as error:
+        reason = f"summary.json cannot be read ({error}); move it away to go on with this job"
+        return Reached("failed", reason)
+    found = _training(folder, summary)
+    if not (folder / CHAIN).is_file() or found.state in DONE:
+        return found
+    return _chain(folder, found, summary.get("steps") or {})
+
+
+def _training(folder: Path, summary: dict[str, Any]) -> Reached:
     config = _config(folder / "config.yaml")
     monitor = config.get("monitor")
     return Reached(
@@ -135,14 +167,45 @@ def reached(folder: Path) -> Reached:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _chain(folder: Path, found: Reached, done: dict[str, Any]) -> Reached:
+    """What a chain has reached: the step that it is in, and how far that is."""
+    try:
+        names = [step["name"] for step in _mapping(folder / CHAIN)["steps"]]
+        left = [name for name in names if done.get(name, {}).get("state") not in DONE]
+        own = _training(folder / left[0], _mapping(folder / left[0] / "summary.json"))
+    except (OSError, ValueError, LookupError, TypeError):  # the chain says so itself
+        return found
+    part = f"{left[0]} ({names.index(left[0]) + 1} of {len(names)})"
+    seconds = sum(float(step.get("seconds", 0.0)) for step in done.values()) + own.seconds
+    return replace(
+        found,
+        part=part,
+        step=own.step,
+        max_steps=own.max_steps,
+        seconds=seconds,
+        monitor=own.monitor,
+        value=own.value,
+    )
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file.
+
+    Raises:
+        ValueError: If there is something else.
+    """
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"no object but {type(content).__name__}")
+    return content
 
 
 def _config(path: Path) -> dict[str, Any]:
     try:
         return _read_config(path, path.stat().st_mtime_ns)
-    except FileNotFoundError:
+    except (OSError, YAMLError, OmegaConfBaseException):  # shown only: nothing is shown
         return {}
 
 

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_lightning.chain.steps import path_word
-from ldm_lightning.processes import SWEEP, ended_by_signal
+from ldm_lightning.processes import STARTER, ended_by_signal
 from ldm_lightning.sweep.jobs import DONE, Job, reached
 from ldm_lightning.utils.run_folder import RunFolder
+
+TAIL_BYTES = 4096
+"""How much of a log is read to find its last line."""
 
 LOG = "job.log"
 """What a job says, over all its starts; in its folder."""
@@ -35,7 +38,8 @@ class Command:
         """The command line that begins a job, or goes on with it."""
         own = [path_word("resume", job.folder)] if job.has_begun else list(job.words)
         folder = path_word("hydra.run.dir", job.folder)
-        return [sys.executable, "-m", self.module, *self.options, *own, folder]
+        # An experiment that asks for -m by itself would make every job a sweep.
+        return [sys.executable, "-m", self.module, *self.options, *own, "hydra.mode=RUN", folder]
 
 
 class JobProcess:
@@ -45,6 +49,9 @@ class JobProcess:
         job: Its folder is made.
         command: What to run.
         variables: Environment variables that it gets besides those of this process.
+
+    Raises:
+        OSError: If the disk is full, or the machine takes no more processes.
     """
 
     def __init__(self, job: Job, command: Command, variables: Mapping[str, str]) -> None:
@@ -52,12 +59,19 @@ class JobProcess:
         job.folder.mkdir(parents=True, exist_ok=True)
         self._summary_before = _changed(job.folder / "summary.json")
         with (job.folder / LOG).open("ab") as log:
+            self._log_before = log.tell()
             self._process = subprocess.Popen(
                 command.words(job),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **variables, SWEEP: str(os.getpid())},
+                # Unbuffered, so that its log can be followed, and is whole if it is killed.
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    **variables,
+                    STARTER: str(os.getpid()),
+                },
                 # Ctrl-C in the terminal reaches the sweep alone, which then tells its jobs.
                 start_new_session=True,
             )
@@ -66,6 +80,11 @@ class JobProcess:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._process.returncode
 
     def has_ended(self) -> bool:
         """Whether it has ended by now."""
@@ -85,6 +104,10 @@ class JobProcess:
 
         Args:
             stopped: Whether the sweep has asked it to.
+
+        Raises:
+            OSError: If the disk is full.
+            ValueError: If the summary is damaged.
         """
         summary = self.job.folder / "summary.json"
         state = reached(self.job.folder).state
@@ -95,8 +118,15 @@ class JobProcess:
         if stopped:
             RunFolder(self.job.folder).update_summary({"state": "interrupted"})
             return
-        reason = ended_by_signal(code) if code < 0 else _last_line(self.job.folder / LOG)
+        reason = ended_by_signal(code) if code < 0 else self._last_line()
         RunFolder(self.job.folder).update_summary({"state": "failed", "reason": reason})
+
+    def _last_line(self) -> str:
+        """What it said last."""
+        with (self.job.folder / LOG).open("rb") as log:
+            log.seek(max(self._log_before, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "It said nothing.")
 
 
 def _changed(path: Path) -> int | None:
@@ -105,8 +135,3 @@ def _changed(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "It said nothing.")

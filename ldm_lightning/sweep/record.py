@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ldm_lightning.sweep.jobs import Job
 from ldm_lightning.utils.files import atomic_writer
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -28,6 +31,13 @@ def only_one(sweep_folder: Path) -> Iterator[None]:
                 f"Another process runs the sweep in {sweep_folder} already; wait for it, end it, "
                 "or choose another sweep_name."
             ) from error
+        except OSError as error:  # a file system of a cluster that has no locks
+            logger.warning(
+                "Nothing keeps other processes from running the sweep in %s too (%s): start it "
+                "only once.",
+                sweep_folder,
+                error.strerror,
+            )
         yield
 
 
@@ -43,8 +53,8 @@ def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, threads: int) -> Non
     if path.is_file():
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            before, stored = record["threads"], record["jobs"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            before, stored = int(record["threads"]), dict(record["jobs"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); choose another sweep_name.") from error
         if before != threads:
             raise ValueError(

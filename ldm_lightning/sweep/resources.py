@@ -20,7 +20,7 @@ class Resources:
         n_jobs: Jobs that run at a time.
         threads: OMP_NUM_THREADS of each process of a job. Sums are rounded differently by another
             number of threads, so it is part of how a figure was made.
-        gpus: What CUDA_VISIBLE_DEVICES may name; empty without GPUs.
+        gpus: What CUDA_VISIBLE_DEVICES may name; empty for none, None to leave it as it is.
         gpus_per_job: GPUs that a job sees: more than one for ``trainer=ddp``.
 
     Raises:
@@ -29,7 +29,7 @@ class Resources:
 
     n_jobs: int
     threads: int
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[str, ...] | None = None
     gpus_per_job: int = 1
 
     def __post_init__(self) -> None:
@@ -45,6 +45,14 @@ class Resources:
                 f"{len(self.gpus)} GPUs ({', '.join(self.gpus)})."
             )
 
+    def __str__(self) -> str:
+        """Such as ``2 jobs at a time, 4 threads each, on GPUs 0, 1 in turn``."""
+        said = f"{self.n_jobs} job{'s' * (self.n_jobs > 1)} at a time, "
+        said += f"{self.threads} thread{'s' * (self.threads > 1)} each"
+        if self.gpus is None:
+            return said
+        return f"{said}, on GPUs {', '.join(self.gpus)} in turn" if self.gpus else f"{said}, no GPU"
+
     def environment(self, place: int) -> dict[str, str]:
         """The environment variables of the job at a place, 0 to ``n_jobs`` - 1.
 
@@ -52,21 +60,21 @@ class Resources:
         jobs need.
         """
         variables = {"OMP_NUM_THREADS": str(self.threads)}
-        if self.gpus:
-            first = place * self.gpus_per_job
-            mine = [self.gpus[(first + i) % len(self.gpus)] for i in range(self.gpus_per_job)]
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-        return variables
+        if self.gpus is None:
+            return variables
+        first, number = place * self.gpus_per_job, len(self.gpus)
+        mine = [self.gpus[(first + i) % number] for i in range(self.gpus_per_job) if number]
+        return {**variables, "CUDA_VISIBLE_DEVICES": ",".join(mine)}
 
 
-def chosen_gpus(gpus: object) -> tuple[str, ...]:
-    """The GPUs that ``hydra.launcher.gpus`` means: ``auto``, or a list.
+def chosen_gpus(gpus: object) -> tuple[str, ...] | None:
+    """The GPUs that ``hydra.launcher.gpus`` means: ``auto``, or a list; None where none is known.
 
     Raises:
         ValueError: If it is neither.
     """
     if gpus == "auto":
-        return visible_gpus()
+        return visible_gpus() or None
     if isinstance(gpus, str) or not isinstance(gpus, Sequence):
         raise ValueError(f"hydra.launcher.gpus must be auto or a list such as [0,1], got {gpus!r}.")
     return tuple(map(str, gpus))

@@ -12,16 +12,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from ldm_lightning.sweep.display import SweepDisplay, print_statuses
-from ldm_lightning.sweep.jobs import DONE, Job, differing_words, jobs_of, reached
-from ldm_lightning.sweep.process import LOG, Command, JobProcess
+from ldm_lightning.sweep.jobs import DONE, Job, Reached, differing_words, jobs_of, reached
+from ldm_lightning.sweep.process import Command, JobProcess
 from ldm_lightning.sweep.record import keep_record, only_one
 from ldm_lightning.sweep.resources import Resources
-from ldm_lightning.sweep.status import Status, status_at_rest
+from ldm_lightning.sweep.status import Status, shown_log, status_at_rest
 from ldm_lightning.utils.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
@@ -34,10 +34,12 @@ class Ended:
     Attributes:
         statuses: One a job, in the order of the jobs.
         signal: That stopped the sweep; 0 where all jobs have ended by themselves.
+        started: How many jobs were started; the others were done already, or not reached.
     """
 
     statuses: tuple[Status, ...]
     signal: int
+    started: int
 
     @property
     def unfinished(self) -> tuple[Status, ...]:
@@ -69,14 +71,13 @@ def run_sweep(
     with only_one(sweep_folder):
         keep_record(sweep_folder, jobs, threads=resources.threads)
         with SweepDisplay(title=f"Sweep {sweep_folder}", differing=differing) as display:
-            number = _Schedule(jobs, command, resources, display).run()
-        statuses = tuple(status_at_rest(job) for job in jobs)
-    print_statuses(
-        list({status.job.folder: status for status in statuses}.values()),
-        differing,
-        title=f"Sweep {sweep_folder}",
+            schedule = _Schedule(jobs, command, resources, display)
+            number = schedule.run()
+    by_folder = {job.folder: schedule.at_rest(job) for job in jobs}
+    print_statuses(list(by_folder.values()), differing, title=f"Sweep {sweep_folder}")
+    return Ended(
+        tuple(replace(by_folder[job.folder], job=job) for job in jobs), number, schedule.started
     )
-    return Ended(statuses, number)
 
 
 class _Schedule:
@@ -92,13 +93,14 @@ class _Schedule:
         self._resources = resources
         self._display = display
         self._said_to_wait: set[Path] = set()
+        self._refused: dict[Path, str] = {}  # by folder: why a job could not be started
+        self.started = 0
 
     def run(self) -> int:
         """Run until all have ended; returns the signal that stopped the sweep, or 0."""
         done = len(self._jobs) - len(self._waiting)
         self._display.say(
-            f"{len(self._jobs)} jobs, {done} of them done already; {self._resources.n_jobs} at a "
-            f"time, {self._resources.threads} threads each."
+            f"{len(self._jobs)} jobs, {done} of them done already; {self._resources}."
         )
         with _signals_counted() as received:
             asked = 0
@@ -117,32 +119,56 @@ class _Schedule:
                 raise
             return received[0] if received else 0
 
+    def at_rest(self, job: Job) -> Status:
+        """How a job stands that is not running."""
+        if job.folder in self._refused:
+            return Status(job, "failed", Reached("failed", self._refused[job.folder]))
+        return status_at_rest(job)
+
     def _collect(self, *, stopped: bool) -> None:
         """Note what has ended."""
         for place, process in list(self._running.items()):
-            if process.has_ended():
-                del self._running[place]
+            if not process.has_ended():
+                continue
+            del self._running[place]
+            try:
                 process.note_end(stopped=stopped)
-                self._display.say(status_at_rest(process.job).line)
+            except (OSError, ValueError) as error:  # a full disk: the others may not need any
+                self._display.say(f"Not written into the summary of {process.job.name}: {error}")
+            status = self.at_rest(process.job)
+            self._display.say(status.line)
+            if status.is_done and process.code:
+                log = shown_log(process.job)
+                self._display.say(f"It ended with code {process.code} after that, see {log}")
 
     def _fill(self) -> None:
         """Start waiting jobs in the free places."""
         for place in range(self._resources.n_jobs):
-            if place in self._running:
-                continue
-            job = next((job for job in self._waiting if self._is_free(job)), None)
-            if job is None:
-                return
-            self._waiting.remove(job)
-            if reached(job.folder).state in DONE:  # by the process that was waited for
-                continue
-            variables = self._resources.environment(place)
-            self._running[place] = process = JobProcess(job, self._command, variables)
-            self._display.say(f"{job.name} started (pid {process.pid}), log: {job.folder / LOG}")
+            while place not in self._running:
+                job = next((job for job in self._waiting if self._is_free(job)), None)
+                if job is None:
+                    return
+                self._waiting.remove(job)
+                if reached(job.folder).state not in DONE:  # by the process that was waited for
+                    self._start(job, place)
+
+    def _start(self, job: Job, place: int) -> None:
+        try:
+            process = JobProcess(job, self._command, self._resources.environment(place))
+        except OSError as error:
+            self._refused[job.folder] = f"It could not be started: {error}"
+            self._display.say(self.at_rest(job).line)
+            return
+        self._running[place] = process
+        self.started += 1
+        self._display.say(f"{job.name} started (pid {process.pid}), log: {shown_log(job)}")
 
     def _is_free(self, job: Job) -> bool:
         """Whether nobody writes to a job's folder, such as a job that outlives a killed sweep."""
-        other = RunFolder(job.folder).other_process() if job.folder.exists() else None
+        try:
+            other = RunFolder(job.folder).other_process() if job.folder.exists() else None
+        except ValueError:  # damaged or not to be written; starting it tells
+            return True
         if other is not None and job.folder not in self._said_to_wait:
             self._said_to_wait.add(job.folder)
             self._display.say(f"{job.name} waits for process {other}, which writes to it.")
@@ -152,7 +178,8 @@ class _Schedule:
         """Ask the running jobs to end at the first signal, kill them at the next."""
         if not asked:
             self._display.say(
-                f"Stopping: {len(self._running)} jobs save what they have. Again: kill them."
+                f"Stopping: {len(self._running)} running, which save what they have. "
+                "Once more kills them."
             )
         for process in self._running.values():
             if not asked:
@@ -167,7 +194,7 @@ class _Schedule:
         return [
             Status(job, "running" if job.folder in running else "waiting", reached(job.folder))
             if job.folder in running | waiting
-            else status_at_rest(job)
+            else self.at_rest(job)
             for job in self._jobs
         ]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from ldm_lightning.sweep.jobs import DONE, Job, Reached, reached
 from ldm_lightning.sweep.process import LOG
@@ -31,10 +31,11 @@ class Status:
 
     @property
     def progress(self) -> str:
-        """Updates done, of how many."""
-        if self.reached.max_steps is None:
-            return ""
-        return f"{self.reached.step} of {self.reached.max_steps}"
+        """Updates done, of how many; of a chain, in which step."""
+        parts = [self.reached.part] if self.reached.part else []
+        if self.reached.max_steps is not None:
+            parts.append(f"{self.reached.step} of {self.reached.max_steps}")
+        return " ".join(parts)
 
     @property
     def metric(self) -> str:
@@ -48,8 +49,8 @@ class Status:
         """Why it is not done, and where its log is."""
         if self.is_done or self.state in ("waiting", "running"):
             return ""
-        log = os.path.relpath(self.job.folder / LOG)
-        return f"{self.reached.reason or 'stopped before its end'} ({log})"
+        reason = " ".join(self.reached.reason.split()) or "stopped before its end"
+        return f"{reason} ({shown_log(self.job)})"
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -62,6 +63,12 @@ class Status:
         """One line that says all of it."""
         parts = (self.progress, self.metric, self.note)
         return f"{self.job.name} {self.state}: {', '.join(part for part in parts if part)}"
+
+
+def shown_log(job: Job) -> Path:
+    """Where a job's log is, as short as it can be said."""
+    log, here = job.folder / LOG, Path.cwd()
+    return log.relative_to(here) if log.is_relative_to(here) else log
 
 
 def status_at_rest(job: Job) -> Status:

@@ -11,8 +11,8 @@ def is_living(pid: int, *, seen: float | None = None) -> bool:
     """Whether a process of this machine lives.
 
     Numbers are used again, in containers soon, so that a process which began after the number was
-    written down is another one. A process that has ended and that nobody has asked how (a container
-    may have nobody who does) no longer lives. Both are read from /proc; elsewhere than on Linux only
+    written down is another one. A process that has ended, and that nobody has asked how (there may
+    be nobody in a container), lives no more. Both are read from /proc; where there is none, only
     the number counts.
 
     Args:

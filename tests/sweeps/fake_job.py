@@ -1,7 +1,8 @@
 """A job that takes no time: leaves behind what a training would, and ends as its name says.
 
 ``name=`` is one of: finishes; raises, killed, waits, deaf (only when it is begun, not when it goes
-on); refused (before it has written anything, unless ALL_WELL is set); meets (another one).
+on); refused (before it has written anything, unless ALL_WELL is set); meets (another one); late
+(fails after it has finished); damaged (leaves half a summary).
 """
 
 import json
@@ -33,6 +34,7 @@ def main() -> None:
         config = {"monitor": "val/psnr", "max_steps": MAX_STEPS, "seed": words.get("seed", "0")}
         OmegaConf.save(OmegaConf.create(config), run_folder.config)
     run_folder.update_summary({"state": "running", "step": 3})
+    (run_folder.checkpoints / "last.ckpt").touch()
     run_folder.metrics.write_text("step,metric,value\n3,train/loss_total,1.0\n5,train/lo")
     if end in ENDS and "resume" not in words:
         ENDS[end](run_folder)
@@ -40,6 +42,8 @@ def main() -> None:
     run_folder.update_summary(
         {"state": "finished", "step": MAX_STEPS, "metrics": {"val/psnr": value}}
     )
+    if end == "late":
+        sys.exit("the page could not be drawn")
 
 
 def note_start(folder: Path) -> None:
@@ -92,7 +96,19 @@ def meets(run_folder: RunFolder) -> None:
         time.sleep(0.02)
 
 
-ENDS = {"raises": raises, "killed": killed, "waits": waits, "deaf": deaf, "meets": meets}
+def damaged(run_folder: RunFolder) -> None:
+    run_folder.summary.write_text('{"state": "run')
+    sys.exit(1)
+
+
+ENDS = {
+    "raises": raises,
+    "killed": killed,
+    "waits": waits,
+    "deaf": deaf,
+    "meets": meets,
+    "damaged": damaged,
+}
 
 if __name__ == "__main__":
     main()

@@ -3,6 +3,7 @@
 import io
 import logging
 
+import pytest
 from rich.console import Console
 
 from ldm_lightning.sweep.display import SweepDisplay, print_statuses
@@ -23,8 +24,10 @@ def statuses_in(folder):
     ]
 
 
-def terminal() -> Console:
-    return Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
+def terminal(width: int = 200, height: int = 50) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None
+    )
 
 
 def test_a_terminal_shows_one_table_and_what_happens_above_it(tmp_path):
@@ -42,6 +45,36 @@ def test_a_terminal_shows_one_table_and_what_happens_above_it(tmp_path):
         assert text in shown
     assert "resolution" not in shown
     assert "0_ab [red] started" in shown
+
+
+def test_a_low_terminal_shows_what_runs_and_what_failed_and_counts_all(tmp_path):
+    console = terminal(height=9)
+    jobs = jobs_of(tmp_path, [[f"seed={seed}"] for seed in range(40)])
+    states = ["finished"] * 20 + ["failed"] + ["finished"] * 10 + ["running"] + ["waiting"] * 8
+    found = [Status(job, state, Reached(state)) for job, state in zip(jobs, states, strict=True)]
+    with SweepDisplay(title="Sweep x", differing=differing_words(jobs), console=console) as display:
+        display._shown -= 1.0
+        display.show(lambda: found)
+    shown = console.file.getvalue()
+    assert "30 done, 1 failed, 1 running, 8 waiting" in shown
+    assert "seed=20 " in shown
+    assert "seed=31 " in shown
+    assert "seed=0 " not in shown
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_shows_every_job(tmp_path, width):
+    console = terminal(width=width)
+    statuses = statuses_in(tmp_path)
+    differing = differing_words([status.job for status in statuses])
+    with SweepDisplay(title="x", differing=differing, console=console) as display:
+        display._shown -= 1.0
+        display.show(lambda: statuses)
+    lines = console.file.getvalue().splitlines()
+    for status, seed in zip(statuses, range(4), strict=True):
+        (line, *_) = (line for line in lines if f"seed={seed}" in line)
+        assert len(line) <= width
+        assert status.state in line
 
 
 def test_without_a_terminal_it_is_a_line_now_and_then(tmp_path, caplog):

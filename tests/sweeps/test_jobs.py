@@ -17,6 +17,12 @@ def test_the_hash_depends_on_the_words_alone():
     assert hash_of(["a=1", "b=2"]) != hash_of(["a=12", "b="])
 
 
+def test_of_two_values_for_a_key_the_last_counts():
+    assert hash_of(["a=1", "b=0", "a=2"]) == hash_of(["b=0", "a=2"])
+    assert hash_of(["a=1", "a=2"]) != hash_of(["a=2", "a=1"])
+    assert hash_of(["~a", "+a=2"]) != hash_of(["+a=2"])
+
+
 def test_a_job_keeps_its_folder_and_a_new_one_gets_the_next_number(tmp_path):
     first = jobs_of(tmp_path, [["seed=0"], ["seed=1"]])
     assert [job.name for job in first] == [
@@ -68,6 +74,63 @@ def test_a_configuration_that_changes_is_read_again(tmp_path):
         assert reached(tmp_path).max_steps == number
 
 
+@pytest.mark.parametrize("content", ['{"state": "runn', "[1]", ""])
+def test_a_damaged_summary_is_a_failure_that_says_what_to_do(tmp_path, content):
+    (tmp_path / "summary.json").write_text(content)
+    found = reached(tmp_path)
+    assert found.state == "failed"
+    assert "summary.json cannot be read" in found.reason
+    assert "move it away" in found.reason
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1", "monitor: ${nothing}", "\0"])
+def test_a_damaged_configuration_shows_nothing(tmp_path, content):
+    (tmp_path / "summary.json").write_text('{"state": "running", "step": 3}')
+    (tmp_path / "config.yaml").write_text(content)
+    assert reached(tmp_path) == Reached("running", "", 3)
+
+
+def test_only_what_can_be_continued_has_begun(tmp_path):
+    (job,) = jobs_of(tmp_path, [["train=false"]])
+    job.folder.mkdir()
+    (job.folder / "config.yaml").touch()  # its words begin it as well
+    assert not job.has_begun
+    (job.folder / "chain.json").touch()
+    assert job.has_begun
+    (job.folder / "chain.json").unlink()
+    (job.folder / "checkpoints").mkdir()
+    (job.folder / "checkpoints" / "last.ckpt").touch()
+    assert job.has_begun
+
+
+def test_a_chain_has_reached_what_its_step_has(tmp_path):
+    names = ("first_stage", "latents", "second_stage")
+    (tmp_path / "chain.json").write_text(json.dumps({"steps": [{"name": n} for n in names]}))
+    (tmp_path / "config.yaml").write_text("monitor: gen/fd_tiny\nmax_steps: 700\n")
+    done = {"state": "finished", "seconds": 60.0}
+    summary = {"state": "running", "steps": {"first_stage": done}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    found = reached(tmp_path)
+    assert (found.part, found.max_steps, found.seconds) == ("latents (2 of 3)", None, 60.0)
+    second = tmp_path / "second_stage"
+    second.mkdir()
+    (second / "config.yaml").write_text("monitor: val/loss\nmax_steps: 700\n")
+    own = {"state": "running", "step": 5, "metrics": {"val/loss": 0.5}, "timing": {"total_s": 9}}
+    (second / "summary.json").write_text(json.dumps(own))
+    summary["steps"]["latents"] = done
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    found = reached(tmp_path)
+    assert found.part == "second_stage (3 of 3)"
+    assert (found.step, found.max_steps, found.seconds) == (5, 700, 129.0)
+    assert (found.monitor, found.value) == ("val/loss", 0.5)
+    summary |= {"state": "finished", "metrics": {"gen/fd_tiny": 2.0}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert (reached(tmp_path).part, reached(tmp_path).value) == ("", 2.0)
+    (tmp_path / "chain.json").write_text("{}")
+    (tmp_path / "summary.json").write_text('{"state": "running"}')
+    assert reached(tmp_path).state == "running"
+
+
 def test_the_record_says_whose_each_folder_is(tmp_path):
     keep_record(tmp_path, jobs_of(tmp_path, [["seed=0"]]), threads=2)
     keep_record(tmp_path, jobs_of(tmp_path, [["seed=0", "max_steps=2"]]), threads=2)
@@ -83,6 +146,16 @@ def test_jobs_of_other_threads_are_refused(tmp_path):
     (tmp_path / "sweep.json").write_text('{"threads": 2')
     with pytest.raises(ValueError, match="is damaged"):
         keep_record(tmp_path, [], threads=2)
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+    def refuse(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with only_one(tmp_path):
+        pass
+    assert "start it only once" in caplog.text
 
 
 def test_one_process_runs_a_sweep_at_a_time(tmp_path):

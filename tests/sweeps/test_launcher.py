@@ -1,16 +1,25 @@
 """``-m`` on the command line, with jobs that take no time."""
 
 import json
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.sweep.jobs import hash_of
+from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.sweep.jobs import Job, hash_of
+from ldm_lightning.sweep.process import Command
+from ldm_lightning.sweep.running import Ended
 from tests.cli.run import ROOT, command, process, summary_of
 from tests.sweeps.fake_job import MODULE, starts_of
 
-FAKE = [f"hydra.launcher.module={MODULE}", "hydra.launcher.threads=1"]
+FAKE = [f"hydra.launcher.module={MODULE}", "hydra.launcher.threads=1", "page=false"]
 
 NO_TORCH = """
 import sys
@@ -38,6 +47,44 @@ def _found_by_jobs(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
+def composed(name: str, words: list[str]) -> DictConfig:
+    """What a job makes of its words, with its keys checked."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        cfg = compose(name, overrides=words, return_hydra_config=True)
+        choices = dict(cfg.hydra.runtime.choices)
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        check_keys(cfg, choices)
+    return cfg
+
+
+@pytest.fixture
+def words_of(monkeypatch):
+    """Ask for a sweep, and get the words of its jobs, which are not run."""
+    asked = []
+
+    def noted(folder, words_of_jobs, **_):
+        asked.extend(words_of_jobs)
+        return Ended((), signal=0, started=0)
+
+    monkeypatch.setattr("ldm_lightning.sweep.running.run_sweep", noted)
+
+    def ask(folder: Path, *words: str) -> list[Sequence[str]]:
+        ended = command("train", [*words, *FAKE], folder)
+        assert ended.code == 0, ended.output
+        return asked
+
+    return ask
+
+
+def parsed(word: str) -> tuple[str, Any]:
+    """Key and value of a word, as the Hydra of a job reads it."""
+    override = OverridesParser.create().parse_override(word)
+    value = override.value()
+    return override.key_or_group, getattr(value, "text", value)
+
+
 def sweep(folder: Path, *words: str):
     return command("train", ["-m", *words, *FAKE], folder)
 
@@ -56,14 +103,19 @@ def test_a_sweep_over_experiments_has_one_folder_and_a_job_for_each_combination(
     assert ended.code == 0, ended.output
     found = folders(tmp_path, "grid")
     expected = [
-        [f"experiment={experiment}", f"loss.kl_weight={weight}", "sweep_name=grid"]
+        [f"experiment={experiment}", f"loss.kl_weight={weight}", "sweep_name=grid", "page=False"]
         for experiment in ("kl_f4", "kl_f8")
         for weight in ("1e-06", "0.0001")
     ]
     assert [path.name for path in found] == [f"{i}_{hash_of(w)}" for i, w in enumerate(expected)]
     for path, job_words in zip(found, expected, strict=True):
         (start,) = starts_of(path)
-        assert start["words"] == ["hydra.verbose=[nobody]", *job_words, f"hydra.run.dir={path}"]
+        assert start["words"] == [
+            "hydra.verbose=[nobody]",
+            *job_words,
+            "hydra.mode=RUN",
+            f"hydra.run.dir={path}",
+        ]
         assert summary_of(path)["state"] == "finished"
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["sweeps"]
     record = json.loads((tmp_path / "outputs/sweeps/grid/sweep.json").read_text())
@@ -92,12 +144,17 @@ def test_a_failed_job_is_told_and_the_same_command_runs_it_alone(tmp_path, monke
         (["seed=1", "sweep_name=a,b"], "give sweep_name=NAME"),
         (["seed=1,2", "sweep_name=a", "resume=auto"], "resume=auto is not for a sweep"),
         (["seed=1,2", "sweep_name=a", "output_dir=x"], "output_dir=x is not for a sweep"),
+        (["seed=1,2", "sweep_name="], "sweep_name must be the name of a folder"),
+        (["seed=1,2", "sweep_name=../a"], "without a path, got '../a'"),
+        (["seed=1,2", "sweep_name=[a,b]"], "sweep_name must be the name of a folder"),
+        (["seed=1,2", "sweep_name=a", "hydra.run.dir=x"], "hydra.run.dir=x is not for a sweep"),
+        (["seed=1,2", "sweep_name=a", "hydra.launcher.module=nothing"], "module=nothing does not"),
         (["seed=1,2", "sweep_name=a", "hydra.launcher.n_jobs=0"], "n_jobs must be a positive"),
         (["loss.kl_wait=1,2", "sweep_name=a"], "kl_wait"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_any_job(tmp_path, words, message):
-    ended = sweep(tmp_path, *words)
+    ended = command("train", ["-m", *FAKE, *words], tmp_path)
     assert ended.code == 1
     assert message in ended.said
     assert "Traceback" not in ended.output
@@ -115,14 +172,77 @@ def test_experiments_of_ones_own_reach_the_jobs(tmp_path):
         assert start["words"][:3] == ["--config-dir", str(tmp_path / "my"), "experiment=mine"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("words", SWEEPS, ids=lambda words: words[-1])
-def test_every_sweep_of_the_documentation_runs(tmp_path, words):
-    placed = [word.replace("PHOTOS", str(tmp_path)) for word in words]
-    ended = command("train", [*placed, *FAKE], tmp_path)
+def test_words_reach_the_jobs_as_they_were_meant(tmp_path, words_of):
+    roots = [
+        "photos of me",
+        "it's",
+        'a "quoted" one',
+        "bäume/🌳",
+        "a,b",
+        "[x]",
+        "50%",
+        "~/x",
+        "a=b",
+    ]
+    quoted = ["'" + root.replace("'", "\\'") + "'" for root in roots]
+    words = ["data=image_folder", "autoencoder.attention_at=[2,4],[]", "sweep_name=awkward"]
+    jobs = words_of(tmp_path, "-m", f"data.root={','.join(quoted)}", *words)
+    meant = [tuple(parsed(word)[1] for word in job[:3]) for job in jobs]
+    expected = [(root, "image_folder", at) for root in roots for at in ([2, 4], [])]
+    assert meant == expected
+    assert len({hash_of(job) for job in jobs}) == len(jobs)
+
+
+def test_a_job_finds_its_folder_wherever_it_is(tmp_path):
+    folder = tmp_path / "my 'own' sweeps, bäume" / "0_abcdef00"
+    words = Command("m").words(Job(("seed=1",), folder))
+    assert [parsed(word) for word in words[3:]] == [
+        ("seed", 1),
+        ("hydra.mode", "RUN"),
+        ("hydra.run.dir", str(folder)),
+    ]
+
+
+def test_a_page_compares_the_jobs_and_is_written_where_there_is_news(tmp_path):
+    words = ["seed=1,2", "sweep_name=paged", *FAKE[:2]]
+    page = tmp_path / "outputs" / "sweeps" / "paged" / "report.html"
+    ended = command("train", ["-m", *words], tmp_path)
     assert ended.code == 0, ended.output
-    (name,) = (word.partition("=")[2] for word in words if word.startswith("sweep_name="))
-    assert len(folders(tmp_path, name)) > 1
+    assert f"Page: {page}" in ended.said
+    written = page.read_text()
+    for path in folders(tmp_path, "paged"):
+        assert path.name in written
+    page.write_text("mine")
+    again = command("train", ["-m", *words], tmp_path)
+    assert again.code == 0, again.output
+    assert f"Page: {page}" in again.said
+    assert page.read_text() == "mine"
+    page.unlink()
+    page.mkdir()
+    third = command("train", ["-m", *words], tmp_path)
+    assert third.code == 0, third.output  # the jobs are done, page or not
+    assert "could not be written" in third.said
+    assert "report.html is a folder" in third.said
+
+
+@pytest.mark.parametrize("name", ["evaluate", "encode", "sample", "plan", "report"])
+def test_commands_without_sweeps_say_so(tmp_path, name):
+    ended = command(name, ["-m", "hydra.verbose=[nobody,none]"], tmp_path)
+    assert ended.code == 1
+    assert f"-m sweeps train and pipeline, not {name}" in ended.said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", SWEEPS, ids=lambda words: words[-1])
+@pytest.mark.parametrize(
+    "chosen", [slice(0, None, 99), pytest.param(slice(None), marks=pytest.mark.slow)]
+)
+def test_every_sweep_of_the_documentation_makes_jobs_that_fit(tmp_path, words, words_of, chosen):
+    """Jobs compose, and their values go together; what a job does is tested elsewhere."""
+    jobs = words_of(tmp_path, *(word.replace("PHOTOS", str(tmp_path)) for word in words))
+    assert len(jobs) == math.prod(word.count(",") + 1 for word in words) > 1
+    for job in jobs[chosen]:
+        assert not check_values(composed("train", job))
 
 
 def test_the_documentation_names_sweeps():

@@ -16,7 +16,13 @@ def test_gpus_are_handed_out_in_turn():
     assert devices(4, gpus=("2", "5")) == ["2", "5", "2", "5"]
     assert devices(2, gpus=("0", "1", "2", "3"), gpus_per_job=2) == ["0,1", "2,3"]
     assert devices(3, gpus=("0", "1", "2"), gpus_per_job=2) == ["0,1", "2,0", "1,2"]
-    assert devices(2) == [None, None]
+    assert devices(2) == [None, None]  # nothing is known of any, so nothing is hidden
+    assert devices(2, gpus=()) == ["", ""]
+    assert str(Resources(2, 1)) == "2 jobs at a time, 1 thread each"
+    assert (
+        str(Resources(1, 4, ("0", "3"))) == "1 job at a time, 4 threads each, on GPUs 0, 3 in turn"
+    )
+    assert str(Resources(1, 4, ())) == "1 job at a time, 4 threads each, no GPU"
 
 
 def test_every_process_of_a_job_gets_its_threads():
@@ -43,7 +49,8 @@ def test_resources_that_make_no_sense_are_refused(settings, message):
 def test_the_gpus_that_the_environment_names_are_used(monkeypatch, named, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert visible_gpus() == expected
-    assert chosen_gpus("auto") == expected
+    assert chosen_gpus("auto") == (expected or None)
+    assert chosen_gpus([]) == ()
     assert chosen_gpus([1, "GPU-8f3a"]) == ("1", "GPU-8f3a")
 
 

@@ -1,6 +1,7 @@
 """Jobs as processes: how many at a time, how they end, what is run again."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from ldm_lightning.processes import ended_by_signal
 from ldm_lightning.sweep.jobs import jobs_of
-from ldm_lightning.sweep.process import LOG, Command
+from ldm_lightning.sweep.process import LOG, Command, JobProcess
 from ldm_lightning.sweep.resources import Resources
 from ldm_lightning.sweep.running import run_sweep
 from ldm_lightning.utils.run_folder import RunFolder
@@ -76,7 +77,7 @@ def test_so_many_jobs_run_at_a_time_each_with_its_own_environment(tmp_path):
     starts = [starts_of(status.job.folder) for status in ended.statuses]
     assert [len(of_job) for of_job in starts] == [1, 1, 1]
     for (start,), job in zip(starts, jobs_of(tmp_path, words), strict=True):
-        assert start["words"] == [*job.words, f"hydra.run.dir={job.folder}"]
+        assert start["words"] == [*job.words, "hydra.mode=RUN", f"hydra.run.dir={job.folder}"]
         assert start["threads"] == "1"
         assert start["beside"] <= 1
     assert {start["gpus"] for (start,) in starts} == {"4", "5"}
@@ -99,8 +100,7 @@ def test_a_job_that_fails_leaves_the_others_running_and_only_it_is_run_again(
     assert [status.job.words[0] for status in ended.unfinished] == [w[0] for w in words[:3]]
     table = capsys.readouterr().out
     for status in ended.unfinished:
-        log = os.path.relpath(status.job.folder / LOG)
-        assert f"{status.reached.reason} ({log})" in table
+        assert f"{status.reached.reason} ({status.job.folder / LOG})" in table
         assert status.job.words[0] in table
     assert "Listing photographs" in (ended.statuses[2].job.folder / LOG).read_text()
 
@@ -113,7 +113,11 @@ def test_a_job_that_fails_leaves_the_others_running_and_only_it_is_run_again(
     assert [len(starts[f"name={name}"]) for name in names] == [2, 2, 2, 1]
     for name in ("raises", "killed"):  # had begun
         folder = next(s.job.folder for s in again.statuses if s.job.words[0] == f"name={name}")
-        assert starts[f"name={name}"][1]["words"] == [f"resume={folder}", f"hydra.run.dir={folder}"]
+        assert starts[f"name={name}"][1]["words"] == [
+            f"resume={folder}",
+            "hydra.mode=RUN",
+            f"hydra.run.dir={folder}",
+        ]
     assert starts["name=refused"][1]["words"][:2] == ["name=refused", "seed=7"]
 
 
@@ -167,7 +171,7 @@ def test_a_killed_sweep_leaves_no_job_behind_and_goes_on_when_it_is_started_agai
     sweep.wait()
     wait_for(lambda: not is_alive(pid), seconds=5)
     assert summary_of(jobs[0].folder)["state"] == "interrupted"
-    assert f"The sweep (pid {sweep.pid})" in (jobs[0].folder / LOG).read_text()
+    assert f"(pid {sweep.pid}) was killed" in (jobs[0].folder / LOG).read_text()
     again = run(tmp_path, [[word] for word in words])
     assert states(again) == ["finished"] * 2
     assert [len(starts_of(status.job.folder)) for status in again.statuses] == [2, 1]
@@ -180,3 +184,58 @@ def test_a_job_that_another_process_still_writes_is_waited_for(tmp_path, monkeyp
     monkeypatch.setattr(RunFolder, "other_process", lambda self: next(answers))
     assert states(run(tmp_path, [["seed=1"]])) == ["finished"]
     assert next(answers, "asked three times") == "asked three times"
+
+
+def test_what_is_wrong_with_one_job_does_not_touch_the_others(tmp_path):
+    words = [["name=damaged"], ["seed=1"], ["seed=2"]]
+    jobs = jobs_of(tmp_path, words)
+    jobs[1].folder.touch()  # a file where its folder should be
+    ended = run(tmp_path, list(reversed(words)))
+    assert states(ended) == ["finished", "failed", "failed"]
+    assert "It could not be started: [Errno 17] File exists" in ended.statuses[1].note
+    assert "summary.json cannot be read" in ended.statuses[2].note
+    assert ended.started == 2
+    (ended.statuses[2].job.folder / "summary.json").unlink()
+    jobs[1].folder.unlink()
+    again = run(tmp_path, words)
+    assert (states(again), again.started) == (["finished"] * 3, 2)
+
+
+def test_a_job_that_fails_after_it_has_finished_is_done_and_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    ended = run(tmp_path, [["name=late"]])
+    assert (states(ended), ended.unfinished) == (["finished"], ())
+    assert any("It ended with code 1 after that, see" in line for line in caplog.messages)
+
+
+def test_only_what_a_job_says_this_time_is_its_reason(tmp_path):
+    (job,) = jobs_of(tmp_path, [["name=refused"]])
+    job.folder.mkdir()
+    (job.folder / LOG).write_text("ValueError: of another day\n")
+    process = JobProcess(job, Command("tests.sweeps.silent_job"), {})
+    wait_for(process.has_ended)
+    process.note_end(stopped=False)
+    assert summary_of(job.folder)["reason"] == "It said nothing."
+
+
+def test_a_full_disk_is_told_and_the_others_go_on(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+
+    def full(self, changes):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "update_summary", full)
+    ended = run(tmp_path, [["name=killed"], ["seed=1"]])
+    assert states(ended) == ["interrupted", "finished"]
+    assert any("No space left on device" in line for line in caplog.messages)
+
+
+@pytest.mark.slow
+def test_the_end_of_the_terminal_ends_jobs_too(tmp_path):
+    sweep = subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path), "name=waits"], cwd=ROOT)
+    wait_for(lambda: running(tmp_path))
+    (pid,) = running(tmp_path)
+    sweep.send_signal(signal.SIGHUP)
+    assert sweep.wait() == -signal.SIGHUP
+    wait_for(lambda: not is_alive(pid), seconds=5)
+    assert summary_of(jobs_of(tmp_path, [["name=waits"]])[0].folder)["state"] == "interrupted"
