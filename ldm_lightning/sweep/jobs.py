@@ -148,9 +148,13 @@ def reached(folder: Path) -> Reached:
         reason = f"summary.json cannot be read ({error}); move it away to go on with this job"
         return Reached("failed", reason)
     found = _training(folder, summary)
-    if not (folder / CHAIN).is_file() or found.state in DONE:
+    if not (folder / CHAIN).is_file():
         return found
-    return _chain(folder, found, summary.get("steps") or {})
+    try:
+        steps = _mapping(folder / CHAIN)["steps"]
+        return _chain(folder, found, steps, summary.get("steps") or {})
+    except (OSError, ValueError, LookupError, TypeError):  # going on with it tells
+        return found
 
 
 def _training(folder: Path, summary: dict[str, Any]) -> Reached:
@@ -167,25 +171,24 @@ def _training(folder: Path, summary: dict[str, Any]) -> Reached:
     )
 
 
-def _chain(folder: Path, found: Reached, done: dict[str, Any]) -> Reached:
-    """What a chain has reached: the step that it is in, and how far that is."""
-    try:
-        names = [step["name"] for step in _mapping(folder / CHAIN)["steps"]]
-        left = [name for name in names if done.get(name, {}).get("state") not in DONE]
-        own = _training(folder / left[0], _mapping(folder / left[0] / "summary.json"))
-    except (OSError, ValueError, LookupError, TypeError):  # the chain says so itself
-        return found
-    part = f"{left[0]} ({names.index(left[0]) + 1} of {len(names)})"
-    seconds = sum(float(step.get("seconds", 0.0)) for step in done.values()) + own.seconds
-    return replace(
-        found,
-        part=part,
-        step=own.step,
-        max_steps=own.max_steps,
-        seconds=seconds,
-        monitor=own.monitor,
-        value=own.value,
-    )
+def _chain(
+    folder: Path, found: Reached, steps: Sequence[dict[str, Any]], begun: dict[str, Any]
+) -> Reached:
+    """What a chain has reached: where it is, or what its last training reached."""
+    names = [step["name"] for step in steps]
+    left = [name for name in names if begun.get(name, {}).get("state") not in DONE]
+    shown = left[0] if left else [s["name"] for s in steps if s["command"] == "train"][-1]
+    own = _training(folder / shown, _mapping(folder / shown / "summary.json"))
+    seconds = sum(float(step.get("seconds", 0.0)) for step in begun.values())
+    if not left:
+        value = own.value if found.value is None else found.value
+        return replace(
+            found, part=f"{len(names)} steps", max_steps=None, seconds=seconds, value=value
+        )
+    part = f"{shown} ({names.index(shown) + 1} of {len(names)})"
+    kept = ("step", "max_steps", "monitor", "value")
+    now = {name: getattr(own, name) for name in kept}
+    return replace(found, part=part, seconds=seconds + own.seconds, **now)
 
 
 def _mapping(path: Path) -> dict[str, Any]:

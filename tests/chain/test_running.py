@@ -46,6 +46,12 @@ time.sleep(60)
 """
 
 
+NAMES_WHO_STARTED_IT = """
+import os
+print(os.environ["LDM_LIGHTNING_COMMANDED_BY"] == str(os.getppid()), flush=True)
+"""
+
+
 @pytest.fixture
 def chain(tmp_path):
     request = Request("ldm_kl_f4", "kl_f4", ())
@@ -191,3 +197,9 @@ def test_an_interrupted_step_is_waited_for_while_it_saves(tmp_path):
 def test_a_terminated_chain_takes_its_step_along(tmp_path):
     code = SAVES_SLOWLY.format(number=int(signal.SIGTERM))
     assert run_one_step(tmp_path, code) == ["saved", "15", "code", "3"]
+
+
+def test_a_step_knows_whose_death_to_look_for(tmp_path):
+    """It then saves and ends (ldm_lightning.processes.end_with_parent)."""
+    ended = process(["-c", ONE_STEP, NAMES_WHO_STARTED_IT], tmp_path)
+    assert ended.output.split() == ["True", "code", "0"]

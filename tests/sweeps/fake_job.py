@@ -2,7 +2,7 @@
 
 ``name=`` is one of: finishes; raises, killed, waits, deaf (only when it is begun, not when it goes
 on); refused (before it has written anything, unless ALL_WELL is set); meets (another one); late
-(fails after it has finished); damaged (leaves half a summary).
+(fails after it has finished); damaged (leaves half a summary); unlucky (fails at a low KL weight).
 """
 
 import json
@@ -96,6 +96,12 @@ def meets(run_folder: RunFolder) -> None:
         time.sleep(0.02)
 
 
+def unlucky(run_folder: RunFolder) -> None:
+    (word,) = (word for word in sys.argv if word.startswith("loss.kl_weight="))
+    if float(word.partition("=")[2]) < 1e-5:
+        raises(run_folder)
+
+
 def damaged(run_folder: RunFolder) -> None:
     run_folder.summary.write_text('{"state": "run')
     sys.exit(1)
@@ -108,6 +114,7 @@ ENDS = {
     "deaf": deaf,
     "meets": meets,
     "damaged": damaged,
+    "unlucky": unlucky,
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Which folder is whose, and what is read from it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -103,32 +104,45 @@ def test_only_what_can_be_continued_has_begun(tmp_path):
     assert job.has_begun
 
 
+def write(folder: Path, **summary) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
 def test_a_chain_has_reached_what_its_step_has(tmp_path):
-    names = ("first_stage", "latents", "second_stage")
-    (tmp_path / "chain.json").write_text(json.dumps({"steps": [{"name": n} for n in names]}))
-    (tmp_path / "config.yaml").write_text("monitor: gen/fd_tiny\nmax_steps: 700\n")
+    second = tmp_path / "second_stage"
+    commands = {"first_stage": "train", "latents": "encode", "second_stage": "train"}
+    steps = [{"name": name, "command": command} for name, command in commands.items()]
+    (tmp_path / "chain.json").write_text(json.dumps({"steps": steps}))
+    config = "monitor: val/loss\nmax_steps: 700\n"
+    (tmp_path / "config.yaml").write_text(config)
     done = {"state": "finished", "seconds": 60.0}
-    summary = {"state": "running", "steps": {"first_stage": done}}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
+
+    write(tmp_path, state="running", steps={"first_stage": done})
     found = reached(tmp_path)
     assert (found.part, found.max_steps, found.seconds) == ("latents (2 of 3)", None, 60.0)
-    second = tmp_path / "second_stage"
-    second.mkdir()
-    (second / "config.yaml").write_text("monitor: val/loss\nmax_steps: 700\n")
-    own = {"state": "running", "step": 5, "metrics": {"val/loss": 0.5}, "timing": {"total_s": 9}}
-    (second / "summary.json").write_text(json.dumps(own))
-    summary["steps"]["latents"] = done
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert found.share is None
+
+    write(tmp_path, state="running", steps={"first_stage": done, "latents": done})
+    write(second, state="running", step=5, metrics={"val/loss": 0.5}, timing={"total_s": 9})
+    (second / "config.yaml").write_text(config)
     found = reached(tmp_path)
-    assert found.part == "second_stage (3 of 3)"
-    assert (found.step, found.max_steps, found.seconds) == (5, 700, 129.0)
-    assert (found.monitor, found.value) == ("val/loss", 0.5)
-    summary |= {"state": "finished", "metrics": {"gen/fd_tiny": 2.0}}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    assert (reached(tmp_path).part, reached(tmp_path).value) == ("", 2.0)
-    (tmp_path / "chain.json").write_text("{}")
-    (tmp_path / "summary.json").write_text('{"state": "running"}')
-    assert reached(tmp_path).state == "running"
+    assert (found.part, found.step, found.max_steps) == ("second_stage (3 of 3)", 5, 700)
+    assert (found.seconds, found.monitor, found.value) == (129.0, "val/loss", 0.5)
+
+    write(tmp_path, state="finished", steps=dict.fromkeys(commands, done), metrics={"gen/kd": 2.0})
+    found = reached(tmp_path)
+    assert (found.part, found.max_steps, found.seconds) == ("3 steps", None, 180.0)
+    assert (found.monitor, found.value, found.share) == ("val/loss", 0.5, 1.0)
+    write(tmp_path, state="finished", steps=dict.fromkeys(commands, done), metrics={"val/loss": 2})
+    assert reached(tmp_path).value == 2
+
+
+@pytest.mark.parametrize("content", ["{}", "[", '{"steps": [1]}', '{"steps": []}'])
+def test_a_damaged_chain_has_reached_what_its_summary_says(tmp_path, content):
+    (tmp_path / "chain.json").write_text(content)
+    write(tmp_path, state="running", step=3)
+    assert reached(tmp_path) == Reached("running", "", 3)
 
 
 def test_the_record_says_whose_each_folder_is(tmp_path):

@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ldm_lightning.config import CONF_DIR, register_resolvers
-from tests.cli.run import ROOT
+from tests.cli.run import ROOT, summary_of
 from tests.sweeps.fake_job import starts_of
 from tests.sweeps.test_launcher import SEARCH, folders, sweep
 
@@ -43,6 +43,26 @@ def test_a_search_gets_the_monitor_and_finds_its_jobs_done_when_it_is_started_ag
     assert again.code == 0, again.output
     assert folders(tmp_path, "search") == found
     assert [len(starts_of(folder)) for folder in found] == [1, 1, 1, 1]
+
+
+@pytest.mark.slow
+def test_trials_that_fail_are_left_out_and_end_no_search(tmp_path):
+    ended = sweep(tmp_path, *WORDS, "name=unlucky", "hydra.launcher.n_jobs=1")
+    assert ended.code == 0, ended.output
+    found = folders(tmp_path, "search")
+    failed = [folder for folder in found if kl_weight(folder) < 1e-5]
+    assert 0 < len(failed) < len(found) == 4
+    assert [folder for folder in found if summary_of(folder)["state"] == "failed"] == failed
+    results = OmegaConf.load(tmp_path / "outputs/sweeps/search/optimization_results.yaml")
+    assert results.best_params["loss.kl_weight"] >= 1e-5
+
+
+@pytest.mark.slow
+def test_a_search_without_any_result_fails(tmp_path):
+    ended = sweep(tmp_path, *WORDS, "name=refused")
+    assert ended.code == 1
+    assert "No trials are completed yet" in ended.said
+    assert len(folders(tmp_path, "search")) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,27 @@
 """Sweeps of real trainings: what a job reaches is what the same run reaches alone."""
 
-import pytest
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
-from ldm_lightning.reporting.metrics_csv import read_metrics
-from tests.cli.run import ROOT, command, process, run_folder, summary_of, tiny
+import pytest
+import torch
+
+from ldm_lightning.reporting.metrics_file import read_metrics
+from ldm_lightning.utils.checkpoint import load_checkpoint
+from tests.cli.run import (
+    ROOT,
+    command,
+    environment_of,
+    process,
+    run_folder,
+    summary_of,
+    tensors_of,
+    tiny,
+)
 from tests.sweeps.test_launcher import folders
 
 ALARM = "ldm_lightning.callbacks.codebook_alarm.CodebookAlarm"
@@ -52,15 +70,81 @@ def test_a_killed_job_goes_on_later_and_all_jobs_equal_runs_of_their_own(tmp_pat
 
 @pytest.mark.slow
 def test_jobs_of_two_processes_have_a_folder_each_and_equal_runs_of_their_own(tmp_path):
-    common = tiny("vqvae_f8", trainer="ddp_cpu", max_steps=2)
+    common = tiny("kl_f8", trainer="ddp_cpu", trainer__devices=2, max_steps=3)
     words = ["-m", *common, "seed=0,1", "sweep_name=ddp", "hydra.launcher.threads=1"]
-    ended = train(tmp_path, *words)
+    ended = train(tmp_path, *words, "hydra.launcher.n_jobs=2")
     assert ended.code == 0, ended.output
     found = folders(tmp_path, "ddp")
     assert len(found) == 2
     assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"sweeps"}
-    assert train(tmp_path, *common, "seed=1", "output_dir=alone").code == 0
-    summary, alone = summary_of(found[1]), summary_of(tmp_path / "alone")
-    assert summary["num_processes"] == alone["num_processes"] == 2
-    assert summary["metrics"] == alone["metrics"]
-    assert summary["metrics"] != summary_of(found[0])["metrics"]
+    for seed, job in enumerate(found):
+        alone = tmp_path / f"alone_{seed}"
+        assert train(tmp_path, *common, f"seed={seed}", f"output_dir={alone}").code == 0
+        for summary in (summary_of(job), summary_of(alone)):
+            assert (summary["num_processes"], summary["num_threads"]) == (2, 1)
+        assert (job / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
+        one, other = (
+            tensors_of(load_checkpoint(p / "checkpoints/last.ckpt")) for p in (job, alone)
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert summary_of(found[0])["metrics"] != summary_of(found[1])["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["sweep", "process"])
+def test_a_killed_sweep_of_two_processes_a_job_goes_on(tmp_path, who):
+    """The sweep itself is killed, or the second process of its job."""
+    common = tiny("vqvae_f8", trainer="ddp_cpu", trainer__devices=2, max_steps=60)
+    words = ["-m", *common, "seed=0,1", "sweep_name=ddp", "hydra.launcher.threads=1"]
+    words += ["validation.every_steps=30"]
+    environment = {**os.environ, **environment_of(tmp_path), "PYTHONPATH": str(ROOT)}
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "ldm_lightning.train", *words], cwd=tmp_path, env=environment
+    )
+    job = wait_for_updates(tmp_path, 3)
+    (second,) = processes_with(f"{job}", "train_process_1")
+    if who == "sweep":
+        sweep.kill()
+        sweep.wait()
+    else:
+        os.kill(second, signal.SIGKILL)
+        assert sweep.wait(timeout=240) == 1
+    deadline = time.monotonic() + 30
+    while processes_with(str(tmp_path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first = summary_of(job)
+    assert first["state"] == ("interrupted" if who == "sweep" else "failed")
+    assert first["step"] < 60
+    again = train(tmp_path, *words)
+    assert again.code == 0, again.output
+    assert [summary_of(path)["state"] for path in folders(tmp_path, "ddp")] == ["finished"] * 2
+    assert train(tmp_path, *common, "validation.every_steps=30", "output_dir=alone").code == 0
+    assert summary_of(job)["metrics"] == summary_of(tmp_path / "alone")["metrics"]
+
+
+def wait_for_updates(folder: Path, number: int) -> Path:
+    """The first job, once it has done so many updates."""
+    deadline = time.monotonic() + 120
+    while True:
+        for path in folders(folder, "ddp"):
+            if (path / "metrics.csv").is_file() and any(
+                step >= number for step, _, _ in read_metrics(path / "metrics.csv")
+            ):
+                return path
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def processes_with(*texts: str) -> list[int]:
+    """Living processes with all of the texts in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            said = path.read_text(errors="replace")
+        except OSError:
+            continue
+        if all(text in said for text in texts):
+            found.append(int(path.parent.name))
+    return found
