@@ -79,6 +79,16 @@ def test_an_installed_wheel_builds_a_model_and_loads_its_features(installed, tmp
     assert len(weights_hash) == 64
 
 
+@pytest.mark.slow
+def test_an_installed_wheel_sweeps(installed, tmp_path):
+    env = {"PYTHONPATH": str(installed)}
+    words = ["-m", "ldm_lightning.train", "-m", "experiment=kl_f8,vq_f8", "dry_run=true"]
+    ended = process([*words, "sweep_name=a", "hydra.launcher.n_jobs=2"], tmp_path, env=env)
+    assert ended.code == 0, ended.output
+    states = [summary_of(path)["state"] for path in (tmp_path / "outputs/sweeps/a").glob("*_*")]
+    assert states == ["dry_run", "dry_run"]
+
+
 def test_a_checkout_uses_the_configuration_beside_the_package():
     assert CONF_DIR == ROOT / "conf"
     assert {path.stem for path in (CONF_DIR / "experiment").iterdir()} == {
