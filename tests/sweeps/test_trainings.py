@@ -39,27 +39,31 @@ def train(folder, *words, rank: str = "none", how: str = "SIGKILL"):
     return process(["-m", "ldm_lightning.train", *words], folder, env=environment)
 
 
-def test_a_killed_job_goes_on_later_and_all_jobs_equal_runs_of_their_own(tmp_path):
+@pytest.mark.parametrize(
+    "beside", [(), pytest.param((ALARM,), marks=pytest.mark.slow)], ids=["alone", "beside"]
+)
+def test_a_killed_job_goes_on_later_and_all_jobs_equal_runs_of_their_own(tmp_path, beside):
     common = tiny("vqvae_f8", validation__every_steps=1)
-    swept = f"callbacks.codebook_alarm._target_={ALARM},{SABOTAGED}"
+    swept = f"callbacks.codebook_alarm._target_={','.join((*beside, SABOTAGED))}"
     words = ["-m", *common, swept, "sweep_name=two", "hydra.launcher.n_jobs=2"]
     words += ["hydra.launcher.threads=1"]
     first = train(tmp_path, *words, rank="0")
     assert first.code == 1, first.output
-    whole, killed = folders(tmp_path, "two")
-    assert summary_of(whole)["state"] == "finished"
+    *whole, killed = folders(tmp_path, "two")
+    assert len(whole) == len(beside)
+    assert all(summary_of(job)["state"] == "finished" for job in whole)
     assert summary_of(killed)["state"] == "failed"
     assert "SIGKILL" in summary_of(killed)["reason"]
     assert "SIGKILL" in first.said
     again = train(tmp_path, *words)
     assert again.code == 0, again.output
     assert "Continuing the run in" in (killed / "job.log").read_text()
-    assert folders(tmp_path, "two") == [whole, killed]
+    assert folders(tmp_path, "two") == [*whole, killed]
 
     alone = command("train", common, tmp_path)  # this process has one thread too
     assert alone.code == 0, alone.output
     run = run_folder(tmp_path, "vqvae_f8")
-    for job in (whole, killed):
+    for job in (*whole, killed):
         summary = summary_of(job)
         assert summary["state"] == "finished"
         assert summary["num_threads"] == 1
