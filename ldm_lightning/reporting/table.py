@@ -98,7 +98,8 @@ def drawn_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
     right = _aligned_right(header)
     table = Table(title=Text(title), title_justify="left")
     for i, column in enumerate(header):
-        table.add_column(column, justify="right" if i in right else "left")
+        # Folded where it is too long: the end of a path is what is looked for.
+        table.add_column(column, justify="right" if i in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table

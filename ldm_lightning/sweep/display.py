@@ -57,7 +57,9 @@ class SweepDisplay:
         self.title = title
         self.differing = differing
         self._console = console = Console() if console is None else console
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        # Gone at the end, when print_statuses says how all have ended.
+        live = Live(console=console, auto_refresh=False, transient=True)
+        self._live = live if console.is_terminal else None
         self._remaining = Remaining()
         self._pause = 1.0 if self._live is not None else plain_every_seconds
         self._shown = time.monotonic()

@@ -99,9 +99,17 @@ def test_the_last_table_says_why_and_where(tmp_path, monkeypatch):
     print_statuses(statuses, differing, title="Sweep x", console=console)
     lines = console.file.getvalue().splitlines()
     assert lines[0] == "Sweep x"
-    assert f"ValueError: [bold] is no image ({statuses[1].job.name}/job.log)" in lines[3]
     assert "early_stopped" in lines[4]
     assert "no improvement" not in lines[4]
+
+
+def test_a_narrow_terminal_cuts_no_path(tmp_path):
+    console = terminal(width=60)
+    statuses = statuses_in(tmp_path)
+    differing = differing_words([status.job for status in statuses])
+    print_statuses(statuses, differing, title="x", console=console)
+    shown = console.file.getvalue()
+    assert "…" not in shown  # what is too long is folded
 
 
 def test_a_run_that_was_killed_with_its_sweep_is_interrupted(tmp_path):
