@@ -1,13 +1,17 @@
 """Training curves, from ``metrics.csv``."""
 
-import math
+import csv
+import os
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from ldm_lightning.reporting.metrics_file import read_metrics
-from ldm_lightning.reporting.page.charts import Chart, Series, protocol_note
+from ldm_lightning.reporting.page.charts import WIDE_RANGE, Chart, Knot, Series, file_name
+from ldm_lightning.reporting.page.findings import curve_found, curve_told
+from ldm_lightning.reporting.page.labels import axis_label
 from ldm_lightning.reporting.page.protocols import Protocol, Protocols
 from ldm_lightning.reporting.page.runs import Run
+from ldm_lightning.reporting.page.summary_file import number
 
 CURVES = (
     "val/psnr",
@@ -32,31 +36,46 @@ MAX_RUNS = 18
 
 MAX_POINTS = 150
 
-Curve = tuple[tuple[float, float], ...]
+Curve = tuple[Knot, ...]
 
 
 def curve_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Chart]:
-    """Metrics against updates, of the newest runs that logged any; one protocol a chart."""
+    """Metrics against updates, of the newest runs that logged any.
+
+    Runs of one kind share a chart; where the metric has a protocol, they share that too.
+    """
     trained: list[tuple[Run, dict[str, Curve]]] = []
     for run in reversed(runs):
         if len(trained) < MAX_RUNS and (curves := read_curves(run)):
             trained.append((run, curves))
-    left_out = sum((run.folder / "metrics.csv").is_file() for run in runs) - len(trained)
+    trained.reverse()
+    styles = {run.number: style for style, (run, _) in enumerate(trained)}
+    left_out = sum(os.path.isfile(run.folder / "metrics.csv") for run in runs) - len(trained)
     for metric in CURVES:
-        groups: dict[Protocol | None, list[Series]] = {}
-        for run, curves in sorted(trained, key=lambda item: item[0].number):
+        groups: dict[tuple[Protocol | None, str], list[tuple[Run, Curve]]] = {}
+        for run, curves in trained:
             if metric in curves:
                 protocol = _protocol(run, metric, protocols)
-                label = f"{run.number} {run.name}"
-                groups.setdefault(protocol, []).append(Series(label, (), curves[metric]))
-        for protocol, series in groups.items():
+                groups.setdefault((protocol, run.kind), []).append((run, curves[metric]))
+        for (protocol, kind), group in sorted(groups.items(), key=lambda item: -len(item[1])):
+            if all(len(curve) < 2 for _, curve in group):
+                continue  # the table has these numbers
             yield Chart(
-                name=f"curve_{metric.replace('/', '-')}{_suffix(protocol)}",
+                name=f"curve_{file_name(metric)}_{_suffix(protocol, kind)}",
                 section="Training curves",
                 x_label="updates",
-                y_label=metric,
-                series=tuple(series),
+                y_label=axis_label(metric),
+                series=tuple(
+                    Series(f"{run.number} {run.name}", (), curve, styles[run.number])
+                    for run, curve in group
+                ),
+                metrics=(metric,),
+                protocols=() if protocol is None else (protocol,),
+                finding=curve_found(metric, {run.number: curve for run, curve in group}, protocol)
+                if len(runs) > 1
+                else curve_told(metric, group[0][1]),
                 note=_note(metric, protocol, left_out),
+                y_scale=_scale([knot.y for _, curve in group for knot in curve]),
             )
 
 
@@ -67,11 +86,11 @@ def read_curves(run: Run) -> dict[str, Curve]:
     """
     try:
         rows = read_metrics(run.folder / "metrics.csv")
-    except (OSError, ValueError):  # being written, or cut off in the middle
+    except (OSError, ValueError, csv.Error):  # being written, or cut off in the middle
         return {}
     values: dict[str, list[tuple[int, float]]] = {}
     for step, name, value in rows:
-        if name in CURVES and math.isfinite(value):
+        if name in CURVES and number(value) is not None:
             values.setdefault(name, []).append((step, value))
     return {name: _thinned(points) for name, points in values.items()}
 
@@ -79,7 +98,12 @@ def read_curves(run: Run) -> dict[str, Curve]:
 def _thinned(points: Sequence[tuple[int, float]]) -> Curve:
     size = -(-len(points) // MAX_POINTS)
     parts = [points[start : start + size] for start in range(0, len(points), size)]
-    return tuple((fmean(step for step, _ in part), fmean(y for _, y in part)) for part in parts)
+    means = [(fmean(step for step, _ in part), fmean(y for _, y in part)) for part in parts]
+    return tuple(Knot(step, y, y, y) for step, y in means)
+
+
+def _scale(values: Sequence[float]) -> str:
+    return "log" if min(values) > 0 and max(values) / min(values) > WIDE_RANGE else "linear"
 
 
 def _protocol(run: Run, metric: str, protocols: Protocols) -> Protocol | None:
@@ -89,18 +113,16 @@ def _protocol(run: Run, metric: str, protocols: Protocols) -> Protocol | None:
     return protocols.of(run, metric)
 
 
-def _suffix(protocol: Protocol | None) -> str:
-    return "" if protocol is None else f"_{protocol.label}"
+def _suffix(protocol: Protocol | None, kind: str) -> str:
+    return file_name(kind) if protocol is None else f"{file_name(kind)}_{protocol.label}"
 
 
 def _note(metric: str, protocol: Protocol | None, left_out: int) -> str:
     parts = []
-    if protocol is not None:
-        parts.append(protocol_note(protocol))
-    elif metric.startswith("train/"):
-        parts.append(f"Of training batches; at most {MAX_POINTS} means of neighbours a line.")
-    else:
-        parts.append("Protocol not recorded.")
+    if metric.startswith("train/"):
+        parts.append(f"Of training batches, at most {MAX_POINTS} means of neighbours a line.")
+    elif protocol is None:
+        parts.append("The protocol is not recorded yet.")
     if left_out > 0:
         parts.append(f"The {MAX_RUNS} newest runs; {left_out} others are left out.")
     return " ".join(parts)

@@ -1,23 +1,35 @@
 """Charts as SVG and PNG, drawn with matplotlib.
 
-Within the page, ink is ``currentColor`` and the ground is clear, so that one drawing serves light
-and dark. As a file the drawing has a white ground.
+Within the page, ink is ``currentColor``, the ground is clear and each series has the page's colour
+of its place (``--series-0`` and on), so that one drawing serves light and dark. As a file the
+drawing has a white ground.
 """
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from ldm_lightning.reporting.page.charts import Chart, Series
+from ldm_lightning.reporting.page.labels import axis_number, clipped
+from ldm_lightning.reporting.page.protocols import Protocol
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Of Okabe & Ito 2008, "Color Universal Design": told apart with any kind of colour vision. Black
-and yellow are left out, as each vanishes on one of the two grounds."""
+COLOURS = ("#0072b2", "#d55e00", "#00865f", "#b8568f", "#a87400", "#2f8fca")
+"""After Okabe & Ito 2008, "Color Universal Design", told apart with any kind of colour vision;
+the light ones are darkened to a contrast of 3 to 1 on white. Black and yellow are left out."""
+
+DARK_COLOURS = ("#4da3df", "#ee7733", "#1fb88a", "#dd8fba", "#e69f00", "#8fd0f5")
+"""The same hues on a dark ground."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":")
@@ -25,28 +37,43 @@ DASHES = ("-", "--", ":")
 INK, GROUND = "#010203", "#fefdfc"
 """Stand for the colours of the page; no series has either."""
 
-MAX_LABELS = 40
-MAX_LABEL_LETTERS = 48
+FONT = "DejaVu Sans"
+SMALL = 8.5
+"""Points; on a phone a figure is a little larger than in print."""
+
+WIDTH, HEIGHT, DPI = 4.6, 3.3, 150
+LEGEND_ROW = 0.16
+"""Inches; the figure grows by its legend, so that axes keep their size."""
+
+LETTERS_A_COLUMN = 26
+"""Longer labels get a row of the legend of their own."""
+
+DIGIT_WIDTH = 5.5
+"""Points, of a digit of the size ``SMALL``."""
+
+MAX_LABEL_LETTERS = 64
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "font.size": 9.0,
-    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "font.family": FONT,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
+    "axes.formatter.useoffset": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
     "grid.color": INK,
-    "grid.alpha": 0.15,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
     "figure.facecolor": GROUND,
     "savefig.facecolor": GROUND,
     "legend.frameon": False,
-    "legend.fontsize": 8.0,
+    "legend.fontsize": SMALL,
 }
 
 
@@ -68,76 +95,156 @@ class Drawing:
 def draw_chart(chart: Chart) -> Drawing:
     """Draw a chart; points are links to ``#run-<number>``."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": chart.name}):
-        figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.add_subplot()
+        axes.margins(0.08)
         axes.set_xlabel(_plain(chart.x_label))
         axes.set_ylabel(_plain(chart.y_label))
-        if chart.is_log_x:
-            axes.set_xscale("log")
-        axes.grid(visible=True)
-        for index, series in enumerate(chart.series):
-            _add(axes, series, index)
-        if chart.front:
-            xs, ys = [point.x for point in chart.front], [point.y for point in chart.front]
-            axes.plot(
-                xs,
-                ys,
-                color=INK,
-                linewidth=1,
-                linestyle="--",
-                marker="o",
-                markersize=10,
-                markerfacecolor="none",
-                zorder=1,
-                label="best",
-            )
-        labelled = [point for series in chart.series for point in series.points]
-        if len(labelled) <= MAX_LABELS:
-            for point in labelled:
-                axes.annotate(
-                    str(point.run),
-                    (point.x, point.y),
-                    xytext=(4, 3),
-                    textcoords="offset points",
-                    fontsize=7,
-                )
-        if len(axes.get_legend_handles_labels()[1]) > 1:
-            figure.legend(loc="outside upper left", ncols=2)
+        if chart.protocols:
+            axes.set_title(_title(chart.protocols), loc="left", fontsize=SMALL)
+        for series in chart.series:
+            _add(axes, series)
+        _add_front(axes, chart)
+        _scale(axes, chart)
+        labels = axes.get_legend_handles_labels()[1]
+        if len(labels) > 1:
+            columns = 2 if max(map(len, labels)) <= LETTERS_A_COLUMN else 1
+            figure.set_figheight(HEIGHT + LEGEND_ROW * -(-len(labels) // columns))
+            figure.legend(loc="outside upper left", ncols=columns)
+        _lay_out(figure)
+        _number(axes, chart)
         return _saved(figure, chart.name)
 
 
-def _add(axes: Axes, series: Series, index: int) -> None:
-    """Draw one series in a colour, marker and dash of its own."""
-    colour = COLOURS[index % len(COLOURS)]
-    dash = DASHES[index // len(COLOURS) % len(DASHES)]
-    label = _plain(series.label)
+def _add(axes: Axes, series: Series) -> None:
+    """Draw one series in the colour, marker and dash of its style."""
+    colour = COLOURS[series.style % len(COLOURS)]
+    dash = DASHES[series.style // len(COLOURS) % len(DASHES)]
+    label = _plain(series.label) or None
     if series.line:
-        xs, ys = zip(*series.line, strict=True)
-        marker = "." if len(xs) < 3 else ""
+        xs = [knot.x for knot in series.line]
+        alone = "." if len(xs) < 3 else ""
         axes.plot(
-            xs, ys, color=colour, linestyle=dash, linewidth=1.4, marker=marker, label=label or None
+            xs,
+            [knot.y for knot in series.line],
+            color=colour,
+            linestyle=dash,
+            linewidth=1.5,
+            marker=MARKERS[series.style % len(MARKERS)] if series.points else alone,
+            markevery=[] if series.points else None,  # which shows it in the legend alone
+            label=label,
+        )
+        spread = [knot for knot in series.line if knot.high > knot.low]
+        axes.vlines(
+            [knot.x for knot in spread],
+            [knot.low for knot in spread],
+            [knot.high for knot in spread],
+            color=colour,
+            linewidth=3,
+            alpha=0.35,
         )
     if series.points:
         scatter = axes.scatter(
             [point.x for point in series.points],
             [point.y for point in series.points],
             color=colour,
-            marker=MARKERS[index % len(MARKERS)],
+            marker=MARKERS[series.style % len(MARKERS)],
             s=26,
             zorder=3,
-            label=None if series.line else label or None,
+            label=None if series.line else label,
         )
         scatter.set_urls([f"#run-{point.run}" for point in series.points])
 
 
+def _add_front(axes: Axes, chart: Chart) -> None:
+    if chart.front:
+        axes.plot(
+            [point.x for point in chart.front],
+            [point.y for point in chart.front],
+            color=INK,
+            linewidth=1,
+            linestyle="--",
+            marker="o",
+            markersize=10,
+            markerfacecolor="none",
+            zorder=1,
+            label="none is better in both" if len(chart.front) > 1 else "best in both",
+        )
+
+
+def _scale(axes: Axes, chart: Chart) -> None:
+    if chart.x_scale == "symlog":  # with a zero, a little to the left of the smallest number
+        smallest = min(p.x for one in chart.series for p in one.points if p.x > 0)
+        axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+    else:
+        axes.set_xscale(chart.x_scale)
+    axes.set_yscale(chart.y_scale)
+    if chart.ticks and chart.x_scale != "linear":
+        axes.xaxis.set_major_locator(FixedLocator(list(chart.ticks)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    for scale, axis in ((chart.x_scale, axes.xaxis), (chart.y_scale, axes.yaxis)):
+        if scale != "linear":  # else as mathematics, which `STYLE` turns off
+            axis.set_major_formatter(FuncFormatter(lambda value, _: axis_number(value)))
+            axis.set_minor_formatter(NullFormatter())
+    axes.grid(visible=True)
+
+
+def _title(protocols: Sequence[Protocol]) -> str:
+    """A line for each protocol, or one for two that only the features tell apart."""
+    labels: dict[str, list[str]] = {}
+    for one in dict.fromkeys(protocols):
+        labels.setdefault(one.short, []).append(one.label)
+    lines = [f"{' and '.join(group)}: {short}" for short, group in labels.items()]
+    return "\n".join(_plain(f"protocol {line}") for line in lines)
+
+
+def _number(axes: Axes, chart: Chart) -> None:
+    """Write the number of its run at each point, or at the end of each curve, where there is room.
+
+    Those of the front come first.
+    """
+    front = set(chart.front)
+    points = [point for one in chart.series for point in one.points]
+    points.sort(key=lambda point: point not in front)
+    marks = [(point.x, point.y, str(point.run)) for point in points]
+    if not marks and len(chart.series) > 1:
+        marks = [
+            (one.line[-1].x, one.line[-1].y, one.label.partition(" ")[0]) for one in chart.series
+        ]
+    taken: list[tuple[float, float, float]] = []
+    scale = axes.figure.dpi / 72
+    for x, y, text in marks:
+        left, bottom = axes.transData.transform((x, y)) / scale
+        width = DIGIT_WIDTH * len(text)
+        if not any(
+            left < other + reach and other < left + width and abs(bottom - height) < SMALL
+            for other, height, reach in taken
+        ):
+            taken.append((left, bottom, width))
+            axes.annotate(
+                _plain(text), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=SMALL
+            )
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place axes and legend, which takes half of the time, once and not in each format."""
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
 def _saved(figure: Figure, name: str) -> Drawing:
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(png, format="png", dpi=150)
+    svg, png = io.StringIO(), io.BytesIO()  # by canvases, as `savefig` would draw each twice
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).print_png(png)
     text = svg.getvalue()
     element = text[text.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     inline = element.replace(INK, "currentColor").replace(GROUND, "none")
+    for index, colour in enumerate(COLOURS):
+        inline = inline.replace(colour, f"var(--series-{index})")
     return Drawing(
         inline=_own_identifiers(inline, name),
         svg=text.replace(INK, "#000000").replace(GROUND, "#ffffff"),
@@ -155,10 +262,16 @@ def _own_identifiers(svg: str, name: str) -> str:
     return svg
 
 
+@cache
+def _drawable() -> frozenset[int]:
+    """Code points that the font has a picture of."""
+    return frozenset(get_font(findfont(FontProperties(family=[FONT]))).get_charmap())
+
+
 def _plain(text: str) -> str:
     """Text that the font can draw; other letters become question marks."""
     drawn = "".join(
-        letter if letter.isprintable() and ord(letter) < 0x180 else "?"
+        letter if letter.isprintable() and ord(letter) in _drawable() else "?"
         for letter in text.lstrip("_")  # which matplotlib would hide from the legend
     )
-    return drawn if len(drawn) <= MAX_LABEL_LETTERS else f"{drawn[: MAX_LABEL_LETTERS - 3]}..."
+    return clipped(drawn, MAX_LABEL_LETTERS)

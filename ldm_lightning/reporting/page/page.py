@@ -2,32 +2,50 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from ldm_lightning.reporting.page.charts import Chart
-from ldm_lightning.reporting.page.drawing import Drawing
+from ldm_lightning.reporting.page.charts import FRECHET, PERCEPTUAL, STAGES, Chart
+from ldm_lightning.reporting.page.drawing import COLOURS, DARK_COLOURS, Drawing
+from ldm_lightning.reporting.page.labels import (
+    UNITS,
+    clipped,
+    digits,
+    listed,
+    meaning_of,
+    setting_words,
+)
 from ldm_lightning.reporting.page.pictures import Comparison, SampleGrid
 from ldm_lightning.reporting.page.protocols import Protocols
 from ldm_lightning.reporting.page.runs import Run
-from ldm_lightning.reporting.page.table import Table
+from ldm_lightning.reporting.page.settings import Difference
+from ldm_lightning.reporting.page.table import Table, build_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 HINTS = {
-    "Rate and distortion": "What latents cost against what they keep. Numbers are those of runs; "
-    "rings and a dashed line mark those that none is better than in both directions.",
+    "Rate and distortion": "What latents cost against what they keep. Digits at points are the "
+    "numbers of runs. Rings and a dashed line mark the Pareto front: runs that none is better "
+    "than in both directions.",
     "Perception and distortion": "A sharper picture is paid for in PSNR. Rings and a dashed line "
-    "mark runs that none is better than in both directions.",
-    "Metrics against settings": "Lines join runs that differ in nothing else but the seed, "
-    "through the mean of the seeds.",
-    "Training curves": "Numbers before names are those of runs.",
+    "mark the Pareto front: runs that none is better than in both directions.",
+    "Metrics against settings": "Lines join runs that differ in nothing else but the seed and what "
+    "is named in the caption, through the mean of the seeds; bars reach from the lowest seed to "
+    "the highest.",
+    "Training curves": "Digits at lines are the numbers of runs.",
 }
+
+NUM_TOLD = 3
+"""Settings and metrics under a picture."""
+
+MAX_LETTERS = 40
+MAX_SETTING_LETTERS = 300
 
 
 @dataclass(frozen=True)
@@ -43,20 +61,21 @@ class Pictures:
 class _Figure:
     chart: Chart
     svg: Markup
+    meanings: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class _Section:
     heading: str
     hint: str
-    figures: Sequence[_Figure]
+    groups: Mapping[str, Sequence[_Figure]]
 
 
 def render_page(
-    title: str,
+    patterns: Sequence[str],
     runs: Sequence[Run],
     protocols: Protocols,
-    table: Table,
+    differences: Sequence[Difference],
     figures: Sequence[tuple[Chart, Drawing]],
     pictures: Pictures,
 ) -> str:
@@ -71,31 +90,127 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    table = build_table(runs, protocols, differences)
     return environment.get_template("page.html").render(
-        title=title,
+        heading=_heading(runs),
+        place=", ".join(patterns),
         now=datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M"),
-        num_runs=len(runs),
+        runs=runs,
         unfinished=[run for run in runs if not run.is_done and run.state != "dry_run"],
         states=sorted({run.state for run in runs}),
         table=table,
+        single=_single(runs[0], table) if len(runs) == 1 else None,
         has_extra=any(column.is_extra for column in table.columns),
-        sections=list(_sections(figures)),
+        has_best=any(cell.is_best for _, cells in table.rows for cell in cells),
+        sections=list(_sections(figures, runs)),
         comparisons=pictures.comparisons,
         grids=pictures.grids,
+        told={run.number: _told(run, differences) for run in runs},
         num_pictured=pictures.num_pictured,
         num_not_pictured=len(runs) - pictures.num_pictured,
-        protocols=[(one, protocols.metrics_of(one)) for one in protocols.all],
-        css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        protocols=_protocol_table(protocols),
+        css=Markup(_palette() + (TEMPLATES / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
 
 
-def _sections(figures: Iterable[tuple[Chart, Drawing]]) -> Iterable[_Section]:
+def _heading(runs: Sequence[Run]) -> str:
+    """What the page is of: one run, one chain with its parts, or several runs."""
+    chains = [run for run in runs if run.kind == "chain"]
+    if len(runs) == 1:
+        return runs[0].name
+    parts = [run for run in runs if chains and run.folder.parent == chains[0].folder]
+    if len(chains) == 1 and len(parts) == len(runs) - 1:
+        return f"{chains[0].name}: a chain of {len(parts)} run{'' if len(parts) == 1 else 's'}"
+    return f"{len(runs)} runs"
+
+
+def _sections(figures: Iterable[tuple[Chart, Drawing]], runs: Sequence[Run]) -> Iterable[_Section]:
     """Figures under their headings, in the order they come."""
-    by_heading: dict[str, list[_Figure]] = {}
+    names = {run.number: run.name for run in runs}
+    sections: dict[str, dict[str, list[_Figure]]] = {}
     for chart, drawing in figures:
-        figure = _Figure(chart, Markup(drawing.inline))
-        by_heading.setdefault(chart.section, []).append(figure)
-    for heading, group in by_heading.items():
-        yield _Section(heading, HINTS[heading], group)
+        meanings = [(name, meaning) for name in chart.metrics if (meaning := meaning_of(name))]
+        figure = _Figure(chart, Markup(_with_names(drawing.inline, names)), meanings)
+        sections.setdefault(chart.section, {}).setdefault(chart.group, []).append(figure)
+    for heading, groups in sections.items():
+        yield _Section(heading, HINTS[heading], groups)
+
+
+def _with_names(svg: str, names: Mapping[int, str]) -> str:
+    """Tell the name of a run where a mouse rests; the table is for those who use a keyboard."""
+
+    def link(found: re.Match[str]) -> str:
+        number = int(found[1])
+        return f'{found[0][:-1]} tabindex="-1"><title>{number} {escape(names[number])}</title>'
+
+    return re.sub(r'<a xlink:href="#run-(\d+)">', link, svg)
+
+
+def _told(run: Run, differences: Sequence[Difference]) -> str:
+    """What tells a run from others, and how good it is, for the line under its pictures."""
+    settings = [
+        clipped(" ".join(setting_words(one.key, run.settings[one.key])), MAX_LETTERS)
+        for one in differences
+        if run.settings.get(one.key) is not None
+    ]
+    names = ("psnr", *PERCEPTUAL, *FRECHET)
+    deciding = ["gen/fid", "gen/fd_tiny", *(f"{stage}/{n}" for n in names for stage in STAGES)]
+    metrics = [
+        f"{name} {digits(value)} {UNITS.get(name.rpartition('/')[2], '')}".rstrip()
+        for name in deciding
+        if (value := run.metrics.get(name)) is not None
+    ]
+    return "; ".join(", ".join(part) for part in (settings[:NUM_TOLD], metrics[:NUM_TOLD]) if part)
+
+
+def _single(run: Run, table: Table) -> dict[str, object]:
+    """What the page of one run shows instead of a table of one row."""
+    cells = dict(zip([column.key for column in table.columns], table.rows[0][1], strict=True))
+    metrics = [(one, cells[one.key]) for one in table.columns if one.key in run.metrics]
+    facts = [(key, cells[key].text) for key in ("kind", "state", "updates", "time", "device")]
+    return {
+        "run": run,
+        "facts": [(key, text) for key, text in facts if text],
+        "metrics": metrics,
+        "settings": [
+            (key, clipped(str(value), MAX_SETTING_LETTERS)) for key, value in run.settings.items()
+        ],
+    }
+
+
+def _protocol_table(protocols: Protocols) -> dict[str, object]:
+    """What was recorded of each protocol; what is the same in all is told once."""
+    parts = [dict(protocol.parts) for protocol in protocols.all]
+    columns = list(dict.fromkeys(what for one in parts for what in one))
+    common = [
+        (what, parts[0][what])
+        for what in columns
+        if len(parts) > 1 and all(one.get(what) == parts[0].get(what) for one in parts)
+    ]
+    columns = [what for what in columns if what not in dict(common)]
+    rows = [
+        (
+            protocol.label,
+            listed(protocols.metrics_of(protocol)),
+            [one.get(what, "") for what in columns],
+        )
+        for protocol, one in zip(protocols.all, parts, strict=True)
+    ]
+    return {"common": common, "columns": columns, "rows": rows}
+
+
+def _palette() -> str:
+    """Colours of the series of figures, as the style sheet names them."""
+    light, dark = (
+        " ".join(f"--series-{index}: {colour};" for index, colour in enumerate(colours))
+        for colours in (COLOURS, DARK_COLOURS)
+    )
+    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+
+
+def _breakable(text: str) -> Markup:
+    """Text that may be broken after underscores, dots and slashes."""
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[_./])", text))

@@ -7,6 +7,7 @@ enlarged by a whole factor with four white pixels around each.
 import base64
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ MAX_TILE = 256
 MAX_BYTES = 12_000_000
 """Of all reconstructions of a page together, before base64 adds a third."""
 
-MAX_GRID = 512
-MAX_PIXELS = 100_000_000
+MAX_GRID = 640
+MAX_PIXELS = 80_000_000
 """A picture with more was not drawn by a run, and is not decoded."""
 
 CANNOT_BE_READ = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -66,12 +67,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A small copy as a data URI, with its size in pixels."""
+
+    content: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class SampleGrid:
     """Samples of a run beside their ceiling, which is None where the run drew none (B1)."""
 
     run: Run
-    samples: str
-    ceiling: str | None
+    samples: Picture
+    ceiling: Picture | None
 
 
 @dataclass(frozen=True)
@@ -98,9 +108,17 @@ def compare_reconstructions(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def find_samples(runs: Sequence[Run]) -> list[SampleGrid]:
-    """Small copies of every run's last samples, with the ceiling of the same run or chain."""
+    """Small copies of every run's last samples, with the ceiling of the same run or chain.
+
+    A chain's samples stand for those that its second stage drew while it was training.
+    """
     grids = []
+    with_samples = {
+        run.folder for run in runs if os.path.isfile(run.folder / "samples" / "grid.png")
+    }
     for run in runs:
+        if run.folder.parent in with_samples:
+            continue  # what a chain shows for its second stage
         samples = _first_small(
             run.folder / "samples" / "grid.png",  # of a chain
             run.folder / "grid.png",
@@ -185,7 +203,7 @@ def _strip(tiles: Sequence[Image.Image]) -> Image.Image:
     return strip
 
 
-def _first_small(*paths: Path) -> str | None:
+def _first_small(*paths: Path) -> Picture | None:
     """The first picture of several that can be read, small enough for a page."""
     for path in paths:
         image = _open(path)
@@ -193,14 +211,17 @@ def _first_small(*paths: Path) -> str | None:
             image.thumbnail((MAX_GRID, MAX_GRID), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             image.save(buffer, format="WEBP", quality=82)
-            return _data_uri(buffer.getvalue(), "webp")
+            return Picture(_data_uri(buffer.getvalue(), "webp"), image.width, image.height)
     return None
 
 
 def _open(path: Path) -> Image.Image | None:
-    """A picture in RGB, or None where there is none that can be read now."""
+    """A PNG in RGB, or None where there is none that can be read now.
+
+    Other formats are refused whatever the file is called: for one of them Pillow starts a program.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
             return image.convert("RGB")

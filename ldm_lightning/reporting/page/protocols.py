@@ -9,6 +9,7 @@ from typing import Any
 from ldm_lightning.reporting.page.runs import Run
 
 NOT_RECORDED = "not recorded"
+MAX_LETTERS = 200
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,30 @@ class Protocol:
 
     Attributes:
         label: ``P1`` for the most used, and so on.
-        text: All that was recorded, in a line.
+        parts: All that was recorded, as words: what, and its value.
         is_small_sample: Too few images for a Fréchet distance; nothing is ranked by it.
     """
 
     label: str
-    text: str
+    parts: tuple[tuple[str, str], ...]
     is_small_sample: bool
+
+    @property
+    def text(self) -> str:
+        """All that was recorded, in a line."""
+        return ", ".join(f"{what} {value}" for what, value in self.parts) or NOT_RECORDED
+
+    @property
+    def short(self) -> str:
+        """Enough to recognise it by, for a figure that stands alone."""
+        known = dict(self.parts)
+        count = f"{known['num images']} images" if "num images" in known else ""
+        split = f"split {known['split']}" if "split" in known else ""
+        told = (count, known.get("data", ""), split, known.get("resolution", ""))
+        words = [text for text in told if text]
+        if self.is_small_sample:
+            words.append("small sample")
+        return ", ".join(words) or self.text
 
 
 class Protocols:
@@ -45,7 +63,7 @@ class Protocols:
         by_key = {
             key: Protocol(
                 label=f"P{number}",
-                text=_text(first_use[key]),
+                parts=_parts(first_use[key]),
                 is_small_sample=first_use[key].get("small_sample") is True,
             )
             for number, (key, _) in enumerate(
@@ -54,6 +72,12 @@ class Protocols:
         }
         self.all = tuple(by_key.values())
         self._of = {(run, name): by_key[_key(essence)] for run, name, essence in entries}
+        used: dict[str, set[Protocol]] = {}
+        for (_, name), protocol in self._of.items():
+            used.setdefault(name, set()).add(protocol)
+        self._used_by = {
+            name: tuple(one for one in self.all if one in group) for name, group in used.items()
+        }
 
     def of(self, run: Run, metric: str) -> Protocol:
         """How a run made one of its metrics.
@@ -65,12 +89,11 @@ class Protocols:
 
     def used_by(self, metric: str) -> tuple[Protocol, ...]:
         """All protocols behind one metric, the most used first."""
-        used = {protocol for (_, name), protocol in self._of.items() if name == metric}
-        return tuple(protocol for protocol in self.all if protocol in used)
+        return self._used_by.get(metric, ())
 
     def metrics_of(self, protocol: Protocol) -> tuple[str, ...]:
         """Names of all metrics made in one way."""
-        return tuple(sorted({name for (_, name), one in self._of.items() if one == protocol}))
+        return tuple(sorted(name for name, used in self._used_by.items() if protocol in used))
 
 
 def _essence(run: Run, metric: str) -> dict[str, Any]:
@@ -96,10 +119,11 @@ def _key(essence: Mapping[str, Any]) -> str:
     return json.dumps(essence, sort_keys=True)
 
 
-def _text(essence: Mapping[str, Any]) -> str:
-    """One line; hashes shortened, as nobody reads 64 digits."""
+def _parts(essence: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What was recorded, in words; hashes shortened, as nobody reads 64 digits."""
     parts = []
     for key, value in essence.items():
         text = str(value)
-        parts.append(f"{key.replace('_', ' ')} {text[:12] if key == 'weights_hash' else text}")
-    return ", ".join(parts) or NOT_RECORDED
+        text = text[:12] if key == "weights_hash" else text
+        parts.append((key.replace("_", " "), text[:MAX_LETTERS]))
+    return tuple(parts)

@@ -1,33 +1,30 @@
-"""Finding run folders and reading what they say, also while they are being written.
-
-Nothing in a folder is taken for granted: a killed run leaves half a file, a failed one no file.
-"""
+"""Finding run folders and reading what they say, also while they are being written."""
 
 import glob
-import json
-import math
 import os
-import socket
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ldm_lightning.utils.run_folder import STATES
+from ldm_lightning.reporting.page.summary_file import (
+    Setting,
+    mapping,
+    metrics_of,
+    read_summary,
+    seconds_of,
+    settings_of,
+    sign_of_life,
+    whole_number,
+)
 
 DONE = ("finished", "early_stopped", "validated")
 """States whose metrics are those of a whole run."""
 
-NO_SUMMARY, UNREADABLE, KILLED, SILENT = "no summary", "unreadable", "killed", "silent"
-"""States that a folder cannot say of itself."""
-
-SILENT_AFTER_SECONDS = 900.0
-"""A running run shows a sign of life every ten seconds, but not during a long validation."""
-
 NO_RUNS_WITHIN = ("checkpoints", "images", "figures", "wandb", "tensorboard")
 
-Setting = str | int | float | bool | None
+FIRST_STAGE_PARTS = ("autoencoder", "bottleneck", "discriminator", "loss", "image_channels")
+"""Of a configuration: what a chain and an evaluation have from the first stage they rest on."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,9 @@ class Run:
         seconds: Time spent, over all interruptions; None where unknown.
         step: Updates done; None where there are none.
         written: Unix time of the last sign of life.
+        rests_on: Folder of the run whose checkpoint it trains upon or measures; None where
+            there is none.
+        relations: In words, to which other runs of the report it belongs, with their numbers.
     """
 
     number: int
@@ -66,6 +66,8 @@ class Run:
     seconds: float | None
     step: int | None
     written: float
+    rests_on: Path | None = None
+    relations: tuple[tuple[str, int], ...] = ()
 
     @property
     def is_done(self) -> bool:
@@ -106,23 +108,33 @@ def find_runs(patterns: Sequence[str]) -> list[Run]:
     kept = [run for run in runs if run.folder not in repeated]
     root = os.path.commonpath([run.folder.parent for run in kept])
     kept.sort(key=lambda run: (run.written, run.folder))
+    numbers = {run.folder: number for number, run in enumerate(kept, start=1)}
     return [
-        replace(run, number=number, place=run.folder.relative_to(root).as_posix())
-        for number, run in enumerate(kept, start=1)
+        replace(
+            run,
+            number=numbers[run.folder],
+            place=run.folder.relative_to(root).as_posix(),
+            relations=tuple(_relations(run, numbers)),
+        )
+        for run in kept
     ]
 
 
 def read_run(folder: Path) -> Run:
     """Read one run folder; what is missing or broken becomes the run's state."""
     path = folder / "summary.json"
-    summary, state, reason = _read_summary(path)
-    config = _mapping(summary.get("config"))  # of another shape it tells nothing
+    summary, state, reason = read_summary(path)
+    config = mapping(summary.get("config"))  # of another shape it tells nothing
     kind = _kind(summary, config)
+    rests_on = _rests_on(summary, config)
     if kind == "chain":
-        config = _config_of_chain(folder)
-    written = path.stat().st_mtime if path.exists() else folder.stat().st_mtime
+        second = mapping(read_summary(folder / "second_stage" / "summary.json")[0].get("config"))
+        config = {**second, **_first_stage_parts(folder / "first_stage")}
+    elif kind == "evaluation" and rests_on is not None:
+        config = {**config, **_first_stage_parts(rests_on)}
+    written = _last_change(path, folder)
     if state == "running":
-        state, reason = _sign_of_life(summary, written)
+        state, reason = sign_of_life(summary, written)
     return Run(
         number=0,
         folder=folder,
@@ -131,22 +143,23 @@ def read_run(folder: Path) -> Run:
         kind=kind,
         state=state,
         reason=reason,
-        settings=dict(_flat(config)),
-        metrics=_metrics(summary),
+        settings=settings_of(config),
+        metrics=metrics_of(summary),
         protocols={
             str(name): entry
-            for name, entry in _mapping(summary.get("protocol")).items()
+            for name, entry in mapping(summary.get("protocol")).items()
             if isinstance(entry, dict)
         },
         device=str(summary.get("device") or ""),
-        seconds=_seconds(summary),
-        step=_whole(summary.get("step")),
+        seconds=seconds_of(summary),
+        step=whole_number(summary.get("step")),
         written=written,
+        rests_on=rests_on,
     )
 
 
 def _run_folders(top: Path) -> Iterable[Path]:
-    """Every run folder at or below a folder."""
+    """Every run folder at or below a folder. Links are not followed: they may lead in circles."""
     for where, folders, files in os.walk(top):
         has_marks = "checkpoints" in folders and "images" in folders
         if has_marks or "summary.json" in files or "metrics.csv" in files:
@@ -156,42 +169,14 @@ def _run_folders(top: Path) -> Iterable[Path]:
         )
 
 
-def _read_summary(path: Path) -> tuple[dict[str, Any], str, str]:
-    """Content, state and reason."""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}, NO_SUMMARY, "summary.json is missing: the run ended, or is, before its start"
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, UNREADABLE, f"summary.json cannot be read: {error}"
-    if not isinstance(summary, dict):
-        return {}, UNREADABLE, f"summary.json holds no object but a {type(summary).__name__}"
-    state = summary.get("state")
-    if state not in STATES:
-        return summary, UNREADABLE, f"summary.json gives no known state but {state!r}"
-    return summary, state, str(summary.get("reason") or "")
-
-
-def _sign_of_life(summary: Mapping[str, Any], written: float) -> tuple[str, str]:
-    """Tell a run that works from one that was killed."""
-    pid, host = summary.get("pid"), summary.get("host")
-    if host == socket.gethostname() and isinstance(pid, int) and not _is_alive(pid):
-        return KILLED, f"process {pid} is gone, and left no word"
-    heartbeat = summary.get("heartbeat")
-    last = heartbeat if isinstance(heartbeat, (int, float)) else written
-    if time.time() - last > SILENT_AFTER_SECONDS:
-        return SILENT, f"no sign of life from process {pid} on {host} for a quarter of an hour"
-    return "running", ""
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+def _last_change(*paths: Path) -> float:
+    """Of the first that can be asked; a run may be moved away while it is read."""
+    for path in paths:
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            continue
+    return 0.0
 
 
 def _kind(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -206,14 +191,23 @@ def _kind(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return "evaluation" if summary.get("name") == "evaluate" else "run"
 
 
-def _config_of_chain(folder: Path) -> dict[str, Any]:
-    """The second stage's configuration, with the parts of the first stage beside it."""
-    first, second = (
-        _mapping(_read_summary(folder / stage / "summary.json")[0].get("config"))
-        for stage in ("first_stage", "second_stage")
-    )
-    parts = ("autoencoder", "bottleneck", "discriminator", "loss", "image_channels")
-    return {**second, **{key: first[key] for key in parts if key in first}}
+def _rests_on(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Path | None:
+    """Folder of the run whose checkpoint was measured, or that a second stage was trained upon."""
+    if "denoiser" in config:
+        value = mapping(config.get("first_stage")).get("checkpoint")
+    elif "autoencoder" in config:  # what it started from, or itself
+        return None
+    else:
+        value = config.get("checkpoint")
+    if not isinstance(value, str) or not value or "\0" in value:
+        return None
+    path = Path(value).absolute()
+    return path.parent.parent if path.suffix == ".ckpt" else path
+
+
+def _first_stage_parts(folder: Path) -> dict[str, Any]:
+    config = mapping(read_summary(folder / "summary.json")[0].get("config"))
+    return {key: config[key] for key in FIRST_STAGE_PARTS if key in config}
 
 
 def _repeated_by_chains(runs: Iterable[Run]) -> set[Path]:
@@ -228,40 +222,8 @@ def _repeated_by_chains(runs: Iterable[Run]) -> set[Path]:
     }
 
 
-def _metrics(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    metrics: dict[str, float | None] = {}
-    for name, value in _mapping(summary.get("metrics")).items():
-        if value is None:
-            metrics[str(name)] = None
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            metrics[str(name)] = float(value) if math.isfinite(value) else None
-    return metrics
-
-
-def _seconds(summary: Mapping[str, Any]) -> float | None:
-    steps = _mapping(summary.get("steps")).values()
-    parts = [_mapping(step).get("seconds") for step in steps]
-    if not parts:
-        parts = [_mapping(summary.get("timing")).get("total_s")]
-    known = [part for part in parts if isinstance(part, (int, float))]
-    return float(sum(known)) if known else None
-
-
-def _flat(value: Any, where: str = "") -> Iterable[tuple[str, Setting]]:
-    """Leaves of a nested configuration by dotted key."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(item, f"{where}.{key}" if where else str(key))
-    elif isinstance(value, list):
-        yield where, json.dumps(value)
-    else:
-        yield where, value
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    """The value if it is a mapping, else nothing."""
-    return value if isinstance(value, dict) else {}
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _relations(run: Run, numbers: Mapping[Path, int]) -> Iterable[tuple[str, int]]:
+    if run.folder.parent in numbers:
+        yield "part of run", numbers[run.folder.parent]
+    if run.rests_on is not None and run.rests_on in numbers and run.rests_on != run.folder:
+        yield ("upon run" if run.kind == "second stage" else "of run"), numbers[run.rests_on]

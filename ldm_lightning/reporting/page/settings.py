@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ldm_lightning.reporting.page.runs import Run, Setting
+from ldm_lightning.reporting.page.runs import Run
 
 SWEPT_FIRST = (
     "autoencoder.downsampling_factor",
@@ -16,7 +16,8 @@ SWEPT_FIRST = (
 )
 """Settings that sweeps are about; they come first."""
 
-ABOUT_FILES = ("output_dir", "cache_dir", "resume", "scale_description")
+ABOUT_FILES = ("name", "output_dir", "cache_dir", "resume", "scale_description")
+"""Not how a run was made but what it is called and where it lies, which the table says anyway."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,6 @@ def find_differences(runs: Sequence[Run]) -> list[Difference]:
     return [Difference(key=same[0], also=tuple(same[1:])) for same in by_values.values()]
 
 
-def numeric(value: Setting) -> float | None:
-    """The value as a number, or None; true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value)
-
-
 def _differs(key: str, runs: Sequence[Run]) -> bool:
     by_kind: dict[str, set[str]] = {}
     for run in runs:
@@ -62,7 +56,8 @@ def _differs(key: str, runs: Sequence[Run]) -> bool:
 
 
 def _is_about_files(key: str) -> bool:
-    return key in ABOUT_FILES or key.endswith(".run_folder") or key.startswith("logger.")
+    last = key.rpartition(".")[2]
+    return key in ABOUT_FILES or last in ("checkpoint", "run_folder") or key.startswith("logger.")
 
 
 def _order(key: str) -> tuple[int, int, str]:

@@ -1,26 +1,35 @@
-"""The table of runs, as the page shows it and as ``results.csv`` holds it."""
+"""The table of runs, as the page shows it."""
 
-import csv
-import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from ldm_lightning.metrics.names import describe
-from ldm_lightning.reporting.page.charts import bits_per_pixel, elements_per_pixel
-from ldm_lightning.reporting.page.protocols import Protocols
-from ldm_lightning.reporting.page.runs import Run, Setting
-from ldm_lightning.reporting.page.settings import Difference, numeric
+from ldm_lightning.reporting.page.charts import FRECHET, PERCEPTUAL
+from ldm_lightning.reporting.page.labels import (
+    UNITS,
+    clipped,
+    digits,
+    is_higher_better,
+    meaning_of,
+    setting_words,
+)
+from ldm_lightning.reporting.page.protocols import Protocol, Protocols
+from ldm_lightning.reporting.page.runs import Run
+from ldm_lightning.reporting.page.settings import Difference
+from ldm_lightning.reporting.page.summary_file import number
 from ldm_lightning.utils.units import format_seconds
 
-SHOWN_AT_FIRST = 8
-"""Settings in the table before its reader asks for all of them."""
+SETTINGS_AT_FIRST = 6
+"""Settings in the table before its reader asks for every column."""
 
 MAX_SETTINGS = 40
+MAX_CELL_LETTERS, MAX_REMARK_LETTERS = 40, 500
 
 STAGE_ORDER = ("test", "val", "gen", "prior", "latent", "perf")
+
+DECIDING = ("psnr", *PERCEPTUAL, *FRECHET, "fid", "fd_tiny", "loss", "nll", "kl", "codebook_usage")
+SHOWN_AT_FIRST = tuple(f"{stage}/{name}" for stage in ("test", "val", "gen") for name in DECIDING)
+"""Metrics that decide; others come with every column."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +37,21 @@ class Column:
     """One column.
 
     Attributes:
-        label: Its heading.
+        key: Its whole name.
+        group: What the name begins with, written above it.
+        label: The rest of the name.
+        unit: Of its numbers.
+        protocols: Labels of the protocols of its numbers.
         hint: What the heading means.
         is_number: Aligned to the right.
         is_extra: Shown when asked for.
     """
 
-    label: str
+    key: str
+    group: str = ""
+    label: str = ""
+    unit: str = ""
+    protocols: str = ""
     hint: str = ""
     is_number: bool = False
     is_extra: bool = False
@@ -47,6 +64,7 @@ class Cell:
     text: str
     order: str = ""
     remark: str = ""
+    is_best: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,107 +80,111 @@ def build_table(
     runs: Sequence[Run], protocols: Protocols, differences: Sequence[Difference]
 ) -> Table:
     """Settings that differ, metrics with their protocol, state, device, time."""
-    shown = differences[:MAX_SETTINGS]
-    metrics = _metrics(runs)
-    labels = {
-        metric: " ".join(protocol.label for protocol in protocols.used_by(metric))
-        for metric in metrics
-    }
-    columns = [Column("run"), Column("kind"), Column("state")]
-    for index, difference in enumerate(shown):
-        also = f"also {', '.join(difference.also)}" if difference.also else ""
-        numbers = any(numeric(run.settings.get(difference.key)) is not None for run in runs)
-        columns.append(Column(difference.key, also, numbers, index >= SHOWN_AT_FIRST))
-    for metric in metrics:
-        columns.append(Column(f"{metric} [{labels[metric]}]", _meaning(metric), is_number=True))
-    columns += [
-        Column("updates", is_number=True),
-        Column("time", is_number=True),
-        Column("device"),
-        Column("last written (UTC)"),
+    shown, metrics = differences[:MAX_SETTINGS], metric_names(runs)
+    best = {metric: best_runs(runs, protocols, metric) for metric in metrics}
+    columns = [
+        Column("run", label="run"),
+        Column("kind", label="kind", is_extra=len({run.kind for run in runs}) == 1),
+        Column("state", label="state"),
+        *(_column_of_setting(runs, one, index) for index, one in enumerate(shown)),
+        *(_column_of_metric(metric, protocols) for metric in metrics),
+        Column("updates", label="updates", is_number=True),
+        Column("time", label="time", is_number=True, hint="over all interruptions"),
+        Column("device", label="device"),
+        Column("written", label="last written", unit="UTC"),
     ]
     rows = []
     for run in runs:
         cells = [Cell(run.name, str(run.number)), Cell(run.kind, run.kind)]
-        cells.append(Cell(run.state, run.state, run.reason))
-        for difference in shown:
-            cells.append(_setting(run, difference.key))
+        cells.append(Cell(run.state, run.state, clipped(run.reason, MAX_REMARK_LETTERS)))
+        cells += [_setting(run, one.key) for one in shown]
         for metric in metrics:
-            cells.append(_metric(run, metric, protocols, is_mixed=" " in labels[metric]))
+            is_best = run.number in best[metric]
+            cells.append(_metric(run, metric, protocols, is_best=is_best))
         cells += [
             Cell("" if run.step is None else f"{run.step:,}", _order(run.step)),
             Cell("" if not run.seconds else format_seconds(run.seconds), _order(run.seconds)),
-            Cell(run.device, run.device),
-            Cell(_time(run.written), repr(run.written)),
+            Cell(clipped(run.device, MAX_CELL_LETTERS), run.device, run.device),
+            Cell(time_text(run.written)[:-3], repr(run.written)),
         ]
         rows.append((run, tuple(cells)))
     return Table(tuple(columns), tuple(rows), len(differences) - len(shown))
 
 
-def results_csv(
-    runs: Sequence[Run], protocols: Protocols, differences: Sequence[Difference]
-) -> str:
-    """Everything as one row a run, at full precision.
-
-    Each metric is followed by the protocol it was made with; a value that was not finite is
-    ``not finite``.
-    """
-    metrics = _metrics(runs)
-    header = ["number", "name", "folder", "kind", "state", "reason", "updates", "seconds", "device"]
-    header += ["written", "elements_per_pixel", "bits_per_pixel"]
-    header += [difference.key for difference in differences]
-    for metric in metrics:
-        header += [metric, f"{metric} protocol"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for run in runs:
-        row: list[Any] = [
-            run.number,
-            run.name,
-            run.place,
-            run.kind,
-            run.state,
-            run.reason,
-            run.step,
-        ]
-        row += [run.seconds, run.device, _time(run.written)]
-        row += [elements_per_pixel(run), bits_per_pixel(run)]
-        row += [run.settings.get(difference.key) for difference in differences]
-        for metric in metrics:
-            value = run.metrics.get(metric)
-            if value is not None:
-                row += [repr(value), protocols.of(run, metric).text]
-            else:
-                row += ["not finite" if metric in run.metrics else None, None]
-        writer.writerow(row)
-    return text.getvalue()
-
-
-def _metrics(runs: Sequence[Run]) -> list[str]:
+def metric_names(runs: Sequence[Run]) -> list[str]:
     """All metrics of all runs, what is tested first."""
     names = {name for run in runs for name in run.metrics}
 
-    def order(name: str) -> tuple[int, str]:
+    def order(name: str) -> tuple[int, int, str]:
         stage = name.partition("/")[0]
-        known = stage in STAGE_ORDER
-        return STAGE_ORDER.index(stage) if known else len(STAGE_ORDER), name
+        place = STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER)
+        decides = name in SHOWN_AT_FIRST
+        return place, SHOWN_AT_FIRST.index(name) if decides else len(SHOWN_AT_FIRST), name
 
     return sorted(names, key=order)
+
+
+def best_runs(runs: Sequence[Run], protocols: Protocols, metric: str) -> set[int]:
+    """Of each protocol under which several runs are done, the one with the best value."""
+    higher = is_higher_better(metric)
+    if higher is None:
+        return set()
+    groups: dict[Protocol, list[tuple[float, int]]] = {}
+    for run in runs:
+        value = run.metrics.get(metric)
+        if run.is_done and value is not None:
+            group = groups.setdefault(protocols.of(run, metric), [])
+            group.append((value if higher else -value, run.number))
+    return {
+        max(group)[1]
+        for protocol, group in groups.items()
+        if len(group) > 1 and not protocol.is_small_sample
+    }
+
+
+def time_text(seconds: float) -> str:
+    """Unix time as UTC, for people and for sorting."""
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _column_of_setting(runs: Sequence[Run], one: Difference, index: int) -> Column:
+    group, _, label = one.key.rpartition(".")
+    return Column(
+        one.key,
+        group,
+        label,
+        hint=f"the same as {', '.join(one.also)}" if one.also else "",
+        is_number=any(number(run.settings.get(one.key)) is not None for run in runs),
+        is_extra=index >= SETTINGS_AT_FIRST,
+    )
+
+
+def _column_of_metric(metric: str, protocols: Protocols) -> Column:
+    group, _, label = metric.rpartition("/")
+    return Column(
+        metric,
+        group,
+        label,
+        unit=UNITS.get(label, ""),
+        protocols=" ".join(protocol.label for protocol in protocols.used_by(metric)),
+        hint=meaning_of(metric),
+        is_number=True,
+        is_extra=metric not in SHOWN_AT_FIRST,
+    )
 
 
 def _setting(run: Run, key: str) -> Cell:
     if key not in run.settings:
         return Cell("")
-    value: Setting = run.settings[key]
-    number = numeric(value)
-    if number is not None and math.isfinite(number):
-        return Cell(str(value), repr(number))
+    value = run.settings[key]
+    if (as_number := number(value)) is not None:
+        return Cell(clipped(str(value), MAX_CELL_LETTERS), repr(as_number))
     text = "null" if value is None else str(value)
-    return Cell(text, text)
+    short = clipped(setting_words(key, text)[1], MAX_CELL_LETTERS)
+    return Cell(short, short, "" if short == text else clipped(text, MAX_REMARK_LETTERS))
 
 
-def _metric(run: Run, metric: str, protocols: Protocols, *, is_mixed: bool) -> Cell:
+def _metric(run: Run, metric: str, protocols: Protocols, *, is_best: bool) -> Cell:
     """The value; which protocol, where the column holds several."""
     if metric not in run.metrics:
         return Cell("")
@@ -170,23 +192,12 @@ def _metric(run: Run, metric: str, protocols: Protocols, *, is_mixed: bool) -> C
     if value is None:
         return Cell("not finite", remark="the run logged a number that is not finite")
     protocol = protocols.of(run, metric)
-    remark = f"{protocol.label}: {protocol.text}"
-    digits = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    if is_mixed:
-        digits = f"{digits} [{protocol.label}]"
-    return Cell(f"{digits}†" if protocol.is_small_sample else digits, repr(value), remark)
-
-
-def _meaning(metric: str) -> str:
-    try:
-        return describe(metric).meaning
-    except KeyError:
-        return ""
+    text = f"{digits(value)}†" if protocol.is_small_sample else digits(value)
+    if len(protocols.used_by(metric)) > 1:
+        text = f"{text} {protocol.label}"
+    remark = f"{repr(value)}; {protocol.label}: {protocol.text}"
+    return Cell(text, repr(value), clipped(remark, MAX_REMARK_LETTERS), is_best)
 
 
 def _order(value: float | None) -> str:
     return "" if value is None else repr(value)
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")

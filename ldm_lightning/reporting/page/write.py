@@ -2,25 +2,22 @@
 
 import fnmatch
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from ldm_lightning.reporting.page.charts import (
-    Chart,
-    perception_charts,
-    rate_charts,
-    swept_charts,
-)
+from ldm_lightning.reporting.page.charts import Chart
 from ldm_lightning.reporting.page.curves import curve_charts
 from ldm_lightning.reporting.page.drawing import Drawing, draw_chart
 from ldm_lightning.reporting.page.page import Pictures, render_page
 from ldm_lightning.reporting.page.pictures import compare_reconstructions, find_samples
 from ldm_lightning.reporting.page.protocols import Protocols
+from ldm_lightning.reporting.page.results_file import results_csv
 from ldm_lightning.reporting.page.runs import Run, find_runs
 from ldm_lightning.reporting.page.settings import find_differences
-from ldm_lightning.reporting.page.table import build_table, results_csv
+from ldm_lightning.reporting.page.swept import swept_charts
+from ldm_lightning.reporting.page.tradeoffs import perception_charts, rate_charts
 from ldm_lightning.utils.files import atomic_writer
 
 log = logging.getLogger(__name__)
@@ -65,30 +62,33 @@ def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") 
         swept_charts(runs, protocols, differences),
         curve_charts(runs, protocols),
     )
-    figures = [(one, draw_chart(one)) for one in charts]
+    figures = [(one, draw_chart(one)) for one in _own_names(charts)]
     chosen = [run for run in runs if _fits(run, pictured)][-MAX_PICTURED:]
     page = render_page(
-        f"Report on {', '.join(patterns)}",
+        patterns,
         runs,
         protocols,
-        build_table(runs, protocols, differences),
+        differences,
         figures,
         Pictures(compare_reconstructions(chosen), find_samples(chosen), len(chosen)),
     )
     folder = output.parent / "figures"
     _write_figures(figures, folder)
     results = output.parent / "results.csv"
-    _write(results, results_csv(runs, protocols, differences).encode())
-    _write(output, page.encode())
+    _write(results, _encoded(results_csv(runs, protocols, differences)))
+    _write(output, _encoded(page))
     return Report(output, results, folder, len(runs), len(figures))
 
 
 def write_own_page(folder: Path) -> None:
-    """Write the page of one run or chain into its folder; a full disk is not the run's failure."""
+    """Write the page of one run or chain into its folder.
+
+    What goes wrong here is told but does not fail a run of days, whose results are on disk.
+    """
     try:
         report = write_report([str(folder)], folder / "report.html")
-    except OSError as error:
-        log.warning("The page of %s could not be written: %s", folder, error)
+    except Exception:
+        log.warning("The page of %s could not be written.", folder, exc_info=True)
     else:
         log.info("Page: %s", report.page)
 
@@ -105,6 +105,20 @@ def _write_figures(figures: Sequence[tuple[Chart, Drawing]], folder: Path) -> No
         for path in folder.glob(f"{kind}_*"):
             if path.suffix in (".svg", ".png") and path.stem not in names:
                 path.unlink()
+
+
+def _own_names(charts: Iterable[Chart]) -> Iterable[Chart]:
+    """Number those whose name another chart has."""
+    seen: dict[str, int] = {}
+    for one in charts:
+        seen[one.name] = seen.get(one.name, 0) + 1
+        times = seen[one.name]
+        yield one if times == 1 else replace(one, name=f"{one.name}_{times}")
+
+
+def _encoded(text: str) -> bytes:
+    """As UTF-8; names of files and JSON may hold letters that have no place in it."""
+    return text.encode("utf-8", errors="replace")
 
 
 def _fits(run: Run, pattern: str) -> bool:

@@ -126,3 +126,21 @@ def example_run(number: int, **changes: Any) -> Run:
         "written": float(number),
     }
     return Run(**{**values, **changes})
+
+
+def run_with(
+    number, *, factor=8, channels=4, metrics=None, protocol=None, state="finished", **more
+):
+    """A run of one autoencoder shape; ``more`` are settings by dotted key."""
+    metrics = {"val/psnr": 25.0} if metrics is None else metrics
+    return example_run(
+        number,
+        state=state,
+        metrics=metrics,
+        protocols={name: protocol or {"num_images": 512} for name in metrics},
+        settings={
+            "autoencoder.downsampling_factor": factor,
+            "autoencoder.latent_channels": channels,
+            **more,
+        },
+    )

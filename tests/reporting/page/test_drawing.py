@@ -1,16 +1,27 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
-from ldm_lightning.reporting.page.charts import Chart, Point, Series
-from ldm_lightning.reporting.page.drawing import GROUND, INK, MAX_LABELS, draw_chart
+import pytest
+
+from ldm_lightning.reporting.page.charts import Chart, Knot, Point, Series
+from ldm_lightning.reporting.page.drawing import (
+    COLOURS,
+    DARK_COLOURS,
+    GROUND,
+    INK,
+    draw_chart,
+)
 
 EVIL = "_--></svg><script>alert(1)</script> $\\frac{1}{2 & \"'\0\x1b\u4e2d"
 
 
 def chart(name="one", label="kl", count=3):
     points = tuple(Point(n, float(n), float(n * n)) for n in range(1, count + 1))
-    series = (Series(label, points), Series("joined", (), ((1.0, 2.0), (2.0, 3.0))))
-    return Chart(name, "Training curves", "x", "y", series, front=points[:1])
+    series = (
+        Series(label, points),
+        Series("joined", (), (Knot(1.0, 2.0, 1.0, 3.0), Knot(2.0, 3.0, 3.0, 3.0)), 1),
+    )
+    return Chart(name, "Training curves", "x", "y", series, ("val/psnr",), front=points[:1])
 
 
 def test_a_drawing_is_an_image_in_three_forms():
@@ -54,7 +65,66 @@ def test_text_from_files_stays_text():
     assert re.search(r"\$\\frac", inline)
 
 
-def test_many_points_go_without_numbers():
-    few = draw_chart(chart(count=MAX_LABELS)).inline.count("<text")
-    many = draw_chart(chart(count=MAX_LABELS + 1)).inline.count("<text")
-    assert many < few
+def numbers_drawn(points):
+    one = Chart("one", "Training curves", "x", "y", (Series("", points),), (), front=points[-1:])
+    return re.findall(r">(\d+)</text>", draw_chart(one).inline)
+
+
+def test_numbers_of_runs_do_not_cover_each_other_and_those_of_the_front_come_first():
+    apart = tuple(Point(100 + n, float(n), float(n)) for n in range(4))
+    assert {"100", "101", "102", "103"} <= set(numbers_drawn(apart))
+    together = tuple(Point(100 + n, 1.0 + n / 1e6, 1.0) for n in range(4)) + (Point(7, 9.0, 9.0),)
+    crowded = tuple(Point(100 + n, 1.0, 1.0 + n / 1e6) for n in range(4))
+    far = (Point(90, 9.0, 9.0),)
+    drawn = numbers_drawn(far + crowded)
+    assert "103" in drawn  # of the front
+    assert not {"100", "101", "102"} & set(drawn)
+    assert len(set(numbers_drawn(together)) & {"100", "101", "102", "103"}) == 1
+
+
+@pytest.mark.parametrize("scale", ["log", "symlog"])
+def test_a_logarithmic_axis_names_the_values_that_were_swept(scale):
+    xs = (1e-6, 1e-4, 1e-2) if scale == "log" else (0.0, 1e-4, 1e-2)
+    points = tuple(Point(n, x, 1.0 + n) for n, x in enumerate(xs))
+    one = Chart("a", "b", "x", "y", (Series("", points),), (), x_scale=scale, ticks=xs)
+    inline = draw_chart(one).inline
+    for text in ("1e-4", "0.01", "1e-6" if scale == "log" else "0"):
+        assert f">{text}</text>" in inline
+    assert "mathdefault" not in inline
+
+
+def test_a_logarithmic_height_is_written_in_plain_digits():
+    line = (Knot(1, 1.0, 1.0, 1.0), Knot(2, 1000.0, 1000.0, 1000.0))
+    one = Chart("a", "b", "x", "y", (Series("", (), line),), (), y_scale="log")
+    assert "mathdefault" not in draw_chart(one).inline
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(("colours", "ground"), [(COLOURS, "#ffffff"), (DARK_COLOURS, "#14171a")])
+def test_series_stand_out_from_the_ground(colours, ground):
+    """Ratio of luminances, W3C WCAG 2.2, 1.4.11: at least 3 for figures."""
+    for colour in colours:
+        lights = sorted((luminance(colour), luminance(ground)))
+        assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 3
+    assert len(colours) == len(COLOURS)
+
+
+def test_the_page_gives_series_their_colour():
+    inline = draw_chart(chart()).inline
+    assert "var(--series-0)" in inline
+    assert not any(colour in inline for colour in COLOURS)
+
+
+def test_no_two_curves_look_alike():
+    lines = [
+        Series(str(n), (), (Knot(0, n, n, n), Knot(1, n, n, n), Knot(2, n, n, n)), n)
+        for n in range(18)
+    ]
+    inline = draw_chart(Chart("a", "b", "x", "y", tuple(lines), ())).inline
+    drawn = re.findall(r'style="(fill: none[^"]*--series-[^"]*)"', inline)
+    assert len(set(drawn)) == len(lines)

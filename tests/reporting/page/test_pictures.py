@@ -102,8 +102,8 @@ def test_samples_stand_beside_their_ceiling(tmp_path):
     assert grid.ceiling is None
     save_grid(random_images(2, 16), tmp_path / "images" / "ceiling.png", num_columns=2)
     (grid,) = find_samples([run])
-    assert pixels(grid.samples).shape == (204, 204, 3)
-    assert pixels(grid.ceiling).shape == (104, 204, 3)
+    assert pixels(grid.samples.content).shape == (204, 204, 3)
+    assert pixels(grid.ceiling.content).shape == (104, 204, 3)
 
 
 def test_a_chain_shows_its_own_samples_and_the_ceiling_of_its_second_stage(tmp_path):
@@ -117,4 +117,27 @@ def test_a_chain_shows_its_own_samples_and_the_ceiling_of_its_second_stage(tmp_p
 def test_large_grids_become_small(tmp_path):
     save_grid(random_images(1, 800), tmp_path / "grid.png", num_columns=1)
     (grid,) = find_samples([example_run(1, folder=tmp_path)])
-    assert max(pixels(grid.samples).shape) == pictures.MAX_GRID
+    assert max(pixels(grid.samples.content).shape) == pictures.MAX_GRID
+
+
+def test_samples_of_a_chain_stand_for_those_of_its_second_stage(tmp_path):
+    chain = example_run(1, folder=tmp_path, kind="chain")
+    second = example_run(2, folder=tmp_path / "second_stage")
+    for path in (tmp_path / "samples" / "grid.png", second.folder / "images" / "ceiling.png"):
+        save_grid(random_images(4, 16), path, num_columns=2)
+    save_grid(random_images(1, 16), second.folder / "images" / "samples_latest.png", num_columns=1)
+    (grid,) = find_samples([second, chain])
+    assert grid.run == chain
+    assert grid.ceiling is not None
+
+
+def test_only_png_is_read_whatever_a_file_is_called(tmp_path):
+    for content in (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"GIF89a",
+        b"\x89PNG\r\n",
+    ):
+        (tmp_path / "grid.png").write_bytes(content)
+        assert find_samples([example_run(1, folder=tmp_path)]) == []
+    Image.new("RGB", (9, 9)).save(tmp_path / "grid.png", format="JPEG")
+    assert find_samples([example_run(1, folder=tmp_path)]) == []

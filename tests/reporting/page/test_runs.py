@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -146,3 +147,89 @@ def test_kinds_are_told_by_what_was_built(tmp_path):
     ):
         RunFolder(tmp_path / name).update_summary({"state": "finished", "config": config})
         assert read_run(tmp_path / name).kind == kind
+
+
+def test_parts_of_a_chain_say_so(tmp_path):
+    write_chain(tmp_path / "chain", samples="finished")
+    runs = {run.kind: run for run in find_runs([str(tmp_path)])}
+    assert runs["first stage"].relations == (("part of run", runs["chain"].number),)
+    assert runs["chain"].relations == ()
+
+
+@pytest.mark.parametrize("checkpoint", ["{}", "{}/checkpoints/best.ckpt"])
+def test_an_evaluation_has_the_settings_of_what_it_measures(tmp_path, checkpoint):
+    first = write_run(tmp_path / "first", factor=16)
+    RunFolder(tmp_path / "evaluation").update_summary(
+        {
+            "state": "finished",
+            "name": "evaluate",
+            "config": {"checkpoint": checkpoint.format(first), "resolution": 64},
+            "metrics": {"test/psnr": 25.0},
+        }
+    )
+    run, measured = sorted(find_runs([str(tmp_path)]), key=lambda run: run.kind)
+    assert (run.kind, measured.kind) == ("evaluation", "first stage")
+    assert run.settings["autoencoder.downsampling_factor"] == 16
+    assert run.settings["resolution"] == 64
+    assert run.relations == (("of run", measured.number),)
+
+
+def test_a_second_stage_names_the_first_stage_it_trains_upon(tmp_path):
+    first = write_run(tmp_path / "first", written=1000.0)
+    config = {"denoiser": {}, "first_stage": {"checkpoint": str(first)}}
+    RunFolder(tmp_path / "second").update_summary({"state": "finished", "config": config})
+    assert [run.relations for run in find_runs([str(tmp_path)])] == [(), (("upon run", 1),)]
+
+
+def test_links_that_lead_in_circles_or_nowhere_are_not_followed(tmp_path):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert len(find_runs([str(tmp_path)])) == 1
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), -1e308, True])
+def test_numbers_that_nothing_measures_are_no_metrics(tmp_path, value):
+    edit(write_run(tmp_path / "run"), metrics={"val/psnr": value}, timing={"total_s": value})
+    run = read_run(tmp_path / "run")
+    assert run.metrics.get("val/psnr") is None
+    assert run.seconds is None
+
+
+def test_a_configuration_without_end_is_cut(tmp_path):
+    deep = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    edit(write_run(tmp_path / "run"), config=deep)
+    ((key, value),) = read_run(tmp_path / "run").settings.items()
+    assert key.count(".") < 30
+    assert value.startswith("{")
+
+
+def test_a_summary_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
+    write_run(tmp_path / "run")
+
+    def refused(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    run = read_run(tmp_path / "run")
+    assert (run.state, "Permission denied" in run.reason) == ("unreadable", True)
+
+
+def test_a_summary_is_read_whole_while_it_is_replaced(tmp_path):
+    folder = RunFolder(write_run(tmp_path / "run", metrics={f"val/{n}": 1.0 for n in range(2000)}))
+    stop = threading.Event()
+
+    def replace():
+        while not stop.is_set():
+            folder.update_summary({"step": 1})
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        runs = [read_run(folder.path) for _ in range(30)]
+    finally:
+        stop.set()
+        writer.join()
+    assert {(run.state, len(run.metrics)) for run in runs} == {("finished", 2000)}

@@ -1,10 +1,11 @@
 import csv
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
-from ldm_lightning.reporting.page.write import MAX_PICTURED, write_report
+from ldm_lightning.reporting.page.write import MAX_PICTURED, write_own_page, write_report
 from ldm_lightning.utils.run_folder import RunFolder
 from tests.reporting.page.runs_on_disk import (
     EVIL,
@@ -111,6 +112,82 @@ def test_figures_of_an_earlier_report_go_and_others_stay(tmp_path):
     left = {path.name for path in figures.iterdir()}
     assert len(left) == 2 + 2 * report.num_figures
     assert {"curve_old.txt", "mine.svg"} <= left
+
+
+def test_numbers_may_stand_alone_or_share_an_axis_with_their_protocol_alone(sweep):
+    """Every figure names its protocol, in the page and as a file."""
+    for path in sweep.figures.glob("*.svg"):
+        is_measured = not path.stem.startswith("curve_train")
+        assert ("protocol P" in path.read_text()) == is_measured, path
+
+
+def test_settings_of_one_file_name_get_figures_of_their_own(tmp_path):
+    for index in range(4):
+        run = write_run(tmp_path / "runs" / str(index), metrics={"val/psnr": 1.0 + index})
+        summary = json.loads((run / "summary.json").read_text())
+        summary["config"] |= {"a.b": index // 2, "a_b": index % 2}
+        (run / "summary.json").write_text(json.dumps(summary))
+    report = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    assert len(list(report.figures.glob("swept_a-b_val-psnr*.svg"))) == 2
+    assert len(list(report.figures.glob("*.png"))) == report.num_figures
+
+
+STRANGE = (
+    {"name": "\ud800", "reason": "\udfff", "state": "failed"},
+    {"name": "a\0b" + "n" * 10_000, "device": "\x1b[31m"},
+    {"metrics": {"val/psnr": 1e99, "val/rfd_tiny": 1e-320, "": 1, "/": 2, "a" * 300: 3}},
+    {"config": {"autoencoder": {"downsampling_factor": 0, "latent_channels": 1e308}}},
+    {"config": {"k" * 300: 10**400, "a": [[float("nan")]]}, "step": 10**400},
+    {"protocol": {"val/psnr": {"num_images": {"x": [1]}, "images": ["/a"], "data": None}}},
+    {"state": "running", "pid": -1, "host": 3, "heartbeat": "now"},
+    {"steps": [1], "timing": [2]},
+)
+
+
+def test_strange_runs_do_not_keep_others_from_being_shown(tmp_path):
+    for index, changes in enumerate(STRANGE):
+        strange = write_run(tmp_path / "runs" / f"strange{index}") / "summary.json"
+        strange.write_text(json.dumps({**json.loads(strange.read_text()), **changes}))
+    for index in range(2):
+        write_run(tmp_path / "runs" / f"whole{index}", factor=4 + index)
+    report = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    text = report.page.read_text()
+    assert text.count("<tr data-state=") == len(STRANGE) + 2
+    assert report.results.read_text().count("whole") == 2
+
+
+def test_the_page_of_one_run_shows_it_instead_of_comparing_it(tmp_path):
+    run = write_run(tmp_path / "one")
+    write_curves(run)
+    report = write_report([str(run)], tmp_path / "report.html")
+    page = Page(report.page.read_text())
+    assert "table" in {tag for tag, _ in page.elements}
+    assert not [a for _, a in page.elements if a.get("id") == "runs"]
+    text = " ".join(page.text)
+    for wanted in ("kl_f8", "25 dB", "peak signal-to-noise ratio", "loss.kl_weight", "finished"):
+        assert wanted in text
+    assert {path.name.partition("_")[0] for path in report.figures.iterdir()} == {"curve"}
+
+
+def test_the_page_of_a_chain_is_called_after_it(tmp_path):
+    chain = RunFolder(tmp_path / "chain")
+    chain.update_summary({"state": "finished", "name": "mine", "steps": {}})
+    write_run(chain.path / "first_stage")
+    page = write_report([str(chain.path)], tmp_path / "report.html").page.read_text()
+    assert "<h1>mine: a chain of 1 run</h1>" in page
+    assert "part of run" in page
+
+
+def test_a_page_that_cannot_be_written_is_told_and_fails_no_run(tmp_path, monkeypatch, caplog):
+    write_run(tmp_path / "one")
+
+    def broken(*_, **__):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("ldm_lightning.reporting.page.write.find_runs", broken)
+    write_own_page(tmp_path / "one")
+    assert "could not be written" in caplog.text
+    assert "a bug" in caplog.text
 
 
 def test_names_settings_and_reasons_with_html_stay_text(tmp_path):

@@ -1,0 +1,56 @@
+"""``results.csv``: everything as one row a run, at full precision."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from ldm_lightning.reporting.page.protocols import Protocols
+from ldm_lightning.reporting.page.runs import Run
+from ldm_lightning.reporting.page.settings import Difference
+from ldm_lightning.reporting.page.table import metric_names, time_text
+from ldm_lightning.reporting.page.tradeoffs import bits_per_pixel, elements_per_pixel
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""With these a spreadsheet takes a text for a formula, and runs it."""
+
+
+def results_csv(
+    runs: Sequence[Run], protocols: Protocols, differences: Sequence[Difference]
+) -> str:
+    """Return the table.
+
+    Each metric is followed by the protocol it was made with; a value that was not finite is
+    ``not finite``. A text that a spreadsheet would run begins with an apostrophe.
+    """
+    metrics = metric_names(runs)
+    header = ["number", "name", "folder", "kind", "state", "reason", "updates", "seconds", "device"]
+    header += ["written", "elements_per_pixel", "bits_per_pixel"]
+    header += [difference.key for difference in differences]
+    for metric in metrics:
+        header += [metric, f"{metric} protocol"]
+    rows = [header, *(_row(run, protocols, differences, metrics) for run in runs)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_harmless(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _row(
+    run: Run, protocols: Protocols, differences: Sequence[Difference], metrics: Sequence[str]
+) -> list[Any]:
+    row: list[Any] = [run.number, run.name, run.place, run.kind, run.state, run.reason, run.step]
+    row += [run.seconds, run.device, time_text(run.written)]
+    row += [elements_per_pixel(run), bits_per_pixel(run)]
+    row += [run.settings.get(difference.key) for difference in differences]
+    for metric in metrics:
+        value = run.metrics.get(metric)
+        if value is not None:
+            row += [value, protocols.of(run, metric).text]
+        else:
+            row += ["not finite" if metric in run.metrics else None, None]
+    return row
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
