@@ -11,6 +11,7 @@ MAX_NAMED = 8
 
 SMALL_SAMPLE = "Small sample: nothing is ranked by it."
 NO_PROTOCOL = "How these numbers were made was not recorded; runs may differ in it."
+ONE_SEED = "One run a point: how far seeds lie apart is unknown."
 NO_LINE = "No two runs differ in this setting alone: other settings may be the cause."
 
 
@@ -41,6 +42,8 @@ def swept_found(metric: str, series: Sequence[Series], protocol: Protocol) -> st
     if spread > 0:
         more = ", no less than the change" if spread >= change else ""
         found += f" Runs that differ in the seed alone lie up to {digits(spread)} apart{more}."
+    elif all(len(one.points) == len(one.line) for one in series if one.line):
+        found += f" {ONE_SEED}"
     return _with_caution(found, [protocol])
 
 

@@ -36,11 +36,11 @@ class Protocol:
         """Enough to recognise it by, for a figure that stands alone."""
         known = dict(self.parts)
         count = f"{known['num images']} images" if "num images" in known else ""
+        if self.is_small_sample:
+            count = f"small sample of {count}" if count else "small sample"
         split = f"split {known['split']}" if "split" in known else ""
         told = (count, known.get("data", ""), split, known.get("resolution", ""))
         words = [text for text in told if text]
-        if self.is_small_sample:
-            words.append("small sample")
         return ", ".join(words) or self.text
 
 

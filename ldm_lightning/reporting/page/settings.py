@@ -16,7 +16,7 @@ SWEPT_FIRST = (
 )
 """Settings that sweeps are about; they come first."""
 
-ABOUT_FILES = ("name", "output_dir", "cache_dir", "resume", "scale_description")
+ABOUT_FILES = ("name", "output_dir", "output", "cache_dir", "resume", "scale_description")
 """Not how a run was made but what it is called and where it lies, which the table says anyway."""
 
 

@@ -60,3 +60,9 @@ def test_latents_are_those_of_the_images_that_were_reconstructed():
         example_run(n, metrics=metrics, protocols={"val/psnr": {"num_images": n}}) for n in (1, 2)
     )
     assert not are_same(one, other, "latent/std")
+
+
+def test_a_protocol_is_told_in_short_for_a_figure():
+    run = run_with(1, num_images=16, data="shapes", split="val", small_sample=True)
+    assert Protocols([run]).all[0].short == "small sample of 16 images, shapes, split val"
+    assert Protocols([run_with(1)]).all[0].short == NOT_RECORDED

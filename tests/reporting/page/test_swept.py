@@ -1,5 +1,5 @@
 from ldm_lightning.reporting.page.charts import Knot
-from ldm_lightning.reporting.page.findings import NO_LINE
+from ldm_lightning.reporting.page.findings import NO_LINE, ONE_SEED
 from ldm_lightning.reporting.page.protocols import Protocols
 from ldm_lightning.reporting.page.settings import find_differences
 from ldm_lightning.reporting.page.swept import ALONE, MORE, swept_charts
@@ -46,7 +46,7 @@ def test_what_follows_from_a_setting_breaks_no_line_and_is_named():
     (chart,) = swept(runs)
     assert [(knot.x, knot.y) for knot in chart.series[0].line] == [(4, 25), (8, 25), (16, 25)]
     assert chart.note == "With it change: autoencoder.width_multipliers."
-    assert chart.finding == "It stays at 25 dB."
+    assert chart.finding == f"It stays at 25 dB. {ONE_SEED}"
 
 
 def test_runs_of_another_protocol_or_kind_break_no_line():
@@ -101,7 +101,7 @@ def test_the_best_place_of_a_line_may_lie_in_its_middle():
     ]
     (chart,) = [one for one in swept(runs) if one.x_label == "loss.a"]
     assert chart.finding.startswith("From left to right it ends higher along 1, falls along 1 of")
-    assert chart.finding.endswith("Best at 2 on 1, at 3 on 1.")
+    assert chart.finding.endswith(f"Best at 2 on 1, at 3 on 1. {ONE_SEED}")
 
 
 def test_a_change_no_larger_than_that_of_seeds_says_so():
