@@ -5,13 +5,13 @@ another program's file may hold numbers that no float holds.
 """
 
 import json
-import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm_lightning.utils.living import is_living
 from ldm_lightning.utils.run_folder import STATES
 
 NO_SUMMARY, UNREADABLE, KILLED, SILENT = "no summary", "unreadable", "killed", "silent"
@@ -56,10 +56,11 @@ def read_summary(path: Path) -> tuple[dict[str, Any], str, str]:
 def sign_of_life(summary: Mapping[str, Any], written: float) -> tuple[str, str]:
     """Tell a run that works from one that was killed: its state, and why it is that."""
     pid, host = summary.get("pid"), summary.get("host")
-    if host == socket.gethostname() and isinstance(pid, int) and not _is_alive(pid):
-        return KILLED, f"process {pid} is gone, and left no word"
     heartbeat = number(summary.get("heartbeat"))
     last = written if heartbeat is None else heartbeat
+    is_here = host == socket.gethostname()
+    if is_here and isinstance(pid, int) and not is_living(pid, seen=last):
+        return KILLED, f"process {pid} is gone, and left no word"
     if time.time() - last > SILENT_AFTER_SECONDS:
         return SILENT, f"no sign of life from process {pid} on {host} for a quarter of an hour"
     return "running", ""
@@ -118,13 +119,3 @@ def _leaves(value: Any, where: str, depth: int) -> Iterable[tuple[str, Setting]]
         yield where, json.dumps(value)
     else:
         yield where, value
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -27,7 +27,10 @@ MAX_CELL_LETTERS, MAX_REMARK_LETTERS = 40, 500
 
 STAGE_ORDER = ("test", "val", "gen", "prior", "latent", "perf")
 
-DECIDING = ("psnr", *PERCEPTUAL, *FRECHET, "fid", "fd_tiny", "loss", "nll", "kl", "codebook_usage")
+DECIDING = (
+    *("psnr", *PERCEPTUAL, *FRECHET, "high_frequency_deficit", "fid", "fd_tiny"),
+    *("loss", "nll", "kl", "codebook_usage"),
+)
 SHOWN_AT_FIRST = tuple(f"{stage}/{name}" for stage in ("test", "val", "gen") for name in DECIDING)
 """Metrics that decide; others come with every column."""
 
