@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full test-browser lint format bench
+.PHONY: help install demo test test-slow test-browser test-full lint format bench
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,11 +24,14 @@ demo: install  ## Train first stage and diffusion model on embedded data, genera
 test: install  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser"
 
-test-full: install  ## Run every test this machine can run
-	$(BIN)/python -m pytest -n 2 $(if $(shell command -v chromium),,-m "not browser")
+test-slow: install  ## Run the tests that take longer, many processes of them
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu and not browser"
 
 test-browser: install  ## Open a report in headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
+
+test-full: install  ## Run every test this machine can run
+	$(BIN)/python -m pytest -n 2 $(if $(shell command -v chromium),,-m "not browser")
 
 lint: install  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -4,6 +4,8 @@ import json
 import shlex
 import shutil
 
+import pytest
+
 from tests.cli.run import make_commands, process, summary_of, tiny
 from tests.cli.second_stage import tiny_second
 
@@ -14,6 +16,7 @@ def demo() -> list[str]:
     return shlex.split(line)[1:]
 
 
+@pytest.mark.slow
 def test_the_demo_runs_goes_on_and_keeps_what_is_done(tmp_path):
     first = [word for word in tiny("kl_f4") if not word.startswith("experiment=")]
     second = [

@@ -208,7 +208,7 @@ def test_a_page_compares_the_jobs_and_is_written_where_there_is_news(tmp_path):
     ended = command("train", ["-m", *words], tmp_path)
     assert ended.code == 0, ended.output
     assert f"Page: {page}" in ended.said
-    written = page.read_text()
+    written = page.read_text().replace("<wbr>", "")  # where names may break
     for path in folders(tmp_path, "paged"):
         assert path.name in written
     page.write_text("mine")
