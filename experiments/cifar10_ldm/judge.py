@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from safetensors import safe_open
@@ -22,12 +23,12 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm_lightning.build import native_bf16
 from ldm_lightning.data.decoding import decode_image
 from ldm_lightning.data.folder_batches import folder_batches
 from ldm_lightning.data.image_folder import list_images
-from ldm_lightning.data.shards import find_shards, index_shard
+from ldm_lightning.data.shards import LocalShards
 from ldm_lightning.data.webdataset import TarSource
+from ldm_lightning.hardware import native_bf16
 from ldm_lightning.metrics.accumulators import fit_gaussian
 from ldm_lightning.metrics.frechet import frechet_distance, reference_statistics
 from ldm_lightning.metrics.reference_cache import ReferenceStatistics
@@ -69,9 +70,9 @@ class Judge(nn.Module):
 
 def open_split(folder: Path, split: str) -> TarSource:
     """Index one split, ``train`` or ``val`` (the test set), of the data."""
-    shards = find_shards(str(folder), split=split)
-    samples = [sample for shard in shards for sample in index_shard(shard)]
-    source = TarSource(samples, root=str(folder), split=split)
+    store = LocalShards()
+    samples = store.index(store.find(str(folder), split=split))
+    source = TarSource(samples, store, root=str(folder), split=split)
     if source.num_classes != NUM_CLASSES:
         raise ValueError(f"{folder} has {source.num_classes} classes, expected {NUM_CLASSES}.")
     return source
@@ -170,7 +171,7 @@ def train(args: argparse.Namespace) -> None:
     print(json.dumps(record, indent=2))
 
 
-def load_judge(path: Path) -> tuple[Judge, dict]:
+def load_judge(path: Path) -> tuple[Judge, dict[str, object]]:
     """Load a trained judge and its record."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; make it with `judge.py train`.")
@@ -214,9 +215,28 @@ def share(hits: Tensor) -> float:
     return float(hits.double().mean())
 
 
+class ClassAccuracy(TypedDict):
+    """How often the requested class is read, with Wilson's 95 % interval, and class by class."""
+
+    accuracy: float
+    wilson_95: list[float]
+    num_labelled: int
+    by_class: dict[str, float]
+
+
+class Judged(TypedDict):
+    """All that is measured of one set of images; ``read_shares`` are of all of them, by class."""
+
+    fd_judge: float
+    num_images: int
+    small_sample: bool
+    class_accuracy: ClassAccuracy | None
+    read_shares: dict[str, float]
+
+
 def class_accuracy(
     classes: Tensor, wanted: list[int | None], names: list[str]
-) -> dict[str, object] | None:
+) -> ClassAccuracy | None:
     """How often the requested class is read, over images that have one; None where none has."""
     rows = [row for row, label in enumerate(wanted) if label is not None]
     if not rows:
@@ -237,8 +257,8 @@ def judged(
     wanted: list[int | None],
     reference: ReferenceStatistics,
     names: list[str],
-) -> dict[str, object]:
-    """All that is measured of one set of uint8 images."""
+) -> Judged:
+    """Measure one set of uint8 images."""
     features, classes = look(judge, images)
     return {
         "fd_judge": float(frechet_distance(fit_gaussian(features), reference)),
@@ -266,12 +286,14 @@ def measure(args: argparse.Namespace) -> None:
     names = test_source.class_names or [str(k) for k in range(NUM_CLASSES)]
     features, classes = look(judge, test_images)
     reference = reference_statistics(fit_gaussian(features))
+    found = {
+        name: judged(judge, images[:num_images], wanted[:num_images], reference, names)
+        for name, (images, wanted) in sets.items()
+    }
+    test_accuracy = share(classes == test_labels)
     result = {
-        "sets": {
-            name: judged(judge, images[:num_images], wanted[:num_images], reference, names)
-            for name, (images, wanted) in sets.items()
-        },
-        "test_accuracy": share(classes == test_labels),
+        "sets": found,
+        "test_accuracy": test_accuracy,
         "num_references": len(test_images),
         "one_of_classes": 1 / NUM_CLASSES,
         "folders": {"samples": str(args.samples), "prior": str(args.prior) if args.prior else None},
@@ -279,16 +301,14 @@ def measure(args: argparse.Namespace) -> None:
     }
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"judge: {result['test_accuracy']:.2%} on {len(test_images)} test images")
-    for name, found in result["sets"].items():
-        accuracy = found["class_accuracy"]
-        line = (
-            f"{name:<8} n = {num_images}, Fréchet distance to the test set {found['fd_judge']:.4g}"
-        )
+    print(f"judge: {test_accuracy:.2%} on {len(test_images)} test images")
+    for name, one in found.items():
+        accuracy = one["class_accuracy"]
+        line = f"{name:<8} n = {num_images}, Fréchet distance to the test set {one['fd_judge']:.4g}"
         if accuracy is not None:
             low, high = accuracy["wilson_95"]
             line += f", class read {accuracy['accuracy']:.2%} [{low:.2%}, {high:.2%}]"
-        print(line + (" (too few images to rank by)" if found["small_sample"] else ""))
+        print(line + (" (too few images to rank by)" if one["small_sample"] else ""))
 
 
 def main() -> None:
