@@ -12,12 +12,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 
 WIDTHS = (1400, 390)
-SCHEMES = ("light", "dark")
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 MAX_HEIGHT = 4000
 
 
@@ -52,7 +53,7 @@ def _whole(page: Page, width: int) -> Image.Image:
     height = page.evaluate("document.documentElement.scrollHeight")
     whole = Image.new("RGB", (width, height))
     for top in range(0, height, MAX_HEIGHT):
-        clip = {"x": 0, "y": top, "width": width, "height": min(MAX_HEIGHT, height - top)}
+        clip = FloatRect(x=0, y=top, width=width, height=min(MAX_HEIGHT, height - top))
         part = page.screenshot(full_page=True, clip=clip)
         whole.paste(Image.open(io.BytesIO(part)), (0, top))
     return whole

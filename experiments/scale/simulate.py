@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.config import CONF_DIR, check_values, register_resolvers
 from ldm_lightning.cost.counter import Counter
 from ldm_lightning.nn.condition import Condition
@@ -165,6 +166,7 @@ def first_stage_workload() -> Workload:
     cfg = _published("kl_f8")
     parts = networks_without_memory(cfg)
     autoencoder, discriminator = parts["autoencoder"], parts["discriminator"]
+    assert isinstance(autoencoder, Autoencoder)  # as that name promises
     latent_shape = autoencoder.latent_shape((1, 3, 256, 256))
     with torch.device("meta"):
         vgg = torchvision.models.vgg16().features[:30]

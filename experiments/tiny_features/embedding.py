@@ -1,6 +1,6 @@
 """What the Fréchet distance on the tiny features notices in pictures larger than 32 pixels.
 
-    python experiments/tiny_features/embedding.py --images DIR
+    python -m experiments.tiny_features.embedding --images DIR
 
 Compares three ways to embed a 64-pixel picture: its 32-pixel patches alone, the picture reduced to
 32 pixels alone, and the packaged rule (half of each). Each row is the Fréchet distance between all
@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from photographs import blur, jpeg, noise, round8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
+from experiments.tiny_features.photographs import blur, jpeg, noise, round8
 from ldm_lightning.nn.tiny_features import TinyFeatures
 from ldm_lightning.utils.image import from_uint8
 

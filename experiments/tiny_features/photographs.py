@@ -13,7 +13,8 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +33,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen before)
 
 CROP = 192  # pixels: MS-SSIM with five scales needs more than 160
-STRENGTHS = {  # from weak to strong
+STRENGTHS: dict[str, list[float]] = {  # from weak to strong
     "blur": [0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0],  # standard deviation of the Gaussian, pixels
     "JPEG": [92, 80, 65, 50, 35, 20, 10],  # Pillow's quality, chroma at half resolution
     "noise": [2, 4, 8, 12, 20, 32, 48],  # standard deviation, of 255
@@ -143,41 +144,77 @@ class Judge:
 
     def ms_ssim(self, other: Tensor) -> float:
         """1 - MS-SSIM."""
-        unit = [(images + 1) / 2 for images in (other, self.image)]
-        return 1 - float(multiscale_structural_similarity_index_measure(*unit, data_range=1.0))
+        unit, unit_other = (self.image + 1) / 2, (other + 1) / 2
+        measure = multiscale_structural_similarity_index_measure
+        return 1 - float(measure(unit_other, unit, data_range=1.0))
 
 
-def summarise(strength: list[dict], equal: list[dict], unrelated: list[float]) -> dict:
-    """The figures of the README, from the rows of the two tables."""
-    summary: dict = {"photographs": len(unrelated)}
-    summary["spearman_exactly_1"] = {
-        kind: float(np.mean([row["spearman"] == 1 for row in strength if row["kind"] == kind]))
-        for kind in STRENGTHS
-    }
-    summary["unrelated_photographs"] = {
-        "mean": float(np.mean(unrelated)),
-        "percentile_5": float(np.percentile(unrelated, 5)),
-        "percentile_95": float(np.percentile(unrelated, 95)),
-    }
-    used = [row for row in equal if row["matched"]]
-    summary["equal_psnr"] = {"matched": len(used)}
-    for name in ("tiny", "ms_ssim"):
-        table = np.array([[row[f"{name}_{kind}"] for kind in KINDS] for row in used])
-        closest, farthest = table.argmin(axis=1), table.argmax(axis=1)
-        summary["equal_psnr"][name] = {
-            "median": dict(zip(KINDS, np.median(table, axis=0).round(4).tolist(), strict=True)),
-            "closest": {kind: float(np.mean(closest == i)) for i, kind in enumerate(KINDS)},
-            "farthest": {kind: float(np.mean(farthest == i)) for i, kind in enumerate(KINDS)},
-            "shift_closest_and_blur_farthest": float(np.mean((closest == 0) & (farthest == 3))),
+@dataclass(frozen=True)
+class DamagedPhotograph:
+    """One photograph under one kind of damage.
+
+    Attributes:
+        photograph: Its number.
+        kind: Which of ``STRENGTHS``.
+        spearman: Rank correlation of strength and distance.
+        distances: Tiny perceptual distance at each strength, from weak to strong.
+    """
+
+    photograph: int
+    kind: str
+    spearman: float
+    distances: list[float]
+
+    def row(self) -> dict[str, float | str]:
+        """One line of strength.csv."""
+        return {
+            "photograph": self.photograph,
+            "kind": self.kind,
+            "spearman": self.spearman,
+            **{f"step_{i}": distance for i, distance in enumerate(self.distances, start=1)},
         }
-    return summary
 
 
-def figure(strength: list[dict], equal: list[dict], path: Path) -> None:
+def summarise(
+    strength: list[DamagedPhotograph], equal: list[dict[str, float]], unrelated: list[float]
+) -> dict[str, object]:
+    """The figures of the README, from the rows of the two tables."""
+    used = [row for row in equal if row["matched"]]
+    return {
+        "photographs": len(unrelated),
+        "spearman_exactly_1": {
+            kind: float(np.mean([one.spearman == 1 for one in strength if one.kind == kind]))
+            for kind in STRENGTHS
+        },
+        "unrelated_photographs": {
+            "mean": float(np.mean(unrelated)),
+            "percentile_5": float(np.percentile(unrelated, 5)),
+            "percentile_95": float(np.percentile(unrelated, 95)),
+        },
+        "equal_psnr": {
+            "matched": len(used),
+            **{name: ranking(used, name) for name in ("tiny", "ms_ssim")},
+        },
+    }
+
+
+def ranking(used: list[dict[str, float]], name: str) -> dict[str, object]:
+    """What one distance says of the kinds of damage at equal PSNR."""
+    table = np.array([[row[f"{name}_{kind}"] for kind in KINDS] for row in used])
+    closest, farthest = table.argmin(axis=1), table.argmax(axis=1)
+    return {
+        "median": dict(zip(KINDS, np.median(table, axis=0).round(4).tolist(), strict=True)),
+        "closest": {kind: float(np.mean(closest == i)) for i, kind in enumerate(KINDS)},
+        "farthest": {kind: float(np.mean(farthest == i)) for i, kind in enumerate(KINDS)},
+        "shift_closest_and_blur_farthest": float(np.mean((closest == 0) & (farthest == 3))),
+    }
+
+
+def figure(strength: list[DamagedPhotograph], equal: list[dict[str, float]], path: Path) -> None:
     """Left: distance against strength. Right: both distances at equal PSNR."""
     _, axes = plt.subplots(1, 3, figsize=(13, 4), width_ratios=[1.25, 1, 1])
     for kind, values in STRENGTHS.items():
-        rows = np.array([r["distances"] for r in strength if r["kind"] == kind])
+        rows = np.array([one.distances for one in strength if one.kind == kind])
         low, median, high = np.percentile(rows, [10, 50, 90], axis=0)
         steps = np.arange(1, len(values) + 1)
         axes[0].plot(steps, median, color=COLOURS[kind], marker=MARKERS[kind], label=kind)
@@ -193,11 +230,12 @@ def figure(strength: list[dict], equal: list[dict], path: Path) -> None:
         (axes[2], "ms_ssim", "1 - MS-SSIM"),
     ):
         for place, kind in enumerate(KINDS):
-            values = np.array([row[f"{name}_{kind}"] for row in used])
-            jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(values))
+            distances = np.array([row[f"{name}_{kind}"] for row in used])
+            jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(distances))
             style = {"color": COLOURS[kind], "marker": MARKERS[kind]}
-            axis.scatter(place + jitter, values, s=9, alpha=0.45, linewidths=0, **style)
-            axis.hlines(np.median(values), place - 0.35, place + 0.35, color="black", linewidth=2)
+            axis.scatter(place + jitter, distances, s=9, alpha=0.45, linewidths=0, **style)
+            median = float(np.median(distances))
+            axis.hlines(median, place - 0.35, place + 0.35, color="black", linewidth=2)
         axis.set_xticks(range(len(KINDS)), KINDS)
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
@@ -208,7 +246,7 @@ def figure(strength: list[dict], equal: list[dict], path: Path) -> None:
     plt.savefig(path, dpi=110)
 
 
-def write_csv(rows: list[dict], path: Path) -> None:
+def write_csv(rows: Sequence[Mapping[str, float | str]], path: Path) -> None:
     """Write flat rows; numbers with six digits."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -231,7 +269,9 @@ def main() -> None:
     paths = [path for path in found[: args.limit] if min(Image.open(path).size) > CROP]
     too_small = min(len(found), args.limit) - len(paths)
     print(f"{len(paths)} photographs; {too_small} left out: a side of {CROP} pixels or less")
-    strength, equal, unrelated = [], [], []
+    strength: list[DamagedPhotograph] = []
+    equal: list[dict[str, float]] = []
+    unrelated: list[float] = []
     before = read(paths[-1])[0]
     for number, path in enumerate(paths):
         image, shifted = read(path)
@@ -240,12 +280,11 @@ def main() -> None:
         for kind, values in STRENGTHS.items():
             distances = [judge.tiny(round8(DAMAGE[kind](image, value))) for value in values]
             rho = float(spearmanr(np.arange(len(values)), distances).statistic)
-            row = {"photograph": number, "kind": kind, "spearman": round(rho, 6)}
-            strength.append(row | {"distances": distances})
+            strength.append(DamagedPhotograph(number, kind, round(rho, 6), distances))
         target = psnr(image, shifted)
         versions = {kind: at_psnr(kind, image, target) for kind in KINDS[1:]}
         versions = {"shift": shifted} | versions
-        row = {"photograph": number, "psnr_shift": target}
+        row: dict[str, float] = {"photograph": number, "psnr_shift": target}
         row |= {f"psnr_{kind}": psnr(image, versions[kind]) for kind in KINDS[1:]}
         row["matched"] = int(all(abs(row[f"psnr_{kind}"] - target) <= 0.1 for kind in KINDS))
         row |= {f"tiny_{kind}": judge.tiny(versions[kind]) for kind in KINDS}
@@ -257,14 +296,8 @@ def main() -> None:
     summary["left_out_as_too_small"] = too_small
     summary["minutes"] = round((time.monotonic() - start) / 60, 1)
     summary["weights_hash"] = features.weights_hash
-    steps = range(len(STRENGTHS["blur"]))
-    flat = [
-        {k: v for k, v in row.items() if k != "distances"}
-        | {f"step_{i + 1}": row["distances"][i] for i in steps}
-        for row in strength
-    ]
     args.output.mkdir(parents=True, exist_ok=True)
-    write_csv(flat, args.output / "strength.csv")
+    write_csv([one.row() for one in strength], args.output / "strength.csv")
     write_csv(equal, args.output / "equal_psnr.csv")
     text = json.dumps(summary, indent=2)
     (args.output / "photographs.json").write_text(text + "\n")

@@ -9,12 +9,12 @@ augmentation.
 """
 
 import argparse
-import io
 import json
 import tarfile
 import time
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from ldm_lightning.utils.image import from_uint8
 
 SHIFT = 4  # pixels: the largest random shift in either direction
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     """Read the tars of one split: images uint8 [N, 3, 32, 32] and labels int64 [N]."""
@@ -37,11 +39,13 @@ def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
         with tarfile.open(path) as tar:
             for member in tar:
                 key, kind = member.name.rsplit(".", 1)
-                content = tar.extractfile(member).read()
+                content = tar.extractfile(member)
+                if content is None:
+                    raise SystemExit(f"{path}: {member.name} is no file.")
                 if kind == "jpg":
-                    images[key] = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+                    images[key] = np.asarray(Image.open(content).convert("RGB"))
                 elif kind == "cls":
-                    labels[key] = int(content)
+                    labels[key] = int(content.read())
     if not images or images.keys() != labels.keys():
         raise SystemExit(f"{folder}: expected {split}-*.tar with one KEY.cls for each KEY.jpg.")
     keys = sorted(images)
@@ -57,7 +61,7 @@ def data_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def with_batch_norm(module: nn.Module) -> nn.Module:
+def with_batch_norm(module: Network) -> Network:
     """Put batch normalisation behind every convolution of ``module``, in place."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d):
@@ -68,15 +72,16 @@ def with_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-def folded_weights(network: nn.Module) -> dict[str, Tensor]:
+def folded_weights(network: TinyClassifier) -> dict[str, Tensor]:
     """Weights of the plain `TinyClassifier` that computes what ``network`` does in eval mode."""
     weights = {f"head.{name}": tensor.detach() for name, tensor in network.head.named_parameters()}
     for name, module in network.named_modules():
-        if isinstance(module, nn.Sequential) and isinstance(module[-1], nn.BatchNorm2d):
-            conv, norm = module
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weights[f"{name}.weight"] = (conv.weight * scale[:, None, None, None]).detach()
-            weights[f"{name}.bias"] = (norm.bias - norm.running_mean * scale).detach()
+        match list(module.children()):
+            case [nn.Conv2d() as conv, nn.BatchNorm2d() as norm]:
+                mean, variance = map(norm.get_buffer, ("running_mean", "running_var"))
+                scale = norm.weight * (variance + norm.eps).rsqrt()
+                weights[f"{name}.weight"] = (conv.weight * scale[:, None, None, None]).detach()
+                weights[f"{name}.bias"] = (norm.bias - mean * scale).detach()
     return weights
 
 
@@ -108,7 +113,7 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * min(progress / 0.2, (1 - progress) / 0.8)
 
 
-def train(args: argparse.Namespace, images: Tensor, labels: Tensor) -> nn.Module:
+def train(args: argparse.Namespace, images: Tensor, labels: Tensor) -> TinyClassifier:
     """Train for ``args.epochs`` epochs and return the network, with its normalisation layers."""
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
