@@ -1,0 +1,130 @@
+"""The figures of this study."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from experiments.figures import COLOURS, MARKERS, drawn
+from experiments.study import Row
+
+DISTANCES = {"psnr": "PSNR, dB", "rfd_tiny": "rfd_tiny of reconstructions"}
+OF_KL_WEIGHT = {
+    "psnr": "PSNR, dB",
+    "high_frequency_deficit": "high-frequency deficit",
+    "latent_std": "latent std",
+    "kl_nats": "KL, nats per image",
+}
+
+SMALLEST = 4
+"""Channels of the latents whose costs are the ticks: more hardly add to the U-Net."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Latents of 256-px images, and what the published U-Net needs for one forward pass of them.
+
+    Attributes:
+        factor: Downsampling factor.
+        channels: Latent channels.
+        parameters: Of the U-Net.
+        gflops: Of its forward pass.
+    """
+
+    factor: int
+    channels: int
+    parameters: int
+    gflops: float
+
+    @property
+    def numbers_per_pixel(self) -> float:
+        """Latent numbers for each pixel; an RGB image has 3."""
+        return self.channels / self.factor**2
+
+
+def draw_rates(rows: list[Row], shapes: dict[tuple[str, str], Shape], path: Path) -> None:
+    """Numbers per pixel against two distances, and the better distance against the U-Net's cost."""
+    small = [row for row in rows if float(row["kl_weight"]) < 1e-5]
+    with drawn(path, width=9.6, height=3.4) as figure:
+        panels = figure.subplots(1, 3)
+        for axes, (column, label) in zip(panels[:2], DISTANCES.items(), strict=True):
+            _draw_points(axes, small, shapes, column)
+            axes.set_xscale("log", base=2)
+            sizes = sorted({shape.numbers_per_pixel for shape in shapes.values()})
+            axes.set_xticks(sizes, [str(Fraction(size)) for size in sizes])
+            axes.set_xlabel("latent numbers per pixel (an image has 3)")
+            axes.set_ylabel(label)
+        _draw_cost(panels[2], small, shapes)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=3)
+
+
+def _draw_points(
+    axes: Axes, rows: list[Row], shapes: dict[tuple[str, str], Shape], column: str
+) -> None:
+    kinds = (
+        ("without GAN", [row for row in rows if row["discriminator"] == "no"]),
+        ("with GAN", [row for row in rows if row["discriminator"] == "yes"]),
+    )
+    for index, (name, chosen) in enumerate(kinds):
+        if chosen:
+            axes.plot(
+                [shapes[row["factor"], row["channels"]].numbers_per_pixel for row in chosen],
+                [float(row[column]) for row in chosen],
+                linestyle="",
+                marker=MARKERS[index],
+                markerfacecolor="none",
+                color=COLOURS[index],
+                label=name,
+            )
+    for key, shape in shapes.items():
+        values = [float(row[column]) for row in rows if (row["factor"], row["channels"]) == key]
+        place = (shape.numbers_per_pixel, max(values))
+        axes.annotate(
+            f"f {shape.factor}, {shape.channels} ch.", place, xytext=(0, 6), ha="center",
+            textcoords="offset points", fontsize=7,
+        )  # fmt: skip
+    axes.margins(x=0.14, y=0.12)
+
+
+def _draw_cost(axes: Axes, rows: list[Row], shapes: dict[tuple[str, str], Shape]) -> None:
+    for key, shape in shapes.items():
+        best = min(
+            float(row["rfd_tiny"]) for row in rows if (row["factor"], row["channels"]) == key
+        )
+        axes.plot(shape.gflops, best, marker="o", color="black")
+        axes.annotate(
+            f"f {shape.factor}, {shape.channels} ch.", (shape.gflops, best), xytext=(0, 6),
+            ha="center", textcoords="offset points", fontsize=7,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    costs = sorted({shape.gflops for shape in shapes.values() if shape.channels == SMALLEST})
+    axes.set_xticks(costs, [f"{cost:.0f}" for cost in costs], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.margins(x=0.14, y=0.12)
+    axes.set_xlabel("GFLOPs of the U-Net for a 256-px image")
+    axes.set_ylabel("best rfd_tiny of reconstructions")
+
+
+def draw_kl_weights(rows: list[Row], path: Path) -> None:
+    """What the KL weight does to reconstructions, to latents and to the KL term."""
+    shown = [row for row in rows if row["discriminator"] == "no" and row["channels"] == "4"]
+    with drawn(path, width=11.0, height=2.9) as figure:
+        panels = figure.subplots(1, len(OF_KL_WEIGHT))
+        for axes, (column, label) in zip(panels, OF_KL_WEIGHT.items(), strict=True):
+            for index, factor in enumerate(("4", "8", "16")):
+                points = [row for row in shown if row["factor"] == factor and row["seed"] == "0"]
+                axes.plot(
+                    [float(row["kl_weight"]) for row in points],
+                    [float(row[column]) for row in points],
+                    marker=MARKERS[index],
+                    color=COLOURS[index],
+                    label=f"f {factor}",
+                )
+            axes.set_xscale("log")
+            axes.set_xlabel("KL weight, on the sum in nats")
+            axes.set_ylabel(label)
+        panels[2].axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
+        panels[3].set_yscale("log")
+        panels[3].legend()
