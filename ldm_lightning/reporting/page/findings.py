@@ -30,14 +30,15 @@ def front_found(front: Sequence[Point], num_points: int, protocols: Sequence[Pro
 
 
 def swept_found(metric: str, series: Sequence[Series], protocol: Protocol) -> str:
-    """Where lines lead, and whether that is more than runs of one setting differ by."""
+    """Where lines lead, and whether they change by more than runs of one setting differ by."""
     lines = [one.line for one in series if one.line]
     if protocol.is_small_sample:
         return SMALL_SAMPLE
     if not lines:
         return _with_caution(NO_LINE, [protocol])
     spread = max(knot.high - knot.low for line in lines for knot in line)
-    change = max(abs(line[-1].y - line[0].y) for line in lines)
+    # Not from end to end: a line may have its best place in the middle.
+    change = max(max(knot.y for knot in line) - min(knot.y for knot in line) for line in lines)
     found = _one_line(metric, lines[0]) if len(lines) == 1 else _many_lines(metric, lines)
     if spread > 0:
         more = ", no less than the change" if spread >= change else ""

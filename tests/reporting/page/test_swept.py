@@ -115,3 +115,16 @@ def test_a_change_no_larger_than_that_of_seeds_says_so():
         "From 1 to 2 it rises: 3.5 to 4.5 dB. Best at 2. "
         "Runs that differ in the seed alone lie up to 5 apart, no less than the change."
     )
+
+
+def test_the_change_of_a_line_that_comes_back_is_that_to_its_middle():
+    runs = [
+        run_with(10 * a + seed, metrics={"val/psnr": psnr + seed}, **{"loss.a": a, "seed": seed})
+        for a, psnr in ((1, 20.0), (2, 25.0), (3, 20.0))
+        for seed in (0, 1)
+    ]
+    (chart,) = swept(runs)
+    assert chart.finding == (
+        "From 1 to 3 it ends where it began: 20.5 to 20.5 dB. Best at 2. "
+        "Runs that differ in the seed alone lie up to 1 apart."
+    )
