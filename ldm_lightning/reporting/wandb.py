@@ -25,6 +25,9 @@ from ldm_lightning.utils.run_folder import RunFolder
 AXIS = "update"
 """What every chart is drawn against; gets no chart of its own."""
 
+DRAWN_ONCE = ("ceiling", "prior")
+"""Pictures of a second stage that never change, drawn at its first validation."""
+
 KILLED = 255
 """Exit code by which W&B knows a run that its user stopped."""
 
@@ -135,16 +138,13 @@ class WandbDashboard(Logger):
         keeps is not documented. So the newest one is made whole: it begins with all that the run
         folder still has, scalars and pictures.
         """
-        if not step or not self.offline:
+        if not step or _mode(offline=self.offline) != "offline":
             return
         rows: dict[int, dict[str, float]] = {}
         if self.run_folder.metrics.is_file():
             for at, metric, value in read_metrics(self.run_folder.metrics):
                 rows.setdefault(at, {})[metric] = value
-        pictures: dict[int, list[tuple[str, Path]]] = {}
-        for path in self.run_folder.images.glob("*.png"):
-            if match := re.fullmatch(r"(.+)_(\d+)", path.stem):
-                pictures.setdefault(int(match[2]), []).append((f"images/{match[1]}", path))
+        pictures = self._pictures()
         for at in sorted(at for at in rows.keys() | pictures.keys() if at <= step):
             self.log_metrics(rows.get(at, {}), step=at)
             for name, path in pictures.get(at, []):
@@ -163,6 +163,19 @@ class WandbDashboard(Logger):
         self._run.finish(exit_code=0 if status == "success" else failed)
         self._run = None
         self._defined = set()
+
+    def _pictures(self) -> dict[int, list[tuple[str, Path]]]:
+        """Pictures of the run folder by update, with their names in W&B."""
+        pictures: dict[int, list[tuple[str, Path]]] = {}
+        unchanging = []
+        for path in sorted(self.run_folder.images.glob("*.png")):
+            if match := re.fullmatch(r"(.+)_(\d+)", path.stem):
+                pictures.setdefault(int(match[2]), []).append((f"images/{match[1]}", path))
+            elif path.stem in DRAWN_ONCE:
+                unchanging.append((f"images/{path.stem}", path))
+        if pictures:
+            pictures[min(pictures)] += unchanging
+        return pictures
 
     def _log(self, values: Mapping[str, Any], *, step: int) -> None:
         run = self._begun()

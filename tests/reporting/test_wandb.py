@@ -71,8 +71,14 @@ def test_a_run_that_did_not_finish_says_so(tmp_path, state, code):
     assert found.series("train/loss_total") == {3: 1.0}
 
 
-def test_a_continued_run_keeps_its_id_and_its_newest_folder_is_whole(tmp_path):
-    csv, first = MetricsCsv(tmp_path), dashboard(tmp_path)
+@pytest.mark.parametrize("offline_by", ["configuration", "environment"])
+def test_a_continued_run_keeps_its_id_and_its_newest_folder_is_whole(
+    tmp_path, monkeypatch, offline_by
+):
+    if offline_by == "environment":
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    offline = offline_by == "configuration"
+    csv, first = MetricsCsv(tmp_path), dashboard(tmp_path, offline=offline)
     images = RunFolder(tmp_path).images
     for step in (1, 2, 3):
         for logger in (csv, first):
@@ -80,9 +86,12 @@ def test_a_continued_run_keeps_its_id_and_its_newest_folder_is_whole(tmp_path):
         path = images / f"reconstruction_{step}.png"
         Image.new("RGB", (4, 4), (step, 0, 0)).save(path)
         first.log_picture("images/reconstruction", path, step=step)
+        if step == 1:  # drawn once
+            Image.new("RGB", (4, 4)).save(images / "ceiling.png")
+            first.log_picture("images/ceiling", images / "ceiling.png", step=step)
     first.finalize("failed")
     before = read_wandb(tmp_path)
-    second = dashboard(tmp_path)
+    second = dashboard(tmp_path, offline=offline)
     second.drop_rows_after(2)  # update 3 was not saved, and is done again
     second.log_metrics({"val/psnr": 20.0}, step=3)
     second.finalize("success")
@@ -91,6 +100,7 @@ def test_a_continued_run_keeps_its_id_and_its_newest_folder_is_whole(tmp_path):
     assert after.run["run_id"] == before.run["run_id"] == second.version
     assert before.series("val/psnr") == {1: 11.0, 2: 12.0, 3: 13.0}
     assert after.series("val/psnr") == {1: 11.0, 2: 12.0, 3: 20.0}
-    name = "images/reconstruction.sha256"
-    kept = {step: sha for step, sha in before.series(name).items() if step <= 2}
-    assert after.series(name) == kept
+    for name in ("images/reconstruction.sha256", "images/ceiling.sha256"):
+        kept = {step: sha for step, sha in before.series(name).items() if step <= 2}
+        assert kept
+        assert after.series(name) == kept
