@@ -16,9 +16,10 @@ from ldm_lightning.utils.provenance import peak_memory
 class Performance(pl.Callback):
     """Show speed, waiting and memory beside the losses.
 
-    ``perf/train_images_per_s``: of all processes, validations left out. ``perf/data_wait_share``:
-    share of that time in which the next batch was not there yet, 0 to 1, on the first process.
-    ``perf/validation_s``. ``perf/peak_host_mib``, and on a GPU ``perf/peak_device_mib``.
+    ``perf/train_images_per_s``: of all processes; validations, what is saved after them and the
+    batch that follows are left out. ``perf/data_wait_share``: share of that time between one
+    batch's end and the next one's start, 0 to 1, on the first process: in the main waiting for
+    data. ``perf/validation_s``. ``perf/peak_host_mib``, and on a GPU ``perf/peak_device_mib``.
 
     Args:
         every_num_steps: Updates between two rows; those that the module logs its losses at, because
@@ -30,9 +31,10 @@ class Performance(pl.Callback):
             raise ValueError(f"every_num_steps must be at least 1, got {every_num_steps}.")
         self.every_num_steps = every_num_steps
         self._seen_step = 0
-        self._began = 0.0  # the last row, or the last validation's end
+        self._began = 0.0  # the last row; later by what is left out
         self._mark = 0.0  # the last batch's end
         self._waited = 0.0
+        self._has_validated = False  # since the last batch's end
         self._num_images: int | None = None  # None: nothing is timed before the first row
         self._validation_began = 0.0
 
@@ -44,8 +46,9 @@ class Performance(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Since the last batch's end the run has waited for data."""
-        self._waited += time.monotonic() - self._mark
+        """Since the last batch's end the run has waited for data, or validated and saved."""
+        if not self._has_validated:
+            self._waited += time.monotonic() - self._mark
 
     def on_train_batch_end(
         self,
@@ -56,9 +59,12 @@ class Performance(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Count images; show a row where it is due."""
-        self._mark = time.monotonic()
-        if self._num_images is not None:
+        now = time.monotonic()
+        if self._has_validated:  # saving comes after this callback's end of the validation
+            self._began += now - self._mark
+        elif self._num_images is not None:
             self._num_images += len(next(iter(batch.values()))) * trainer.world_size
+        self._mark, self._has_validated = now, False
         step = trainer.global_step
         if step == self._seen_step:
             return
@@ -79,14 +85,12 @@ class Performance(pl.Callback):
         self._validation_began = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show how long it took, and leave it out of the training's time."""
+        """Show how long it took."""
         if trainer.sanity_checking:
             return
-        now = time.monotonic()
-        self._show(trainer, pl_module, {"perf/validation_s": now - self._validation_began})
-        paused = now - self._validation_began
-        self._began += paused
-        self._mark += paused
+        self._has_validated = True
+        seconds = time.monotonic() - self._validation_began
+        self._show(trainer, pl_module, {"perf/validation_s": seconds})
 
     def _begin(self) -> None:
         self._began = self._mark

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 
 from ldm_lightning.callbacks import performance
@@ -7,7 +8,7 @@ from ldm_lightning.callbacks.performance import Performance
 from tests.callbacks.recorder import Recorder
 from tests.callbacks.tiny_module import CountingLoader, TinyModule, fit, make_trainer
 
-WAIT, STEP, VALIDATION_BATCH = 0.125, 0.5, 30.0  # seconds
+WAIT, STEP, VALIDATION_BATCH, SAVE = 0.125, 0.5, 30.0, 8.0  # seconds
 IMAGES, VALIDATION_BATCHES = 2, 2  # in a batch, in a validation
 
 
@@ -31,12 +32,16 @@ def rows_of(clock, *, every_num_steps, accumulate=1):
                 spend(WAIT)
                 yield batch
 
+    class Saves(pl.Callback):  # as Checkpointing does, which comes after all others
+        def on_validation_end(self, trainer, pl_module):
+            spend(SAVE)
+
     module, recorder = TinyModule(accumulate=accumulate), Recorder()
     module.train_dataloader = lambda: SlowLoader(10 * accumulate)
     module.on_train_batch_start = lambda batch, batch_idx: spend(STEP)
     module.on_validation_batch = lambda module, batch_idx: spend(VALIDATION_BATCH)
     trainer = make_trainer(
-        [Performance(every_num_steps=every_num_steps)],
+        [Performance(every_num_steps=every_num_steps), Saves()],
         val_check_interval=5 * accumulate,
         enable_checkpointing=False,
         logger=recorder,

@@ -157,7 +157,7 @@ def test_the_latents_channels_are_spread_between_their_extremes(run, file, kind)
 def test_performance_is_measured_and_stays_out_of_metrics_csv(run, file):
     assert PERFORMANCE.isdisjoint(scalars(run))
     speed = file.series("perf/train_images_per_s")
-    assert set(speed) == {2, 3, 4}  # the first update is warming up
+    assert set(speed) == {2, 4}  # the first update is warming up; the third follows a validation
     assert all(0 < value < 1e5 for value in speed.values())
     assert all(0 <= value <= 1 for value in file.series("perf/data_wait_share").values())
     assert list(file.series("perf/validation_s")) == VALIDATED_AT
