@@ -110,6 +110,8 @@ def error_text(error: BaseException) -> str:
         return error_text(cause)
     if isinstance(error, MissingConfigException) and error.options:
         missing = error.missing_cfg_file
+        if missing == "hydra/sweeper/optuna":
+            return "A search needs packages that are missing: pip install 'ldm_lightning[search]'."
         return f"There is no {missing!r}; choose from {', '.join(sorted(error.options))}."
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         known = cause.parent_node if isinstance(cause.parent_node, DictConfig) else ()

@@ -2,8 +2,10 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from ldm_lightning.command import error_text
 from ldm_lightning.config import CONF_DIR, register_resolvers
 from tests.cli.run import ROOT, summary_of
 from tests.sweeps.fake_job import starts_of
@@ -75,3 +77,8 @@ def test_the_search_follows_the_direction_of_the_monitor(monitor, direction):
         cfg = compose("train", overrides=words, return_hydra_config=True)
     assert cfg.hydra.sweeper.direction == direction
     assert cfg.hydra.sweeper.n_jobs == 2
+
+
+def test_without_its_packages_it_says_what_to_install():
+    error = MissingConfigException("no", "hydra/sweeper/optuna", options=["basic"])
+    assert "pip install 'ldm_lightning[search]'" in error_text(error)
