@@ -41,12 +41,12 @@ def only_one(sweep_folder: Path) -> Iterator[None]:
         yield
 
 
-def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, threads: int) -> None:
-    """Write into ``sweep.json`` which words each folder stands for, and the threads of a job.
+def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, module: str, threads: int) -> None:
+    """Write into ``sweep.json`` what jobs run, with how many threads, and the words of each folder.
 
     Raises:
-        ValueError: If jobs there were computed with another number of threads, or the file is
-            damaged.
+        ValueError: If jobs there run another module or with another number of threads, or the file
+            is damaged.
     """
     path = sweep_folder / "sweep.json"
     stored: dict[str, dict[str, list[str]]] = {}
@@ -54,8 +54,14 @@ def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, threads: int) -> Non
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             before, stored = int(record["threads"]), dict(record["jobs"])
+            module_before = record.get("module", module)  # records of older versions have none
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); choose another sweep_name.") from error
+        if module_before != module:
+            raise ValueError(
+                f"The jobs in {sweep_folder} run {module_before}, and this command asks for "
+                f"{module}: the same words mean something else. Choose another sweep_name."
+            )
         if before != threads:
             raise ValueError(
                 f"The jobs in {sweep_folder} compute with {before} threads each, and this command "
@@ -64,5 +70,6 @@ def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, threads: int) -> Non
             )
     words = {job.name: list(job.words) for job in jobs}
     with atomic_writer(path) as file:
-        text = json.dumps({"threads": threads, "jobs": {**stored, **words}}, indent=2)
+        record = {"module": module, "threads": threads, "jobs": {**stored, **words}}
+        text = json.dumps(record, indent=2)
         file.write(text.encode() + b"\n")

@@ -66,10 +66,10 @@ def run_sweep(
     Raises:
         ValueError: If another process runs this sweep, or its jobs were computed otherwise.
     """
-    jobs = jobs_of(sweep_folder, words_of_jobs)
-    differing = differing_words(jobs)
     with only_one(sweep_folder):
-        keep_record(sweep_folder, jobs, threads=resources.threads)
+        jobs = jobs_of(sweep_folder, words_of_jobs)
+        differing = differing_words(jobs)
+        keep_record(sweep_folder, jobs, module=command.module, threads=resources.threads)
         with SweepDisplay(title=f"Sweep {sweep_folder}", differing=differing) as display:
             schedule = _Schedule(jobs, command, resources, display)
             number = schedule.run()
@@ -167,7 +167,7 @@ class _Schedule:
         """Whether nobody writes to a job's folder, such as a job that outlives a killed sweep."""
         try:
             other = RunFolder(job.folder).other_process() if job.folder.exists() else None
-        except ValueError:  # damaged or not to be written; starting it tells
+        except (OSError, ValueError):  # damaged, or not to be read or written; starting it tells
             return True
         if other is not None and job.folder not in self._said_to_wait:
             self._said_to_wait.add(job.folder)

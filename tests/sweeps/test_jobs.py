@@ -146,20 +146,22 @@ def test_a_damaged_chain_has_reached_what_its_summary_says(tmp_path, content):
 
 
 def test_the_record_says_whose_each_folder_is(tmp_path):
-    keep_record(tmp_path, jobs_of(tmp_path, [["seed=0"]]), threads=2)
-    keep_record(tmp_path, jobs_of(tmp_path, [["seed=0", "max_steps=2"]]), threads=2)
+    keep_record(tmp_path, jobs_of(tmp_path, [["seed=0"]]), module="m", threads=2)
+    keep_record(tmp_path, jobs_of(tmp_path, [["seed=0", "max_steps=2"]]), module="m", threads=2)
     record = json.loads((tmp_path / "sweep.json").read_text())
     assert record["threads"] == 2
     assert sorted(record["jobs"].values()) == [["seed=0"], ["seed=0", "max_steps=2"]]
 
 
-def test_jobs_of_other_threads_are_refused(tmp_path):
-    keep_record(tmp_path, [], threads=2)
+def test_jobs_of_another_module_or_other_threads_are_refused(tmp_path):
+    keep_record(tmp_path, [], module="m", threads=2)
     with pytest.raises(ValueError, match="2 threads each.* asks for 1.*hydra.launcher.threads=2"):
-        keep_record(tmp_path, [], threads=1)
+        keep_record(tmp_path, [], module="m", threads=1)
+    with pytest.raises(ValueError, match="run m, and this command asks for other"):
+        keep_record(tmp_path, [], module="other", threads=2)
     (tmp_path / "sweep.json").write_text('{"threads": 2')
     with pytest.raises(ValueError, match="is damaged"):
-        keep_record(tmp_path, [], threads=2)
+        keep_record(tmp_path, [], module="m", threads=2)
 
 
 def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
