@@ -64,10 +64,17 @@ class RunFolder:
         return self.path / "summary.json"
 
     def read_summary(self) -> dict[str, Any]:
-        """Return the summary as written; empty before the first ``update_summary``."""
+        """Return the summary as written; empty before the first ``update_summary``.
+
+        Raises:
+            ValueError: If the file holds no JSON object.
+        """
         if not self.summary.exists():
             return {}
-        return json.loads(self.summary.read_text(encoding="utf-8"))
+        summary = json.loads(self.summary.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise ValueError(f"{self.summary} holds no object but a {type(summary).__name__}.")
+        return summary
 
     def update_summary(self, changes: Mapping[str, Any]) -> None:
         """Merge ``changes`` into ``summary.json`` and write it atomically.

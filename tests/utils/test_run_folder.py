@@ -174,6 +174,14 @@ def test_another_living_process_is_found_and_a_dead_one_is_not(tmp_path):
     assert folder.other_process() is None  # this process itself
 
 
+def test_a_summary_that_is_no_object_is_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.summary.write_text("[1]")
+    for read in (folder.read_summary, folder.other_process, lambda: folder.update_summary({})):
+        with pytest.raises(ValueError, match="summary.json holds no object but a list"):
+            read()
+
+
 def test_a_process_that_got_the_number_of_a_dead_one_is_no_writer(tmp_path):
     folder = RunFolder(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
