@@ -86,6 +86,7 @@ class ProcessLauncher(Launcher):
         check_alone("a sweep", instead="start it alone; its jobs start the others (trainer=ddp).")
         _check_name(config.sweep_name)
         _check_module(self.module)
+        _check_sweeper(config.hydra.sweeper)
         _check_words(config.hydra.overrides.hydra)
         self.config = config
         self.resources = Resources(
@@ -185,10 +186,22 @@ def _check_name(name: object) -> None:
 
 
 def _check_module(module: str) -> None:
-    if find_spec(module) is None:
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:  # of a package that is not there either
+        found = None
+    if found is None:
         raise ValueError(
             f"hydra.launcher.module={module} does not exist; it is what jobs run, such as "
             "ldm_lightning.train."
+        )
+
+
+def _check_sweeper(sweeper: DictConfig) -> None:
+    if sweeper.get("max_batch_size") is not None:
+        raise ValueError(
+            f"hydra.sweeper.max_batch_size={sweeper.max_batch_size} would leave out jobs behind "
+            "one that fails. Leave it out: hydra.launcher.n_jobs says how many run at a time."
         )
 
 

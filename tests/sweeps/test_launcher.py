@@ -149,7 +149,9 @@ def test_a_failed_job_is_told_and_the_same_command_runs_it_alone(tmp_path, monke
         (["seed=1,2", "sweep_name=[a,b]"], "sweep_name must be the name of a folder"),
         (["seed=1,2", "sweep_name=a", "hydra.run.dir=x"], "hydra.run.dir=x is not for a sweep"),
         (["seed=1,2", "sweep_name=a", "hydra.launcher.module=nothing"], "module=nothing does not"),
+        (["seed=1,2", "sweep_name=a", "hydra.launcher.module=no.such"], "module=no.such does not"),
         (["seed=1,2", "sweep_name=a", "hydra.launcher.n_jobs=0"], "n_jobs must be a positive"),
+        (["seed=1,2", "sweep_name=a", "hydra.sweeper.max_batch_size=1"], "max_batch_size=1 would"),
         (["loss.kl_wait=1,2", "sweep_name=a"], "kl_wait"),
     ],
 )
