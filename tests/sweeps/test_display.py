@@ -99,6 +99,8 @@ def test_the_last_table_says_why_and_where(tmp_path, monkeypatch):
     print_statuses(statuses, differing, title="Sweep x", console=console)
     lines = console.file.getvalue().splitlines()
     assert lines[0] == "Sweep x"
+    log = f"{statuses[1].job.name}/job.log"
+    assert f"ValueError: [bold] is no image ({log})" in lines[3]
     assert "early_stopped" in lines[4]
     assert "no improvement" not in lines[4]
 

@@ -18,6 +18,9 @@ FRECHET = ("rfid", "rfd_tiny")
 MAX_PROTOCOLS = 3
 """Charts of one kind; those of the protocols with the most runs are drawn."""
 
+MAX_TICKS = 7
+"""Values that an axis names one by one; of more, it names what it likes."""
+
 WIDE_RANGE = 30.0
 """Values that span more than this go on a logarithmic axis."""
 

@@ -6,6 +6,7 @@ from statistics import fmean
 
 from ldm_lightning.reporting.page.charts import (
     FRECHET,
+    MAX_TICKS,
     PERCEPTUAL,
     STAGES,
     Chart,
@@ -29,7 +30,6 @@ SWEPT_ONCE = ("val/nll", "val/loss", "gen/fid", "gen/fd_tiny", "latent/std")
 MAX_SETTINGS = 6
 MAX_LINES = 8
 MAX_NAMED = 4
-MAX_TICKS = 7
 
 MIN_RUNS = 3
 """Fewer are read off the table."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from ldm_lightning.reporting.page.charts import (
     FRECHET,
+    MAX_TICKS,
     PERCEPTUAL,
     STAGES,
     Chart,
@@ -19,8 +20,6 @@ from ldm_lightning.reporting.page.labels import axis_label, is_higher_better
 from ldm_lightning.reporting.page.protocols import Protocol, Protocols
 from ldm_lightning.reporting.page.runs import Run
 from ldm_lightning.reporting.page.summary_file import number
-
-MAX_TICKS = 7
 
 
 def rate_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Chart]:
