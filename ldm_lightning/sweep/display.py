@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from ldm_lightning.reporting.table import drawn_table, print_rows
-from ldm_lightning.sweep.jobs import DONE
+from ldm_lightning.sweep.reached import DONE
 from ldm_lightning.sweep.remaining import Remaining
 from ldm_lightning.sweep.status import Status
 from ldm_lightning.utils.units import format_seconds

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ldm_lightning.chain.steps import path_word
 from ldm_lightning.processes import STARTER, ended_by_signal
-from ldm_lightning.sweep.jobs import DONE, Job, reached
+from ldm_lightning.sweep.jobs import Job
+from ldm_lightning.sweep.reached import DONE, reached
 from ldm_lightning.utils.run_folder import RunFolder
 
 TAIL_BYTES = 4096

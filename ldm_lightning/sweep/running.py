@@ -17,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 from ldm_lightning.sweep.display import SweepDisplay, print_statuses
-from ldm_lightning.sweep.jobs import DONE, Job, Reached, differing_words, jobs_of, reached
+from ldm_lightning.sweep.jobs import Job, differing_words, jobs_of
 from ldm_lightning.sweep.process import Command, JobProcess
+from ldm_lightning.sweep.reached import DONE, Reached, reached
 from ldm_lightning.sweep.record import keep_record, only_one
 from ldm_lightning.sweep.resources import Resources
 from ldm_lightning.sweep.status import Status, shown_log, status_at_rest

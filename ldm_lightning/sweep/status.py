@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm_lightning.sweep.jobs import DONE, Job, Reached, reached
+from ldm_lightning.sweep.jobs import Job
 from ldm_lightning.sweep.process import LOG
+from ldm_lightning.sweep.reached import DONE, Reached, reached
 from ldm_lightning.utils.units import format_seconds
 
 

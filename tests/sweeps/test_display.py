@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from ldm_lightning.sweep.display import SweepDisplay, print_statuses
-from ldm_lightning.sweep.jobs import Job, Reached, differing_words, jobs_of
+from ldm_lightning.sweep.jobs import Job, differing_words, jobs_of
+from ldm_lightning.sweep.reached import Reached
 from ldm_lightning.sweep.status import Status, status_at_rest
 
 

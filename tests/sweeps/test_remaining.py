@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ldm_lightning.sweep.jobs import Job, Reached
+from ldm_lightning.sweep.jobs import Job
+from ldm_lightning.sweep.reached import Reached
 from ldm_lightning.sweep.remaining import Remaining
 from ldm_lightning.sweep.status import Status
 
