@@ -56,6 +56,16 @@ def test_bad_words_are_told_in_a_line(tmp_path, words, said):
     assert not any(tmp_path.glob("*.html"))
 
 
+def test_results_of_something_else_are_not_replaced(tmp_path):
+    write_run(tmp_path / "outputs" / "one")
+    (tmp_path / "results.csv").write_text("variant,psnr\nL1,20\n")
+    ended = command("report", ["runs=outputs"], tmp_path)
+    assert ended.code == 1
+    assert "results.csv is not of a report, and a report would replace it" in ended.said
+    assert (tmp_path / "results.csv").read_text() == "variant,psnr\nL1,20\n"
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_run_ends_with_a_page_of_its_own(tmp_path):
     ended = command("train", tiny("ae_f8", page="true"), tmp_path)
     assert ended.code == 0, ended.output

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ldm_lightning.reporting.page.protocols import Protocols
@@ -14,6 +15,19 @@ from ldm_lightning.reporting.page.tradeoffs import bits_per_pixel, elements_per_
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """With these a spreadsheet takes a text for a formula, and runs it."""
 
+FIRST_COLUMNS = ("number", "name", "folder")
+
+
+def is_of_a_report(path: Path) -> bool:
+    """Whether a file begins as ``results.csv`` of a report does.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    beginning = ",".join(FIRST_COLUMNS).encode()
+    with path.open("rb") as file:
+        return file.read(len(beginning)) == beginning
+
 
 def results_csv(
     runs: Sequence[Run], protocols: Protocols, differences: Sequence[Difference]
@@ -24,7 +38,7 @@ def results_csv(
     ``not finite``. A text that a spreadsheet would run begins with an apostrophe.
     """
     metrics = metric_names(runs)
-    header = ["number", "name", "folder", "kind", "state", "reason", "updates", "seconds", "device"]
+    header = [*FIRST_COLUMNS, "kind", "state", "reason", "updates", "seconds", "device"]
     header += ["written", "elements_per_pixel", "bits_per_pixel"]
     header += [difference.key for difference in differences]
     for metric in metrics:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ from ldm_lightning.reporting.page.drawing import Drawing, draw_chart
 from ldm_lightning.reporting.page.page import Pictures, render_page
 from ldm_lightning.reporting.page.pictures import compare_reconstructions, find_samples
 from ldm_lightning.reporting.page.protocols import Protocols
-from ldm_lightning.reporting.page.results_file import results_csv
+from ldm_lightning.reporting.page.results_file import is_of_a_report, results_csv
 from ldm_lightning.reporting.page.runs import Run, find_runs
 from ldm_lightning.reporting.page.settings import find_differences
 from ldm_lightning.reporting.page.swept import swept_charts
@@ -51,9 +51,16 @@ def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") 
             glob.
 
     Raises:
-        ValueError: If there are no runs.
+        ValueError: If there are no runs, or a ``results.csv`` that is not of a report.
         OSError: If a file cannot be written.
     """
+    results = output.parent / "results.csv"
+    is_first = not results.exists()
+    if not is_first and not is_of_a_report(results):
+        raise ValueError(
+            f"{results} is not of a report, and a report would replace it; give output= in another "
+            "folder."
+        )
     runs = find_runs(patterns)
     protocols, differences = Protocols(runs), find_differences(runs)
     charts = chain(
@@ -73,8 +80,9 @@ def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") 
         Pictures(compare_reconstructions(chosen), find_samples(chosen), len(chosen)),
     )
     folder = output.parent / "figures"
+    if not is_first:
+        _remove_figures(folder, kept={one.name for one, _ in figures})
     _write_figures(figures, folder)
-    results = output.parent / "results.csv"
     _write(results, _encoded(results_csv(runs, protocols, differences)))
     _write(output, _encoded(page))
     return Report(output, results, folder, len(runs), len(figures))
@@ -94,16 +102,18 @@ def write_own_page(folder: Path) -> None:
 
 
 def _write_figures(figures: Sequence[tuple[Chart, Drawing]], folder: Path) -> None:
-    """Write all, and remove those of an earlier report that this one does not have."""
     if figures:
         folder.mkdir(exist_ok=True)
     for one, drawing in figures:
         _write(folder / f"{one.name}.svg", drawing.svg.encode())
         _write(folder / f"{one.name}.png", drawing.png)
-    names = {one.name for one, _ in figures}
+
+
+def _remove_figures(folder: Path, *, kept: Collection[str]) -> None:
+    """Remove the figures of an earlier report that this one does not have."""
     for kind in FIGURES:
         for path in folder.glob(f"{kind}_*"):
-            if path.suffix in (".svg", ".png") and path.stem not in names:
+            if path.suffix in (".svg", ".png") and path.stem not in kept:
                 path.unlink()
 
 

@@ -108,6 +108,8 @@ def test_figures_of_an_earlier_report_go_and_others_stay(tmp_path):
     figures.mkdir()
     for name in ("curve_old.svg", "curve_old.txt", "mine.svg"):
         (figures / name).write_text("")
+    write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    assert (figures / "curve_old.svg").exists()  # no report had been there
     report = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
     left = {path.name for path in figures.iterdir()}
     assert len(left) == 2 + 2 * report.num_figures
