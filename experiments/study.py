@@ -86,8 +86,8 @@ def summary(run_folder: Path) -> dict[str, Any]:
     return found
 
 
-def finished_runs(sweep_folder: Path) -> list[Path]:
-    """The run folders of a sweep by their numbers."""
+def run_folders(sweep_folder: Path) -> list[Path]:
+    """The runs of a sweep that have begun, by their numbers; ``summary`` tells which are done."""
     folders = [path for path in sweep_folder.glob("*_*") if (path / "summary.json").is_file()]
     return sorted(folders, key=lambda path: int(path.name.partition("_")[0]))
 

@@ -15,12 +15,12 @@ from experiments.study import (
     ORIGIN,
     Row,
     fill,
-    finished_runs,
     given_paths,
     markdown_table,
     picked,
     read_rows,
     run,
+    run_folders,
     summary,
     write_rows,
 )
@@ -102,7 +102,7 @@ def compute(train: Path, held_out: Path) -> None:
     write_rows(HERE / "copies.csv", measure_copies(photographs))
     rows: list[Row] = []
     checkpoints: dict[str, Path] = {}
-    for folder in finished_runs(SWEEP):
+    for folder in run_folders(SWEEP):
         trained = summary(folder)
         variant = _variant(trained)
         rows.append(picked({**trained, "variant": variant}, COLUMNS))

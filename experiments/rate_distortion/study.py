@@ -15,12 +15,12 @@ from experiments.study import (
     ORIGIN,
     Row,
     fill,
-    finished_runs,
     given_paths,
     markdown_table,
     picked,
     read_rows,
     run,
+    run_folders,
     run_once,
     spread,
     summary,
@@ -95,7 +95,7 @@ def compute(train: Path, held_out: Path) -> None:
     for swept in SWEEPS:
         run("train", ["-m", *TRAINING, *swept, *data])
     rows = []
-    for folder in finished_runs(SWEEP):
+    for folder in run_folders(SWEEP):
         measured = WORK / "evaluation" / folder.name
         words = [f"checkpoint={folder}", "data=image_folder", *data]
         words += ["features=tiny", "eval_crop=crops", f"data.max_val_images={NUM_IMAGES}"]

@@ -39,10 +39,11 @@ class Resources:
                 raise ValueError(
                     f"hydra.launcher.{name} must be a positive whole number, got {value!r}."
                 )
-        if self.gpus and self.gpus_per_job > len(self.gpus):
+        gpus = self.gpus or ()
+        if self.gpus_per_job > max(1, len(gpus)):  # without GPUs, one stands for none
             raise ValueError(
                 f"hydra.launcher.gpus_per_job={self.gpus_per_job}, but there are "
-                f"{len(self.gpus)} GPUs ({', '.join(self.gpus)})."
+                f"{len(gpus)} GPUs{' (' + ', '.join(gpus) + ')' if gpus else ''}."
             )
 
     def __str__(self) -> str:

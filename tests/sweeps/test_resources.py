@@ -35,6 +35,7 @@ def test_every_process_of_a_job_gets_its_threads():
         ({"n_jobs": 0, "threads": 1}, "hydra.launcher.n_jobs must be a positive .* got 0"),
         ({"n_jobs": 1, "threads": "two"}, "hydra.launcher.threads must be .* got 'two'"),
         ({"n_jobs": 1, "threads": 1, "gpus": ("0",), "gpus_per_job": 2}, "=2, but there are 1 GPU"),
+        ({"n_jobs": 1, "threads": 1, "gpus": (), "gpus_per_job": 2}, "=2, but there are 0 GPU"),
     ],
 )
 def test_resources_that_make_no_sense_are_refused(settings, message):
