@@ -17,10 +17,11 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -44,6 +45,23 @@ DECIDED_BY_THE_SWEEP = {
 
 class JobUnfinishedError(HydraException):
     """A job of a sweep failed, or was ended from outside."""
+
+
+class EndWithFailure(Callback):
+    """End a search whose trials did not all come to their end with code 1; its sweeper ends with 0.
+
+    Attributes:
+        unfinished: Folders of the jobs that are not done.
+    """
+
+    def __init__(self) -> None:
+        self.unfinished: set[Path] = set()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra, after the search has written what it found."""
+        if self.unfinished:
+            log.error("Trials that are not done: %d.", len(self.unfinished))
+            sys.exit(1)
 
 
 class ProcessLauncher(Launcher):
@@ -71,6 +89,7 @@ class ProcessLauncher(Launcher):
         self.threads = threads
         self.gpus = gpus
         self.gpus_per_job = gpus_per_job
+        self.at_end = EndWithFailure()
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -89,6 +108,7 @@ class ProcessLauncher(Launcher):
         _check_sweeper(config.hydra.sweeper)
         _check_words(config.hydra.overrides.hydra)
         self.config = config
+        hydra_context.callbacks.callbacks.append(self.at_end)
         self.resources = Resources(
             self.n_jobs, self.threads, chosen_gpus(self.gpus), self.gpus_per_job
         )
@@ -140,6 +160,7 @@ class ProcessLauncher(Launcher):
             )
         if ended.signal:
             sys.exit(128 + ended.signal)
+        self.at_end.unfinished |= {status.job.folder for status in ended.unfinished}
         if ended.unfinished and self.config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             sys.exit(1)  # nobody asks for values, and all has been said
         return [_returned(status) for status in ended.statuses]

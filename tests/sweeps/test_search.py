@@ -50,11 +50,12 @@ def test_a_search_gets_the_monitor_and_finds_its_jobs_done_when_it_is_started_ag
 @pytest.mark.slow
 def test_trials_that_fail_are_left_out_and_end_no_search(tmp_path):
     ended = sweep(tmp_path, *WORDS, "name=unlucky", "hydra.launcher.n_jobs=1")
-    assert ended.code == 0, ended.output
+    assert ended.code == 1, ended.output
     found = folders(tmp_path, "search")
     failed = [folder for folder in found if kl_weight(folder) < 1e-5]
     assert 0 < len(failed) < len(found) == 4
     assert [folder for folder in found if summary_of(folder)["state"] == "failed"] == failed
+    assert ended.said.endswith(f"Trials that are not done: {len(failed)}.")
     results = OmegaConf.load(tmp_path / "outputs/sweeps/search/optimization_results.yaml")
     assert results.best_params["loss.kl_weight"] >= 1e-5
 
