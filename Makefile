@@ -31,7 +31,7 @@ test-browser: install  ## Open a report in headless Chromium, which must be inst
 	$(BIN)/python -m pytest -m browser
 
 test-full: install  ## Run every test this machine can run
-	$(BIN)/python -m pytest -n 2 $(if $(shell command -v chromium),,-m "not browser")
+	$(BIN)/python -m pytest -n 2 $(if $(shell sh -c 'command -v chromium'),,-m "not browser")
 
 lint: install  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
