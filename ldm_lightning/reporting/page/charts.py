@@ -78,6 +78,7 @@ class Chart:
         x_scale: ``linear``, ``log``, or ``symlog``, which has a zero.
         y_scale: ``linear`` or ``log``.
         ticks: Places that the horizontal axis names; empty where any will do.
+        legend: What the labels of the series tell; empty where they say it themselves.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Chart:
     x_scale: str = "linear"
     y_scale: str = "linear"
     ticks: tuple[float, ...] = ()
+    legend: str = ""
 
     @property
     def title(self) -> str:

@@ -8,9 +8,10 @@ from statistics import fmean
 from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.reporting.page.charts import WIDE_RANGE, Chart, Knot, Series, file_name
 from ldm_lightning.reporting.page.findings import curve_found, curve_told
-from ldm_lightning.reporting.page.labels import axis_label
+from ldm_lightning.reporting.page.labels import axis_label, clipped, setting_words
 from ldm_lightning.reporting.page.protocols import Protocol, Protocols
 from ldm_lightning.reporting.page.runs import Run
+from ldm_lightning.reporting.page.settings import Difference, find_differences
 from ldm_lightning.reporting.page.summary_file import number
 
 CURVES = (
@@ -36,6 +37,10 @@ MAX_RUNS = 18
 
 MAX_POINTS = 150
 
+NUM_TOLD = 3
+MAX_VALUE_LETTERS = 20
+"""Settings in the label of a line, and what is shown of each."""
+
 Curve = tuple[Knot, ...]
 
 
@@ -60,14 +65,14 @@ def curve_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Chart]:
         for (protocol, kind), group in sorted(groups.items(), key=lambda item: -len(item[1])):
             if all(len(curve) < 2 for _, curve in group):
                 continue  # the table has these numbers
+            told = find_differences([run for run, _ in group])[:NUM_TOLD]
             yield Chart(
                 name=f"curve_{file_name(metric)}_{_suffix(protocol, kind)}",
                 section="Training curves",
                 x_label="updates",
                 y_label=axis_label(metric),
                 series=tuple(
-                    Series(f"{run.number} {run.name}", (), curve, styles[run.number])
-                    for run, curve in group
+                    Series(_label(run, told), (), curve, styles[run.number]) for run, curve in group
                 ),
                 metrics=(metric,),
                 protocols=() if protocol is None else (protocol,),
@@ -76,7 +81,20 @@ def curve_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Chart]:
                 else curve_told(metric, group[0][1]),
                 note=_note(metric, protocol, left_out),
                 y_scale=_scale([knot.y for _, curve in group for knot in curve]),
+                legend=f"run ({', '.join(_word(one.key) for one in told)})" if told else "",
             )
+
+
+def _label(run: Run, told: Sequence[Difference]) -> str:
+    """The run's number in the table and the settings that tell it from others, else its name."""
+    if not told:
+        return f"{run.number} {run.name}"
+    values = [setting_words(one.key, run.settings.get(one.key, "-"))[1] for one in told]
+    return f"{run.number} ({', '.join(clipped(value, MAX_VALUE_LETTERS) for value in values)})"
+
+
+def _word(key: str) -> str:
+    return setting_words(key, "")[0]
 
 
 def read_curves(run: Run) -> dict[str, Curve]:

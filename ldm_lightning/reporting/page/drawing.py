@@ -74,6 +74,7 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": GROUND,
     "legend.frameon": False,
     "legend.fontsize": SMALL,
+    "legend.title_fontsize": SMALL,
 }
 
 
@@ -109,8 +110,10 @@ def draw_chart(chart: Chart) -> Drawing:
         labels = axes.get_legend_handles_labels()[1]
         if len(labels) > 1:
             columns = 2 if max(map(len, labels)) <= LETTERS_A_COLUMN else 1
-            figure.set_figheight(HEIGHT + LEGEND_ROW * -(-len(labels) // columns))
-            figure.legend(loc="outside upper left", ncols=columns)
+            rows = -(-len(labels) // columns) + bool(chart.legend)
+            figure.set_figheight(HEIGHT + LEGEND_ROW * rows)
+            title = _plain(chart.legend) or None
+            figure.legend(loc="outside upper left", ncols=columns, title=title, alignment="left")
         _lay_out(figure)
         _number(axes, chart)
         return _saved(figure, chart.name)

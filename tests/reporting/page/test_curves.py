@@ -100,3 +100,19 @@ def test_the_end_of_several_curves_is_ranked_by_the_metrics_direction(tmp_path):
         runs.append(example_run(number, folder=folder))
     finding = charts_of(runs)["val/psnr"].finding
     assert finding == "Last values: run 2 is best with 30 dB, run 1 worst with 20."
+
+
+def test_lines_are_called_by_what_tells_their_runs_apart(tmp_path):
+    write_curves(tmp_path)
+    runs = [
+        example_run(n, folder=tmp_path, settings=settings)
+        for n, settings in (
+            (1, {"loss.kl_weight": 1e-6, "seed": 0, "loss._target_": "a.Hinge"}),
+            (2, {"loss.kl_weight": 1.0, "seed": 0}),
+        )
+    ]
+    chart = charts_of(runs)["val/psnr"]
+    assert chart.legend == "run (kl_weight, loss)"
+    assert [one.label for one in chart.series] == ["1 (1e-06, Hinge)", "2 (1.0, -)"]
+    alone = charts_of(runs[:1])["val/psnr"]
+    assert (alone.legend, alone.series[0].label) == ("", "1 kl_f8")
