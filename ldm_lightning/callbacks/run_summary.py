@@ -221,7 +221,7 @@ def _protocol(
     for name, entry in entries.items():
         full_name = name if "/" in name else f"val/{name}"
         protocol[full_name] = {**entry, **facts}
-        raw_name = full_name.replace("val/", "val_raw/", 1)
+        raw_name = f"val_raw/{name.removeprefix('val/')}"
         if raw_name in metrics:
             protocol[raw_name] = {**entry, "weights": "raw"}
     return protocol

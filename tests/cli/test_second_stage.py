@@ -52,6 +52,7 @@ def test_a_run_leaves_pictures_figures_and_where_its_first_stage_is(trained, fir
     assert {"val/loss", "gen/fd_tiny", "gen/kd_tiny"} <= summary["metrics"].keys()
     assert summary["protocol"]["gen/fd_tiny"]["num_images"] == 4
     assert summary["protocol"]["gen/fd_tiny"]["small_sample"]
+    assert summary["protocol"]["gen/fd_tiny"]["weights"] == "ema"
     assert summary["parameters"]["denoiser"] > 0
     for picture in ("samples_2", "samples_4", "samples_latest", "ceiling", "prior"):
         assert (trained / "images" / f"{picture}.png").is_file()
