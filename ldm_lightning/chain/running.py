@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,8 +21,9 @@ from ldm_lightning.utils.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 DONE = ("finished", "early_stopped")
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+INTERRUPTED = 128 + signal.SIGINT
+STOPPED = (INTERRUPTED, 128 + signal.SIGTERM)
+"""Exit codes after Ctrl-C and SIGTERM, as shells have them: somebody wanted it to end."""
 
 MEASURED = {
     "first_stage_evaluation": "test",
@@ -132,7 +134,8 @@ def run_chain(chain: Chain, *, run: Runner) -> int:
         log.error("Interrupted. To go on: %s", resume)
         return INTERRUPTED
     except StepError as failure:
-        run_folder.update_summary({"state": "failed", "reason": str(failure)})
+        state = "interrupted" if failure.code in STOPPED else "failed"
+        run_folder.update_summary({"state": state, "reason": str(failure)})
         log.error("%s To go on: %s", failure, resume)
         return failure.code
     except BaseException as error:
@@ -158,7 +161,8 @@ def _run_step(step: Step, title: str, chain: Chain, run_folder: RunFolder, run: 
     finally:
         state = _state_of(run_folder, step)
         if state not in DONE:
-            state = "interrupted" if code is None else "failed"
+            stopped = code is None or exit_code(code) in STOPPED
+            state = "interrupted" if stopped else "failed"
         seconds = earlier + time.monotonic() - start
         run_folder.update_summary({"steps": {step.name: {"state": state, "seconds": seconds}}})
     if code:

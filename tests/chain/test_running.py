@@ -108,8 +108,19 @@ def test_the_pictures_that_exist_are_named(chain, caplog, tmp_path):
     assert not any("ceiling" in message for message in caplog.messages)
 
 
-@pytest.mark.parametrize(("code", "expected"), [(7, 7), (-signal.SIGKILL, 137)])
-def test_a_failing_step_stops_the_chain_and_a_restart_begins_there(chain, caplog, code, expected):
+@pytest.mark.parametrize(
+    ("code", "expected", "state"),
+    [
+        (7, 7, "failed"),
+        (-signal.SIGKILL, 137, "failed"),
+        (-signal.SIGTERM, 143, "interrupted"),
+        (143, 143, "interrupted"),
+        (130, 130, "interrupted"),
+    ],
+)
+def test_a_failing_step_stops_the_chain_and_a_restart_begins_there(
+    chain, caplog, code, expected, state
+):
     failing = StandIn({"second_stage": code})
     assert run_chain(chain, run=failing) == expected
     assert failing.names == ALL[:4]
@@ -118,8 +129,7 @@ def test_a_failing_step_stops_the_chain_and_a_restart_begins_there(chain, caplog
         f"resume={chain.folder}"
     )
     summary = summary_of(Path(chain.folder))
-    assert summary["state"] == "failed"
-    assert summary["steps"]["second_stage"]["state"] == "failed"
+    assert summary["state"] == summary["steps"]["second_stage"]["state"] == state
     caplog.clear()
     again = StandIn()
     assert run_chain(chain, run=again) == 0
