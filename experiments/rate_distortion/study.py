@@ -40,30 +40,24 @@ TRAINING = (
     "max_steps=1000",
     "validation.every_steps=250",
     "trainer=cpu",
+    "discriminator=none",
     "sweep_name=rate_distortion",
     "hydra.launcher.n_jobs=2",
     "hydra.launcher.threads=1",
 )
 SWEEPS = (
     # The question: KL weight by downsampling factor.
-    ("autoencoder.downsampling_factor=4,8,16", "loss.kl_weight=1e-6,1e-2,1", "discriminator=none"),
+    ("autoencoder.downsampling_factor=4,8,16", "loss.kl_weight=1e-6,1e-2,1"),
     # More channels for the larger factors.
-    (
-        "autoencoder.downsampling_factor=8,16",
-        "autoencoder.latent_channels=8,16",
-        "discriminator=none",
-    ),
-    # What a discriminator changes.
-    ("autoencoder.downsampling_factor=4,8,16", "loss.discriminator_start_share=0.6"),
+    ("autoencoder.downsampling_factor=8,16", "autoencoder.latent_channels=8,16"),
     # How far two seeds are apart.
-    ("autoencoder.downsampling_factor=4,8,16", "discriminator=none", "seed=1"),
+    ("autoencoder.downsampling_factor=4,8,16", "seed=1"),
 )
 
 COLUMNS = {
     "factor": "config > autoencoder > downsampling_factor",
     "channels": "config > autoencoder > latent_channels",
     "kl_weight": "config > loss > kl_weight",
-    "discriminator": "discriminator",
     "psnr": "metrics > test/psnr",
     "ssim": "metrics > test/ssim",
     "perceptual_tiny": "metrics > test/perceptual_tiny",
@@ -106,7 +100,6 @@ def compute(train: Path, held_out: Path) -> None:
                 {
                     **trained,
                     **json.loads((measured / "summary.json").read_text()),
-                    "discriminator": "yes" if "discriminator" in trained["parameters"] else "no",
                     "config": trained["config"],
                     "device": trained["device"],
                     "commit": trained["commit"],
@@ -121,13 +114,7 @@ def compute(train: Path, held_out: Path) -> None:
 
 
 def _order(row: Row) -> tuple[float, ...]:
-    discriminated = float(row["discriminator"] == "yes")
-    return (
-        *(float(row[key]) for key in ("factor", "channels")),
-        discriminated,
-        float(row["kl_weight"]),
-        float(row["seed"]),
-    )
+    return tuple(float(row[key]) for key in ("factor", "channels", "kl_weight", "seed"))
 
 
 def _count_unet(factor: int, channels: int) -> Row:
@@ -173,7 +160,7 @@ def _grouped(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
     """Rows that differ in their seed alone."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("factor", "channels", "discriminator", "kl_weight"))
+        key = tuple(row[name] for name in ("factor", "channels", "kl_weight"))
         groups.setdefault(key, []).append(row)
     return groups
 
@@ -181,17 +168,17 @@ def _grouped(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
 def table(rows: list[Row], shapes: dict[tuple[str, str], Shape]) -> str:
     """One line a configuration; seeds as mean and spread."""
     head = (
-        *("f", "channels", "KL weight", "GAN", "numbers per pixel", "PSNR", "SSIM"),
+        *("f", "channels", "KL weight", "numbers per pixel", "PSNR", "SSIM"),
         *("perceptual_tiny", "rfd_tiny", "high-frequency deficit", "KL, nats", "latent std"),
         *("scale factor", "encode, decode images/s", "U-Net GFLOPs"),
     )
     lines = []
-    for (factor, channels, discriminator, kl_weight), group in _grouped(rows).items():
+    for (factor, channels, kl_weight), group in _grouped(rows).items():
         shape = shapes[factor, channels]
         std = sum(float(row["latent_std"]) for row in group) / len(group)
         lines.append(
             (
-                *(factor, channels, f"{float(kl_weight):g}", discriminator),
+                *(factor, channels, f"{float(kl_weight):g}"),
                 f"{shape.numbers_per_pixel:.3g}",
                 spread(group, "psnr", digits=2),
                 spread(group, "ssim", digits=3),
