@@ -232,7 +232,9 @@ def test_a_full_disk_is_told_and_the_others_go_on(tmp_path, monkeypatch, caplog)
 
 @pytest.mark.slow
 def test_the_end_of_the_terminal_ends_jobs_too(tmp_path):
-    sweep = subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path), "name=waits"], cwd=ROOT)
+    # What started the tests, such as nohup, may have had the signal ignored.
+    code = f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n{SWEEP}"
+    sweep = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), "name=waits"], cwd=ROOT)
     wait_for(lambda: running(tmp_path))
     (pid,) = running(tmp_path)
     sweep.send_signal(signal.SIGHUP)
