@@ -136,7 +136,7 @@ def _sampler_config(given: DictConfig, opened: OpenedSecondStage) -> DictConfig:
     from ldm_lightning.utils.targets import check_targets
 
     stored = opened.description["sampler"]
-    check_targets(stored, allowed_packages=("ldm_lightning.sampler",))
+    check_targets(stored, allowed=("ldm_lightning.sampler",))
     values = {key: value for key, value in given.items() if value is not None}
     merged = OmegaConf.merge(stored, values)
     assert isinstance(merged, DictConfig)
