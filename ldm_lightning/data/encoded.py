@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from ldm_lightning.data.bad_files import BadFileLog
 from ldm_lightning.data.decoding import UnreadableImageError, decode_image
 from ldm_lightning.data.module import ImageDataModule
-from ldm_lightning.data.samples import Sample, digest_of
+from ldm_lightning.data.samples import Sample
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.shard_order import ShardShuffle
 from ldm_lightning.data.transforms import (
@@ -41,8 +41,13 @@ class ImageSource(Protocol):
         """Name of an image, unique, relative to the root."""
         ...
 
-    def size_bytes(self, index: int) -> int:
-        """Size of the encoded image."""
+    @property
+    def identified_by(self) -> str:
+        """What ``identity`` follows: ``content``, or in words what is weaker about it."""
+        ...
+
+    def identity(self) -> str:
+        """Short hash of what the files hold, of names and labels; may read every file."""
         ...
 
     def read(self, index: int) -> bytes:
@@ -86,19 +91,14 @@ class EncodedImages(Dataset[Sample | None]):
         self.split = source.split
         self.num_classes = source.num_classes
         self.class_names = source.class_names
-        self._digest: str | None = None
+        self.identified_by = source.identified_by
         self.bad_file_log = BadFileLog(
             split=source.split, num_files=len(source), max_bad_share=max_bad_share
         )
 
     def digest(self) -> str:
-        """Short hash of names and sizes of the files, as they were at the first call."""
-        if self._digest is None:
-            self._digest = digest_of(
-                f"{self.source.name(index)}\x1e{self.source.size_bytes(index)}"
-                for index in range(len(self.source))
-            )
-        return self._digest
+        """Short hash of the files' contents, names and labels, as they were at the first call."""
+        return self.source.identity()
 
     def _decode(self, index: int) -> Tensor | None:
         """Decode an image, uint8 [C, H, W]; None, kept in the log, where that is impossible."""

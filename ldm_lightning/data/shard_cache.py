@@ -38,12 +38,15 @@ class RemoteShard(NamedTuple):
     Attributes:
         url: Where it lies.
         num_bytes: Its size.
-        version: What its store calls this content, such as an ETag; empty where it says nothing.
+        version: What its store calls this content, such as an ETag, or else when it was changed;
+            empty where it says nothing.
+        validator: What ``version`` is: ``version``, ``time and size``; ``size`` where it is empty.
     """
 
     url: str
     num_bytes: int
     version: str
+    validator: str
 
     @property
     def stem(self) -> str:

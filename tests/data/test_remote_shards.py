@@ -277,7 +277,7 @@ def test_a_lost_shard_in_training_is_no_bad_image(tmp_path, shards):
 def test_many_threads_share_one_copy_and_one_bound(tmp_path, shards):
     filesystem = FailingFileSystem()
     names = sorted(filesystem.glob("/set/train-*.tar"))
-    remotes = [RemoteShard(f"failing:/{name}", filesystem.size(name), "") for name in names]
+    remotes = [RemoteShard(f"failing:/{name}", filesystem.size(name), "", "size") for name in names]
     cache = ShardCache(tmp_path / "cache", max_bytes=3 * remotes[0].num_bytes)
     name = f"0123456789abcdef_killed.tar.{2 * remotes[0].num_bytes}.part"
     abandoned = tmp_path / "cache" / OWN_FOLDER / name
