@@ -17,6 +17,7 @@ from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.reporting.table import print_metrics
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.utils.small_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Chain:
                 f"with python -m ldm_lightning.train resume={path.parent}."
             )
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path, dict)
             steps = tuple(
                 Step(
                     step["name"],
@@ -99,7 +100,7 @@ class Chain:
                 for step in stored["steps"]
             )
             chain = cls(tuple(stored["words"]), stored["working_folder"], stored["folder"], steps)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); start a new chain.") from error
         # The runs in it name each other by their paths.
         if Path(chain.folder).resolve() != path.parent.resolve():
