@@ -19,7 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, sole_writer
+from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.entry import run_entry_point
 from ldm_lightning.key_checks import check_keys
@@ -59,11 +59,12 @@ def encode(cfg: DictConfig) -> None:
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
     is_first = launched().is_first
-    with sole_writer(run_folder, is_first=is_first), joined_processes():
-        changes = _encode_splits(cfg, run_folder)
-    if is_first:
-        run_folder.update_summary({"state": "finished", **changes})
-        log.info("Latent cache: data=latents data.root=%s", run_folder.path)
+    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+        with joined_processes():
+            changes = _encode_splits(cfg, run_folder)
+        if is_first:
+            run_folder.update_summary({"state": "finished", **changes})
+            log.info("Latent cache: data=latents data.root=%s", run_folder.path)
 
 
 def _check(cfg: DictConfig) -> None:

@@ -20,7 +20,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, sole_writer
+from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.entry import run_entry_point
 from ldm_lightning.key_checks import check_keys
@@ -54,12 +54,13 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
 
     keep_freed_memory()
     run_folder, is_first = RunFolder(folder), launched().is_first
-    with sole_writer(run_folder, is_first=is_first), joined_processes():
+    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+        with joined_processes():
+            if is_first:
+                run_folder.update_summary({"state": "running", "name": "evaluate"})
+            changes = measure(cfg, run_folder)
         if is_first:
-            run_folder.update_summary({"state": "running", "name": "evaluate"})
-        changes = measure(cfg, run_folder)
-    if is_first:
-        _finish(changes, run_folder)
+            _finish(changes, run_folder)
     return dict(changes["metrics"])
 
 

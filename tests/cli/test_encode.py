@@ -187,7 +187,7 @@ def test_interrupted_and_continued_equals_uninterrupted_byte_by_byte(
     def interrupt(folder, number, *arguments, **options):
         if len(written) == stop:
             # what a killed process leaves: half a file under the temporary name
-            (folder / f".{latent_writing.shard_name(number)}.tmp").write_bytes(b"half")
+            (folder / f".{latent_writing.shard_name(number)}.0.tmp").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(number)
         write(folder, number, *arguments, **options)

@@ -17,6 +17,7 @@ from fsspec.registry import known_implementations
 
 from ldm_lightning.data import shard_cache
 from ldm_lightning.data.module import MapDataModule
+from ldm_lightning.data.position import Position, Stretch
 from ldm_lightning.data.shard_cache import RemoteShard, ShardCache, ShardUnavailableError
 from tests.data.test_webdataset import SETTINGS, data_module, write_shards
 
@@ -92,7 +93,7 @@ def keys(module, num_batches=None, *, rank=0, num_processes=1, start=0) -> list[
     sampler = module._train_sampler(
         num_batches or counts.batches_per_epoch, rank=rank, num_processes=num_processes
     )
-    sampler.start = start
+    sampler.continue_from(sampler.position_after(start), num_done=start)
     return [[module.train_dataset[key]["key"] for key in batch] for batch in sampler]
 
 
@@ -200,7 +201,7 @@ def test_the_next_group_is_fetched_while_one_is_read(tmp_path, shards):
     sampler = module._train_sampler(24, rank=0, num_processes=1)
     told = []
     object.__setattr__(sampler.shuffle, "fetch_ahead", told.append)
-    groups = [*sampler.groups(0), *sampler.groups(1)]
+    groups = [*sampler.groups(Position(0)), *sampler.groups(Position(1))]
     batches = iter(sampler)
     for number in range(6):
         for _ in range(4):  # a group is 16 images, four batches
@@ -350,7 +351,11 @@ def test_local_shards_can_be_gone_through_group_by_group_too(tmp_path, shards):
     assert keys(data_module(shards, batch_size=4)) != expected
 
 
-def test_another_number_of_processes_is_told_on_resuming(tmp_path, shards, caplog):
+def test_another_order_is_told_on_resuming_and_begins_the_next_epoch(tmp_path, shards, caplog):
     loader = remote(tmp_path).train_dataloader()
-    loader.load_state_dict(loader.state_dict() | {"num_processes": 2})
-    assert "made with num_processes=2 of the training data, now it is 1" in caplog.text
+    state = Position(4, (Stretch(1, 8),)).to_dict() | {"order": loader.state_dict()["order"]}
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
+    loader.load_state_dict(state | {"order": state["order"] | {"shuffle_shards": 5}})
+    assert "shuffle_shards=5" in caplog.text
+    assert Position.from_dict(loader.state_dict()) == Position(5)
