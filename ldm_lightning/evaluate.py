@@ -153,7 +153,14 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     from ldm_lightning.data.folder_batches import folder_batches
     from ldm_lightning.data.image_folder import list_images
     from ldm_lightning.metrics.features import tiny_features
-    from ldm_lightning.metrics.folders import ImagePair, compare_pairs, compare_sets
+    from ldm_lightning.metrics.folders import (
+        ImagePair,
+        compare_pairs,
+        compare_sets,
+        measured_facts,
+        reference_facts,
+    )
+    from ldm_lightning.utils.content import FileHashes
     from ldm_lightning.utils.distributed import num_processes, process_rank
 
     features = instantiate(cfg.features) if cfg.get("features") else tiny_features()
@@ -161,7 +168,11 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     channels = cfg.image_channels or 3
     roots = [Path(cfg.images), Path(cfg.reference)]
     names = [list_images(roots[0], key="images"), list_images(roots[1], key="reference")]
-    protocol = {"images": str(roots[0]), "reference": str(roots[1])}
+    hashes = FileHashes(cfg.cache_dir)
+    protocol = {
+        **measured_facts(roots[0], names[0], hashes),
+        **reference_facts(roots[1], names[1], hashes),
+    }
     paired = names[0] == names[1]
     names = [listed[process_rank() :: num_processes()] for listed in names]
     if paired:
@@ -195,7 +206,8 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     from ldm_lightning.data.image_folder import list_images
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.metrics.features import tiny_features
-    from ldm_lightning.metrics.folders import compare_sets
+    from ldm_lightning.metrics.folders import compare_sets, measured_facts
+    from ldm_lightning.utils.content import FileHashes
     from ldm_lightning.utils.distributed import num_processes, process_rank
 
     root, cfg = Path(cfg.images), cfg.copy()
@@ -220,7 +232,10 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
         (batch["image"] for batch in data.val_dataloader()),
         features,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        protocol={**data.protocol("val"), "images": str(root)},
+        protocol={
+            **data.protocol("val"),
+            **measured_facts(root, names, FileHashes(cfg.cache_dir)),
+        },
     )
     return {
         "metrics": {f"gen/{name}": value for name, value in report.scalars.items()},

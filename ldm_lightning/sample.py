@@ -137,7 +137,7 @@ def _sampler_config(given: DictConfig, opened: OpenedSecondStage) -> DictConfig:
     from ldm_lightning.utils.targets import check_targets
 
     stored = opened.description["sampler"]
-    check_targets(stored, allowed_packages=("ldm_lightning.sampler",))
+    check_targets(stored, allowed=("ldm_lightning.sampler",))
     values = {key: value for key, value in given.items() if value is not None}
     merged = OmegaConf.merge(stored, values)
     assert isinstance(merged, DictConfig)
@@ -234,7 +234,9 @@ def _summarise(
     from ldm_lightning.utils.image import from_uint8, save_grid
 
     shown = range(min(NUM_SHOWN, cfg.num_samples))
-    arrays = [np.asarray(Image.open(_path(run_folder, number))) for number in shown]
+    arrays = [
+        np.asarray(Image.open(_path(run_folder, number), formats=("PNG",))) for number in shown
+    ]
     tiles = torch.stack([torch.from_numpy(np.atleast_3d(a).copy()) for a in arrays])
     columns = num_classes if num_classes is not None and 2 <= num_classes <= 16 else 10
     save_grid(
@@ -242,7 +244,9 @@ def _summarise(
     )
     if cfg.npz:
         numbers = range(cfg.num_samples)
-        everything = np.stack([np.asarray(Image.open(_path(run_folder, n))) for n in numbers])
+        everything = np.stack(
+            [np.asarray(Image.open(_path(run_folder, n), formats=("PNG",))) for n in numbers]
+        )
         contents = [everything]  # ADM's evaluator reads arr_0, and class labels from arr_1
         if num_classes is not None and not cfg.prior:
             contents.append(np.asarray(labels))

@@ -123,6 +123,8 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         check_fits(module, stored_weights(last), last)
     elif cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
+    if cfg.train:
+        data.identify()  # last of the checks: it may read every file, once
     prepare_networks(cfg, module.networks)
     if trainer.is_global_zero:
         with atomic_writer(run_folder.config) as file:  # others may be reading it

@@ -113,6 +113,7 @@ def test_the_cache_says_what_it_was_made_of(run, tmp_path):
         "channels": 3,
         "crop": "none",
         "images": index["made_of"]["images"],
+        "identified_by": "parameters",
         "flip": False,
         "dtype": "float16",
         "precision": "32",
