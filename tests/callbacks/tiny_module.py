@@ -102,6 +102,7 @@ class TinyModule(pl.LightningModule):
         self.validated_weights: list[Tensor] = []
         self.on_batch = lambda module, batch_idx: None
         self.on_validation_batch = lambda module, batch_idx: None
+        self.take_assigned = dict
 
     def configure_optimizers(self):
         return [
