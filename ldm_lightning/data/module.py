@@ -239,6 +239,17 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
         return progress.processed  # type: ignore[attr-defined]
 
+    def identify(self) -> None:
+        """Read what has not been read before, so that nothing waits for it later.
+
+        Of images what their files hold; the shards of a latent cache are verified.
+
+        Raises:
+            ValueError: If a shard of a latent cache was changed since it was written.
+        """
+        for dataset in (self.train_dataset, self.val_dataset):
+            dataset.digest()
+
     @abstractmethod
     def protocol(self, split: str) -> dict[str, str | int | float]:
         """Describe what a figure on this split was measured on; differs for other images.

@@ -78,7 +78,7 @@ class TensorBoardDashboard(Logger):
     @rank_zero_only
     def log_picture(self, name: str, path: Path, *, step: int) -> None:
         """Show a PNG file."""
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             self._begun().add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     @rank_zero_only

@@ -1,7 +1,8 @@
-"""Writing a file so that a reader sees the old content or the new, never half of it."""
+"""Reading regular files alone, and writing so that a reader sees the old content or the new."""
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,45 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
             raise
     _sync_folder(path.parent)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading bytes.
+
+    What is no regular file is not opened: a FIFO waits for its writer for ever, and a device may
+    act on being opened.
+
+    Raises:
+        OSError: If it is missing, no regular file, or cannot be opened.
+    """
+    _require_regular(os.stat(path), path)
+    # Should it have become a FIFO since, the flag keeps this from waiting.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _require_regular(os.fstat(descriptor), path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, *, max_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: As ``open_regular``, or if it is larger than ``max_bytes``.
+    """
+    with open_regular(path) as file:
+        if (num_bytes := os.fstat(file.fileno()).st_size) > max_bytes:
+            raise OSError(f"{path} has {num_bytes:,} bytes, more than the limit of {max_bytes:,}")
+        return file.read(max_bytes)
+
+
+def _require_regular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        is_folder = stat.S_ISDIR(status.st_mode)
+        kind = "a folder" if is_folder else "a FIFO, socket or device"
+        raise OSError(f"{path} is {kind}, not a regular file")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
