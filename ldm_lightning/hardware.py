@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig
 from torch import nn
@@ -18,7 +23,7 @@ from torch import nn
 from ldm_lightning.config import PRECISIONS, check_batch_norm
 from ldm_lightning.module.sharded_strategy import ShardedStrategy
 from ldm_lightning.module.strategy import AnsweringDDP
-from ldm_lightning.utils.launch import launched, slurm_step
+from ldm_lightning.utils.launch import by_torchrun, launched, slurm_step
 from ldm_lightning.utils.provenance import device_name
 
 log = logging.getLogger(__name__)
@@ -185,9 +190,14 @@ def _check_launch(devices: int, num_nodes: int) -> None:
     )
 
 
-def _environment() -> list[SLURMEnvironment]:
-    """What tells processes of srun from each other; elsewhere Lightning finds it itself.
+def _environment() -> list[ClusterEnvironment]:
+    """Return what tells processes of a run from each other, as ``launched`` reads it.
 
-    Its own requeueing would save wherever the signal arrives, between two networks' updates too.
+    Lightning's own search would take a shell in an allocation of SLURM for one of its tasks.
     """
-    return [SLURMEnvironment(auto_requeue=False)] if slurm_step() is not None else []
+    if by_torchrun():
+        return [TorchElasticEnvironment()]
+    if slurm_step() is None:
+        return [LightningEnvironment()]
+    # Its own requeueing would save wherever the signal arrives, between two networks' updates too.
+    return [SLURMEnvironment(auto_requeue=False)]

@@ -120,7 +120,7 @@ def with_run_defaults(cfg: DictConfig, first_stage: OpenedFirstStage) -> DictCon
     if cfg.precision is None:
         cfg.precision = OmegaConf.select(run, "trainer.precision", default="auto")
     for group in absent:
-        check_targets(OmegaConf.to_container(run[group]), allowed_packages=PACKAGES_OF[group])
+        check_targets(OmegaConf.to_container(run[group]), allowed=PACKAGES_OF[group])
         cfg[group] = run[group]
     if "data" in absent:
         cfg.data.resolution = cfg.resolution

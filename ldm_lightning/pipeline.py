@@ -25,8 +25,15 @@ from omegaconf import DictConfig, OmegaConf
 from ldm_lightning.chain.process import run_command
 from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
 from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, key_of, trainings
-from ldm_lightning.command import check_alone, config_dir_words, errors_told_plainly
-from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.command import (
+    check_alone,
+    config_dir_words,
+    errors_told_plainly,
+    sole_writer,
+)
+from ldm_lightning.config import CONF_DIR, check_values
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.run_folder import RunFolder
 
@@ -57,7 +64,13 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
     Raises:
         ValueError: Before any step, on words that make no sense, or a folder that holds a chain.
     """
-    folder = Path(runtime.runtime.output_dir).absolute()
+    check_keys(cfg, runtime.runtime.choices, command="pipeline")
+    run_folder = RunFolder(runtime.runtime.output_dir)
+    with sole_writer(run_folder, is_first=True):
+        return _start_or_continue(cfg, runtime, run_folder.path, run=run)
+
+
+def _start_or_continue(cfg: DictConfig, runtime: HydraConf, folder: Path, *, run: Runner) -> int:
     words = [word for word in runtime.overrides.task if key_of(word) != "resume"]
     if cfg.resume is not None and (cfg.resume != "auto" or (folder / CHAIN_FILE).is_file()):
         chain = Chain.load(folder / CHAIN_FILE)
@@ -111,18 +124,13 @@ def _new_chain(cfg: DictConfig, runtime: HydraConf, words: list[str], folder: Pa
             "data=latents: the pipeline encodes the images itself; give these, such as "
             "data=image_folder data.root=PHOTOS."
         )
-    num_samples = cfg.samples.num_samples
-    if not isinstance(num_samples, int) or num_samples < 2:
-        raise ValueError(
-            f"samples.num_samples must be a whole number of at least 2, got {num_samples!r}."
-        )
     request = Request(
         experiment=experiment,
         first_stage=cfg.first_stage.experiment,
         words=tuple(words),
         first_stage_overrides=tuple(cfg.first_stage.overrides),
         encode_overrides=tuple(cfg.encode.overrides),
-        num_samples=num_samples,
+        num_samples=cfg.samples.num_samples,
         sample_overrides=tuple(cfg.samples.overrides),
     )
     first, second = trainings(request, folder, dry_run=cfg.dry_run)
@@ -209,17 +217,16 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
     return second, facts
 
 
+def _pipeline_alone() -> None:
+    check_alone("pipeline", instead="start it alone; its trainings start the others (trainer=ddp).")
+    _pipeline()
+
+
 def main() -> None:
     """Entry point of ``ldm-pipeline`` and ``python -m ldm_lightning.pipeline``."""
     end_with_parent()
-    register_resolvers()
     try:
-        with errors_told_plainly():
-            check_alone(
-                "pipeline",
-                instead="start it alone; its trainings start the others (trainer=ddp).",
-            )
-            _pipeline()
+        run_entry_point(_pipeline_alone)
     except KeyboardInterrupt:  # outside the steps, which say how to go on
         sys.exit(INTERRUPTED)
 

@@ -68,23 +68,23 @@ class EncodedImages(Dataset[Sample | None]):
 
     Args:
         source: Where the encoded images come from.
-        resolution: Height and width of the samples.
+        transform: Crop to the size of the samples.
         image_channels: Channels of the samples.
         max_bad_share: Share of the source that may be unreadable before the run is stopped.
     """
-
-    crop: str
 
     def __init__(
         self,
         source: ImageSource,
         *,
-        resolution: tuple[int, int],
+        transform: TrainTransform | EvalTransform,
         image_channels: int,
         max_bad_share: float,
     ) -> None:
         self.source = source
-        self.resolution = resolution
+        self.resolution = transform.size
+        self.crop = transform.description
+        self._least_side = transform.least_side
         self.image_channels = image_channels
         self.data_name = source.data_name
         self.root = source.root
@@ -104,9 +104,14 @@ class EncodedImages(Dataset[Sample | None]):
         """Decode an image, uint8 [C, H, W]; None, kept in the log, where that is impossible."""
         name = self.source.name(index)
         try:
-            return decode_image(self.source.read(index), channels=self.image_channels, name=name)
-        except (OSError, UnreadableImageError) as err:
-            self.bad_file_log.add(name, str(err))
+            return decode_image(
+                self.source.read(index),
+                channels=self.image_channels,
+                name=name,
+                least_side=self._least_side,
+            )
+        except (OSError, UnreadableImageError, MemoryError) as err:
+            self.bad_file_log.add(name, str(err) or type(err).__name__)
             return None
 
     def _sample(self, image: Tensor, index: int, key: str) -> Sample:
@@ -143,14 +148,13 @@ class TrainImages(EncodedImages):
     ) -> None:
         super().__init__(
             source,
-            resolution=transform.size,
+            transform=transform,
             image_channels=image_channels,
             max_bad_share=max_bad_share,
         )
         self.transform = transform
         self.eval_transform = eval_transform
         self.seed = seed
-        self.crop = transform.description
 
     def __len__(self) -> int:
         return len(self.source)
@@ -211,12 +215,11 @@ class EvalImages(EncodedImages):
     ) -> None:
         super().__init__(
             source,
-            resolution=transform.size,
+            transform=transform,
             image_channels=image_channels,
             max_bad_share=max_bad_share,
         )
         self.transform = transform
-        self.crop = transform.description
         # Windows of one image follow one another: keep the image instead of decoding it for each.
         self._latest: tuple[int, Tensor | None] | None = None
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm_lightning.data.decoding import MAX_FILE_BYTES
 from ldm_lightning.data.encoded import check_split, encoded_data_module, is_validation_name
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.utils.content import FileHashes, combined_hash
+from ldm_lightning.utils.files import read_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -67,7 +69,7 @@ class FolderSource:
 
     def read(self, index: int) -> bytes:
         """Return the file's content."""
-        return Path(self.root, self.name(index)).read_bytes()
+        return read_regular(Path(self.root, self.name(index)), max_bytes=MAX_FILE_BYTES)
 
     def near(self, index: int) -> range:
         """Return all images: one file is as quick to read as another."""

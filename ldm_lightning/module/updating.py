@@ -55,6 +55,14 @@ class UpdatingModule(pl.LightningModule):
     def networks(self) -> list[nn.Module]:
         """What an update spends its time in, frozen networks included."""
 
+    def take_assigned(self) -> dict[str, Tensor]:
+        """Return which rows of ``averaged`` the last update has set past the optimizer.
+
+        Returns:
+            By parameter name: bool, one a row of its first dimension.
+        """
+        return {}
+
     # Updates
 
     def position_in_update(self, batch_idx: int) -> int:

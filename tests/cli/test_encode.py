@@ -188,7 +188,7 @@ def test_interrupted_and_continued_equals_uninterrupted_byte_by_byte(
     def interrupt(folder, number, *arguments, **options):
         if len(written) == stop:
             # what a killed process leaves: half a file under the temporary name
-            (folder / f".{latent_writing.shard_name(number)}.tmp").write_bytes(b"half")
+            (folder / f".{latent_writing.shard_name(number)}.0.tmp").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(number)
         write(folder, number, *arguments, **options)
@@ -265,7 +265,7 @@ def test_a_swapped_first_stage_is_refused_by_both_hashes(run, tmp_path):
     [
         (["splits=[test]"], "splits must be some of ['train', 'val'], got ['test']"),
         (["dtype=int8"], "dtype must be one of float32, float16, got 'int8'"),
-        (["images_per_shard=0"], "images_per_shard must be a positive whole number, got 0"),
+        (["images_per_shard=0"], "images_per_shard=0"),
         (["precision=31"], "precision must be one of"),
         (["resolution=30"], "30x30 are not divisible by the downsampling factor 4"),
         (["data=image_folder"], "data.root=VALUE"),
