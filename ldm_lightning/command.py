@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from hydra.conf import HydraConf
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
@@ -138,20 +138,29 @@ def misspelt(key: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def sole_writer(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
-    """Keep other commands out of a folder, and note in its summary what ended this one too early.
+    """Keep other commands out of a folder.
+
+    Everything that looks at what the folder holds, or writes to it, belongs into the block.
 
     Args:
         run_folder: What is written to.
-        is_first: Whether this is the one of its processes that writes ``summary.json``.
+        is_first: Whether this is the first of its processes, which holds the folder for all.
 
     Raises:
         ValueError: If another command is writing to it.
     """
-    if is_first and (other := run_folder.other_process()) is not None:
-        raise ValueError(
-            f"Process {other} is writing to {run_folder.path} already; wait for it, end it, or "
-            "choose another folder."
-        )
+    with run_folder.only_writer() if is_first else nullcontext():
+        yield
+
+
+@contextmanager
+def end_noted(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
+    """Note in a folder's summary what ended this command too early.
+
+    Args:
+        run_folder: Whose ``summary.json`` it is.
+        is_first: Whether this is the one of its processes that writes it.
+    """
     try:
         yield
     except BaseException as error:

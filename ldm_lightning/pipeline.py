@@ -26,7 +26,12 @@ from ldm_lightning.chain.process import run_command
 from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
 from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, key_of, trainings
 from ldm_lightning.chain.words import check_words
-from ldm_lightning.command import check_alone, config_dir_words, errors_told_plainly
+from ldm_lightning.command import (
+    check_alone,
+    config_dir_words,
+    errors_told_plainly,
+    sole_writer,
+)
 from ldm_lightning.config import CONF_DIR, check_values
 from ldm_lightning.entry import run_entry_point
 from ldm_lightning.key_checks import check_keys
@@ -61,7 +66,12 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
         ValueError: Before any step, on words that make no sense, or a folder that holds a chain.
     """
     check_keys(cfg, runtime.runtime.choices, command="pipeline")
-    folder = Path(runtime.runtime.output_dir).absolute()
+    run_folder = RunFolder(runtime.runtime.output_dir)
+    with sole_writer(run_folder, is_first=True):
+        return _start_or_continue(cfg, runtime, run_folder.path, run=run)
+
+
+def _start_or_continue(cfg: DictConfig, runtime: HydraConf, folder: Path, *, run: Runner) -> int:
     words = [word for word in runtime.overrides.task if key_of(word) != "resume"]
     if cfg.resume is not None and (cfg.resume != "auto" or (folder / CHAIN_FILE).is_file()):
         chain = Chain.load(folder / CHAIN_FILE)

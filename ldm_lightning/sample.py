@@ -19,7 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, sole_writer
+from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.entry import run_entry_point
 from ldm_lightning.key_checks import check_keys
@@ -57,12 +57,13 @@ def sample(cfg: DictConfig) -> None:
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
     is_first = launched().is_first
-    with sole_writer(run_folder, is_first=is_first), joined_processes():
-        changes = _make_images(cfg, run_folder)
-    if is_first:
-        run_folder.update_summary({"state": "finished", **changes})
-        log.info("Grid: %s", run_folder.path / "grid.png")
-        log.info("Images: %s", run_folder.images)
+    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+        with joined_processes():
+            changes = _make_images(cfg, run_folder)
+        if is_first:
+            run_folder.update_summary({"state": "finished", **changes})
+            log.info("Grid: %s", run_folder.path / "grid.png")
+            log.info("Images: %s", run_folder.images)
 
 
 def _check(cfg: DictConfig) -> None:
@@ -136,7 +137,7 @@ def _sampler_config(given: DictConfig, opened: OpenedSecondStage) -> DictConfig:
     from ldm_lightning.utils.targets import check_targets
 
     stored = opened.description["sampler"]
-    check_targets(stored, allowed_packages=("ldm_lightning.sampler",))
+    check_targets(stored, allowed=("ldm_lightning.sampler",))
     values = {key: value for key, value in given.items() if value is not None}
     merged = OmegaConf.merge(stored, values)
     assert isinstance(merged, DictConfig)
@@ -233,7 +234,9 @@ def _summarise(
     from ldm_lightning.utils.image import from_uint8, save_grid
 
     shown = range(min(NUM_SHOWN, cfg.num_samples))
-    arrays = [np.asarray(Image.open(_path(run_folder, number))) for number in shown]
+    arrays = [
+        np.asarray(Image.open(_path(run_folder, number), formats=("PNG",))) for number in shown
+    ]
     tiles = torch.stack([torch.from_numpy(np.atleast_3d(a).copy()) for a in arrays])
     columns = num_classes if num_classes is not None and 2 <= num_classes <= 16 else 10
     save_grid(
@@ -241,7 +244,9 @@ def _summarise(
     )
     if cfg.npz:
         numbers = range(cfg.num_samples)
-        everything = np.stack([np.asarray(Image.open(_path(run_folder, n))) for n in numbers])
+        everything = np.stack(
+            [np.asarray(Image.open(_path(run_folder, n), formats=("PNG",))) for n in numbers]
+        )
         contents = [everything]  # ADM's evaluator reads arr_0, and class labels from arr_1
         if num_classes is not None and not cfg.prior:
             contents.append(np.asarray(labels))

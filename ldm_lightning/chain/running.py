@@ -152,12 +152,9 @@ def _text(value: object) -> str:
 def run_chain(chain: Chain, *, run: Runner) -> int:
     """Run the steps that are not done; returns the exit code, keeps ``summary.json``.
 
-    Raises:
-        ValueError: If another process runs this chain.
+    One process does it at a time.
     """
     run_folder = RunFolder(chain.folder)
-    if (pid := run_folder.other_process()) is not None:
-        raise ValueError(f"Process {pid} is running the chain in {run_folder.path} already.")
     run_folder.update_summary({"state": "running", "name": run_folder.path.parent.name})
     words = [*chain.steps[0].options, path_word("resume", run_folder.path)]
     resume = shlex.join(["python", "-m", "ldm_lightning.pipeline", *words])

@@ -55,6 +55,14 @@ class UpdatingModule(pl.LightningModule):
     def networks(self) -> list[nn.Module]:
         """What an update spends its time in, frozen networks included."""
 
+    def take_assigned(self) -> dict[str, Tensor]:
+        """Return which rows of ``averaged`` the last update has set past the optimizer.
+
+        Returns:
+            By parameter name: bool, one a row of its first dimension.
+        """
+        return {}
+
     # Updates
 
     def position_in_update(self, batch_idx: int) -> int:
@@ -147,8 +155,8 @@ class UpdatingModule(pl.LightningModule):
             told = self._save_keys(step + 1, bad, keys)
             raise FloatingPointError(
                 f"Update {step + 1} is no longer finite in {', '.join(bad)}.{told} Lower "
-                f"optim.learning_rate, set optim.clip_norm, or use trainer.precision=bf16 or 32 "
-                f"instead of fp16."
+                "optim.learning_rate, give optim.clip_norm, or use trainer.precision=bf16 or 32 "
+                "instead of fp16."
             )
         named = {f"train/{name}": value for name, value in values.items()}
         self._publish(named, step=step + 1, sync=False)

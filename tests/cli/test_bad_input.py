@@ -398,4 +398,4 @@ def test_an_error_before_training_is_written_down(tmp_path, monkeypatch):
     with pytest.raises(IndexError):
         command("train", tiny("vqvae_f8"), tmp_path)
     assert "IndexError" in failed_reason(tmp_path, "vqvae_f8")
-    assert RunFolder(run_folder(tmp_path, "vqvae_f8")).other_process() is None
+    assert RunFolder(run_folder(tmp_path, "vqvae_f8")).writer() is None

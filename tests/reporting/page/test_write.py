@@ -176,20 +176,21 @@ def test_the_page_of_a_chain_is_called_after_it(tmp_path):
     chain.update_summary({"state": "finished", "name": "mine", "steps": {}})
     write_run(chain.path / "first_stage")
     page = write_report([str(chain.path)], tmp_path / "report.html").page.read_text()
-    assert "<h1>mine: a chain of 1 run</h1>" in page
-    assert "part of run" in page
+    assert re.search(r"<h1>mine: .*\b1 run</h1>", page)
+    assert "part of" in page
 
 
 def test_a_page_that_cannot_be_written_is_told_and_fails_no_run(tmp_path, monkeypatch, caplog):
     write_run(tmp_path / "one")
 
     def broken(*_, **__):
-        raise KeyError("a bug")
+        raise KeyError("bug")
 
     monkeypatch.setattr("ldm_lightning.reporting.page.write.find_runs", broken)
     write_own_page(tmp_path / "one")
-    assert "could not be written" in caplog.text
-    assert "a bug" in caplog.text
+    (record,) = caplog.records
+    assert str(tmp_path / "one") in record.getMessage()
+    assert "KeyError: 'bug'" in caplog.text
 
 
 def test_names_settings_and_reasons_with_html_stay_text(tmp_path):
