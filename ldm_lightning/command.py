@@ -24,7 +24,7 @@ from omegaconf.errors import (
 )
 
 from ldm_lightning.utils.errors import ContactLostError, error_line
-from ldm_lightning.utils.launch import launched
+from ldm_lightning.utils.launch import check_environment, launched
 from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.small_files import SmallFileError
 
@@ -77,9 +77,11 @@ def errors_told_plainly() -> Iterator[None]:
     because Hydra prints the whole command line before an error leaves it.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing in its own words
-    here = launched()
-    whose = "" if here.is_alone else f"Process {here.rank}: "
+    whose = ""
     try:
+        check_environment()
+        if not (here := launched()).is_alone:
+            whose = f"Process {here.rank}: "
         yield
     except EXPECTED_ERRORS as error:
         log.debug("Traceback:", exc_info=True)  # hydra.verbose=true shows it

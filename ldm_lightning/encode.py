@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
-from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.config import CONF_DIR
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
@@ -39,6 +42,7 @@ SPLITS = ("train", "val")
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="encode")
 def _encode(cfg: DictConfig) -> None:
     with errors_told_plainly():
+        check_keys(cfg, HydraConfig.get().runtime.choices, command="encode")
         encode(cfg)
 
 
@@ -72,10 +76,6 @@ def _check(cfg: DictConfig) -> None:
         raise ValueError(f"splits must be some of {list(SPLITS)}, got {cfg.splits}.")
     if cfg.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
-    if not isinstance(cfg.images_per_shard, int) or cfg.images_per_shard < 1:
-        raise ValueError(
-            f"images_per_shard must be a positive whole number, got {cfg.images_per_shard!r}."
-        )
 
 
 def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
@@ -277,9 +277,7 @@ def _statistics(writer: SplitWriter, run_folder: RunFolder) -> dict[str, Any]:
 def main() -> None:
     """Entry point of ``ldm-encode`` and ``python -m ldm_lightning.encode``."""
     end_with_parent()
-    register_resolvers()
-    with errors_told_plainly():
-        _encode()
+    run_entry_point(_encode)
 
 
 if __name__ == "__main__":

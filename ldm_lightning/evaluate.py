@@ -21,7 +21,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
-from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.config import CONF_DIR
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
@@ -34,7 +36,9 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 def _evaluate(cfg: DictConfig) -> None:
     with errors_told_plainly():
-        evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
+        runtime = HydraConfig.get().runtime
+        check_keys(cfg, runtime.choices, command="evaluate")
+        evaluate(cfg, Path(runtime.output_dir))
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
@@ -259,9 +263,7 @@ def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
 def main() -> None:
     """Entry point of ``ldm-evaluate`` and ``python -m ldm_lightning.evaluate``."""
     end_with_parent()
-    register_resolvers()
-    with errors_told_plainly():
-        _evaluate()
+    run_entry_point(_evaluate)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
-from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.config import CONF_DIR
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
@@ -36,6 +39,7 @@ NUM_SHOWN = 100
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="sample")
 def _sample(cfg: DictConfig) -> None:
     with errors_told_plainly():
+        check_keys(cfg, HydraConfig.get().runtime.choices, command="sample")
         sample(cfg)
 
 
@@ -66,9 +70,6 @@ def _check(cfg: DictConfig) -> None:
     for key, what in (("checkpoint", "RUN, a run folder or a .ckpt"), ("output", "DIR")):
         if OmegaConf.is_missing(cfg, key):
             raise ValueError(f"No value for {key}: give {key}={what}.")
-    for key in ("num_samples", "batch_size"):
-        if not isinstance(cfg[key], int) or cfg[key] < 1:
-            raise ValueError(f"{key} must be a positive whole number, got {cfg[key]!r}.")
 
 
 def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
@@ -255,9 +256,7 @@ def _summarise(
 def main() -> None:
     """Entry point of ``ldm-sample`` and ``python -m ldm_lightning.sample``."""
     end_with_parent()
-    register_resolvers()
-    with errors_told_plainly():
-        _sample()
+    run_entry_point(_sample)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.command import end_noted, errors_told_plainly, quiet_lightning, sole_writer
-from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.config import CONF_DIR, check_values
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent, every_process, first_cause_told
 from ldm_lightning.utils.launch import launched
 
@@ -261,9 +263,7 @@ def _monitored(cfg: DictConfig, module: pl.LightningModule) -> float | None:
 def main() -> None:
     """Entry point of ``ldm-train`` and ``python -m ldm_lightning.train``."""
     end_with_parent()
-    register_resolvers()
-    with errors_told_plainly():
-        _train()
+    run_entry_point(_train)
 
 
 if __name__ == "__main__":

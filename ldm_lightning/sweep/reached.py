@@ -61,7 +61,7 @@ def reached(folder: Path) -> Reached:
     try:
         summary = read_summary(folder)
     except SmallFileError as error:
-        return Reached("failed", f"{error} Move it away to go on with this job.")
+        return Reached("failed", f"{error} To go on with this job, move it away.")
     found = _training(folder, summary)
     if not (folder / CHAIN).is_file():
         return found
