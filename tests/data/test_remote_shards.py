@@ -18,6 +18,7 @@ from fsspec.registry import known_implementations
 from ldm_lightning.data import remote_shards, shard_cache
 from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.data.position import Position, Stretch
+from ldm_lightning.data.remote_shards import RemoteShards
 from ldm_lightning.data.shard_cache import (
     OWN_FOLDER,
     RemoteShard,
