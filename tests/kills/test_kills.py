@@ -84,17 +84,16 @@ def kill_and_continue(
     code = (run_real if real else run_forked)(words, folder, kill=kill)
     reached = update_reached(folder)
     assert code != 70, "the test itself failed"
-    resume = [*words, "resume=run"] if (folder / "run" / "config.yaml").is_file() else words
     if code == 0:
         return reached, differences(whole, folder / "run")
-    ended = run_forked(resume, folder)
+    ended = run_forked(["resume=run"], folder)
     if ended:
         return reached, [f"exit code {ended}: {(folder / 'said.txt').read_text()[-300:]}"]
     return reached, differences(whole, folder / "run")
 
 
 @pytest.fixture(scope="module")
-def table(capfd_of_module=None) -> Iterator[list[tuple[str, str, int, bool]]]:
+def table() -> Iterator[list[tuple[str, str, int, bool]]]:
     """Rows of all configurations; printed at the end."""
     rows: list[tuple[str, str, int, bool]] = []
     yield rows
