@@ -110,6 +110,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
     trainer = build.build_trainer(cfg, run_folder)
+    data.check_workers(training=cfg.train, num_devices=trainer.num_devices)
     if cfg.train and trainer.is_global_zero:
         counts = data.counts(trainer.world_size)
         log.info("%s", counts)

@@ -17,6 +17,7 @@ from ldm_lightning.data.transforms import (
     as_size,
     augmentation_generator,
 )
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.random import derive_seed
 
 # A training sample that cannot be read is replaced by another, which may be damaged too.
@@ -289,6 +290,7 @@ def encoded_data_module(
     max_val_images: int | None,
     seed: int,
     shuffle: ShardShuffle | None = None,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ImageDataModule:
     """Join two sources of encoded images and the settings that folders and tars have in common."""
     size = as_size(resolution)
@@ -318,6 +320,7 @@ def encoded_data_module(
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,
+        worker_timeout_seconds=worker_timeout_seconds,
         seed=seed,
         max_val_images=max_val_images,
         shuffle=shuffle,

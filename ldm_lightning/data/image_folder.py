@@ -9,6 +9,7 @@ import numpy as np
 from ldm_lightning.data.decoding import MAX_FILE_BYTES
 from ldm_lightning.data.encoded import check_split, encoded_data_module, is_validation_name
 from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.content import FileHashes, combined_hash
 from ldm_lightning.utils.files import read_regular
 
@@ -144,6 +145,7 @@ def image_folder_data_module(
     max_val_images: int | None,
     seed: int,
     cache_dir: str | None = None,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ImageDataModule:
     """Build the data module; keys as in conf/data/image_folder.yaml.
 
@@ -186,6 +188,7 @@ def image_folder_data_module(
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,
+        worker_timeout_seconds=worker_timeout_seconds,
         max_val_images=max_val_images,
         seed=seed,
     )

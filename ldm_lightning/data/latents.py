@@ -4,6 +4,7 @@ Order and mirroring are those of the images: sample i of epoch e is mirrored whe
 with the same seed would mirror it.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -26,6 +27,7 @@ from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.data.samples import digest_of
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.transforms import augmentation_generator, draws_flip
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.content import FileHashes
 from ldm_lightning.utils.facts import Fact
 
@@ -158,6 +160,7 @@ class LatentDataModule(MapDataModule[LatentDataset]):
         batch_size: Training samples per process and batch.
         val_batch_size: Evaluation samples per process and batch.
         num_workers: Processes that read, for each loader; 0 reads in the main process.
+        worker_timeout_seconds: Longest wait for a batch from one of them.
         seed: The run's seed.
         max_val_images: Evaluate a fixed subset of at most this many, the one that the images'
             own data module would choose; None evaluates all.
@@ -179,6 +182,7 @@ class LatentDataModule(MapDataModule[LatentDataset]):
         max_val_images: int | None,
         seed: int,
         cache_dir: str | None = None,
+        worker_timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         folder = Path(root).expanduser()
         train, val = (
@@ -199,10 +203,17 @@ class LatentDataModule(MapDataModule[LatentDataset]):
             batch_size=batch_size,
             val_batch_size=val_batch_size,
             num_workers=num_workers,
+            worker_timeout_seconds=worker_timeout_seconds,
             seed=seed,
             max_val_images=max_val_images,
         )
         self.root = folder
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of a posterior in float32."""
+        index = self.train_dataset.index
+        return 4 * math.prod(index.latent_shape) * (2 if index.has_variance else 1)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """The LightningDataModules of all data sets; their loaders resume at any image."""
 
 import logging
+import math
 import os
 import tempfile
 from abc import abstractmethod
@@ -8,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler
 
 from ldm_lightning.data.position import Position
 from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
 from ldm_lightning.data.sampling import EpochCounts, EvaluationSampler, TrainBatchSampler
 from ldm_lightning.data.shard_order import ShardBatchSampler, ShardShuffle
+from ldm_lightning.data.workers import TIMEOUT_SECONDS, WorkerLoader, check_shared_memory
 from ldm_lightning.utils.distributed import num_processes, process_rank
 from ldm_lightning.utils.random import derive_seed
 
@@ -24,12 +25,7 @@ logger = logging.getLogger(__name__)
 DatasetT = TypeVar("DatasetT", bound=MapDataset)
 
 
-def use_one_thread(_worker: int) -> None:
-    """Keep a worker process from starting as many threads as there are cores."""
-    torch.set_num_threads(1)
-
-
-class EvaluationLoader(DataLoader):
+class EvaluationLoader(WorkerLoader):
     """Passes over batches of which no image could be read."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
@@ -43,7 +39,7 @@ class EvaluationLoader(DataLoader):
         return max(1, super().__len__())
 
 
-class TrainLoader(DataLoader):
+class TrainLoader(WorkerLoader):
     """Loader whose position Lightning stores in checkpoints.
 
     Lightning calls ``state_dict`` when it saves, and ``load_state_dict`` before it makes the first
@@ -59,13 +55,12 @@ class TrainLoader(DataLoader):
 
     def __init__(self, data_module: "MapDataModule", batch_sampler: TrainBatchSampler) -> None:
         super().__init__(
-            data_module.train_dataset,
+            data_module.train_dataset,  # type: ignore[arg-type]
             batch_sampler=batch_sampler,
+            collate=data_module.collate_fn,
             num_workers=data_module.num_workers,
-            collate_fn=data_module.collate_fn,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=use_one_thread,
-            persistent_workers=data_module.num_workers > 0,
+            timeout_seconds=data_module.worker_timeout_seconds,
+            persistent=True,
         )
         self._data_module = data_module
         self._train_sampler = batch_sampler
@@ -120,6 +115,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names;
             None evaluates all.
         shuffle: Shards to go through group by group; None shuffles all images together.
+        worker_timeout_seconds: Longest wait for a batch from a worker process.
 
     Attributes:
         collate_fn: Joins samples to a batch; None where none of them could be read.
@@ -141,8 +137,13 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         seed: int,
         max_val_images: int | None,
         shuffle: ShardShuffle | None = None,
+        worker_timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         super().__init__()
+        if worker_timeout_seconds <= 0:
+            raise ValueError(
+                f"data.worker_timeout_seconds must be positive, got {worker_timeout_seconds}."
+            )
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("val_batch_size", val_batch_size, 1),
@@ -158,6 +159,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         self.num_workers = num_workers
         self.seed = seed
         self.shuffle = shuffle
+        self.worker_timeout_seconds = worker_timeout_seconds
         self.num_classes = train_dataset.num_classes
         self.class_names = train_dataset.class_names
         self.num_train_batches: int | None = None
@@ -202,7 +204,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         """
         if self.num_train_batches is None:
             raise ValueError("Set num_train_batches of the data module before fitting.")
-        self._prepare_workers()
+        self._prepare_workers(training=True)
         if self.shuffle is not None:
             self.shuffle.check_processes(self.trainer.num_devices if self.trainer else 1)
         return TrainLoader(
@@ -215,17 +217,16 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
     def val_dataloader(self) -> EvaluationLoader:
         """Each evaluated image once over all processes; the last batch may be short."""
         self._prepare_workers()
+        own = EvaluationSampler(
+            self.val_indices, rank=process_rank(), num_processes=num_processes()
+        )
         return EvaluationLoader(
             self.val_dataset,  # type: ignore[arg-type]
-            batch_size=self.val_batch_size,
-            sampler=EvaluationSampler(
-                self.val_indices, rank=process_rank(), num_processes=num_processes()
-            ),
+            batch_sampler=BatchSampler(own, self.val_batch_size, drop_last=False),
+            collate=self.collate_fn,
             num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=use_one_thread,
-            persistent_workers=self.num_workers > 0,
+            timeout_seconds=self.worker_timeout_seconds,
+            persistent=True,
         )
 
     def test_dataloader(self) -> EvaluationLoader:
@@ -309,7 +310,30 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
             num_processes=num_processes,
         )
 
-    def _prepare_workers(self) -> None:
+    @property
+    @abstractmethod
+    def sample_bytes(self) -> int:
+        """Size of one sample's tensors in a batch."""
+
+    def check_workers(self, *, training: bool, num_devices: int) -> None:
+        """Require room in shared memory for what workers hand over.
+
+        Args:
+            training: Whether there will be training batches besides those of validation.
+            num_devices: Processes of this machine.
+
+        Raises:
+            WorkerError: Naming what is needed and what is free.
+        """
+        size = min(self.val_batch_size, len(self.val_indices))
+        size += self.batch_size if training else 0
+        check_shared_memory(
+            size * self.sample_bytes, num_workers=self.num_workers, num_groups=num_devices
+        )
+
+    def _prepare_workers(self, *, training: bool = False) -> None:
+        num_devices = self.trainer.num_devices if self.trainer else 1
+        self.check_workers(training=training, num_devices=num_devices)
         if self.num_workers > 0:
             _ = (
                 self.bad_files_path
@@ -320,6 +344,11 @@ class ImageDataModule(MapDataModule[ImageDataset]):
     """Batches of images, as ``collate`` joins them."""
 
     collate_fn = staticmethod(collate)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of an image in float32."""
+        return 4 * self.image_channels * math.prod(self.resolution)
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -336,11 +365,15 @@ class ImageDataModule(MapDataModule[ImageDataset]):
         self._prepare_workers()
         return EvaluationLoader(
             self.train_dataset.without_augmentation(),  # type: ignore[arg-type]
-            batch_size=self.val_batch_size,
-            sampler=EvaluationSampler(self.indices("train"), rank=0, num_processes=1),
+            batch_sampler=BatchSampler(
+                EvaluationSampler(self.indices("train"), rank=0, num_processes=1),
+                self.val_batch_size,
+                drop_last=False,
+            ),
+            collate=self.collate_fn,
             num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            worker_init_fn=use_one_thread,
+            timeout_seconds=self.worker_timeout_seconds,
+            persistent=False,
         )
 
     def protocol(self, split: str) -> dict[str, str | int | float]:

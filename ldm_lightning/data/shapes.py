@@ -15,6 +15,7 @@ from ldm_lightning.data.outlines import SHAPES
 from ldm_lightning.data.samples import Sample, digest_of
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.transforms import as_size
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.random import derive_seed
 
 # Raise this whenever an image changes, so that cached statistics of the old ones are not used.
@@ -198,6 +199,7 @@ def shapes_data_module(
     num_workers: int,
     max_val_images: int | None,
     seed: int,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ImageDataModule:
     """Build the data module; keys as in conf/data/shapes.yaml.
 
@@ -223,6 +225,7 @@ def shapes_data_module(
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,
+        worker_timeout_seconds=worker_timeout_seconds,
         seed=seed,
         max_val_images=max_val_images,
     )

@@ -29,6 +29,7 @@ from ldm_lightning.data.shards import (
     sample_name,
     shards_of_split,
 )
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.content import FileHashes, combined_hash
 
 
@@ -233,6 +234,7 @@ def webdataset_data_module(
     max_val_images: int | None,
     seed: int,
     cache_dir: str | None = None,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ImageDataModule:
     """Build the data module; keys as in conf/data/webdataset.yaml.
 
@@ -260,6 +262,7 @@ def webdataset_data_module(
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,
+        worker_timeout_seconds=worker_timeout_seconds,
         max_val_images=max_val_images,
         seed=seed,
         shuffle=None if shuffle_shards is None else train_source.shuffle(shuffle_shards),

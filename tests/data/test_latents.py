@@ -77,7 +77,7 @@ def writer(folder, module, split, *, first_stage_hash="aaa", **changes):
     dataset = module.val_dataset if split == "val" else module.train_dataset
     dataset = dataset.without_augmentation()
     settings = {"images_per_shard": 8, "dtype": torch.float32, "rank": 0, "num_processes": 1}
-    settings |= {"batch_size": 3, "num_workers": 0}
+    settings |= {"batch_size": 3, "num_workers": 0, "worker_timeout_seconds": 60.0}
     flip = changes.pop("flip", True) and split == "train"
     has_variance = changes.pop("has_variance", True)
     settings |= changes
