@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ldm_lightning.utils.targets import check_targets
@@ -36,10 +38,10 @@ def test_our_own_parts_are_allowed_at_any_depth():
 )
 @pytest.mark.parametrize("wrap", [lambda node: node, lambda node: {"a": [{"b": node}]}])
 def test_everything_else_is_refused(target, wrap):
-    with pytest.raises(ValueError, match="which is refused: only classes and functions defined in"):
+    with pytest.raises(ValueError, match=re.escape(repr(target))):
         check_targets(wrap({"_target_": target}))
 
 
 def test_interpolations_are_refused():
-    with pytest.raises(ValueError, match="holds the interpolation"):
+    with pytest.raises(ValueError, match=r"\$\{oc\.env:SECRET\}"):
         check_targets({"_target_": OURS, "width": "${oc.env:SECRET}"})
