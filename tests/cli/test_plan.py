@@ -172,7 +172,7 @@ def test_what_would_not_fit_or_take_too_long_is_not_tried(
         (["resolution=[512,500]"], "resolution=[512,496]"),
         (["experiment=ldm_kl_f8", "resolution=520"], "65x65"),
         (["experiment=ldm_dit_s", "resolution=520"], "resolution=512"),
-        (["plan.num_images=0"], "plan.num_images"),
+        (["plan.num_images=0"], "plan.num_images=0"),
         (["output=nowhere/plan.json"], "nowhere"),
         (["data=image_folder", "data.root=nowhere"], "data.root=nowhere"),
         (["plan.num_image=3"], "'num_images'"),

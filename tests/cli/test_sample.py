@@ -145,8 +145,8 @@ def test_a_moved_chain_finds_its_first_stage(chain, samples, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["num_samples=0"], r"num_samples.*\b0\b"),
-        (["batch_size=0"], r"batch_size.*\b0\b"),
+        (["num_samples=0"], "num_samples=0"),
+        (["batch_size=0"], "batch_size=0"),
         (["labels=8"], r"\b0 to 7\b"),
         (["labels=[]"], r"\b0 to 7\b"),
         (["sampler.num_steps=1001"], "1001"),

@@ -24,8 +24,12 @@ def test_the_same_images_elsewhere_are_the_same_images():
 
 
 def test_the_model_that_is_measured_is_no_part_of_the_protocol():
-    one = run_with(1, checkpoint="a.ckpt", weights_hash="aa", images="/a/samples")
-    other = run_with(2, checkpoint="b.ckpt", weights_hash="bb", images="/b/samples")
+    one = run_with(
+        1, checkpoint="a.ckpt", weights_hash="aa", measured="/a/samples", measured_images="a"
+    )
+    other = run_with(
+        2, checkpoint="b.ckpt", weights_hash="bb", measured="/b/samples", measured_images="b"
+    )
     assert are_same(one, other)
 
 
