@@ -93,7 +93,7 @@ class Chain:
                 f"with python -m ldm_lightning.train resume={path.parent}."
             )
         try:
-            stored = read_json(path, kind=dict)
+            stored = read_json(path, dict)
             steps = tuple(
                 Step(
                     _text(step["name"]),
