@@ -270,7 +270,7 @@ def test_a_lost_shard_in_training_is_no_bad_image(tmp_path, shards):
     for path in (tmp_path / "cache" / OWN_FOLDER).glob("*.tar"):
         path.unlink()
     FailingFileSystem().rm("/set/train-0002.tar")
-    with pytest.raises(ShardUnavailableError, match=r"train-0002\.tar cannot be fetched"):
+    with pytest.raises(ShardUnavailableError, match=r"train-0002\.tar"):
         keys(module)
     assert module.bad_files() == []
 
@@ -321,22 +321,22 @@ def test_a_damaged_image_is_replaced_by_one_of_its_shard(tmp_path, shards):
 
 def test_what_cannot_work_is_refused_before_anything_is_fetched(tmp_path, shards):
     size = shard_bytes(shards)
-    with pytest.raises(ValueError, match="shuffle_shards=null.* needs room for"):
+    with pytest.raises(ValueError, match="shuffle_shards=null.*shard_cache_gib"):
         remote(tmp_path, shuffle_shards=None, shard_cache_gib=4 * size / GIB)
-    with pytest.raises(ValueError, match="val_share of all shards .* needs room"):
+    with pytest.raises(ValueError, match="val_share.*shard_cache_gib"):
         remote(tmp_path, "failing://set/train-*.tar", shard_cache_gib=4 * size / GIB)
     module = remote(tmp_path, shuffle_shards=3, shard_cache_gib=5 * size / GIB)
-    with pytest.raises(ValueError, match="shuffle_shards=3 in 1 process.* needs room"):
+    with pytest.raises(ValueError, match=r"shuffle_shards=3\b.*\b1 process.*shard_cache_gib"):
         module.train_dataloader()
-    with pytest.raises(ValueError, match="does not fit into data.shard_cache_gib"):
+    with pytest.raises(ValueError, match=r"data\.shard_cache_gib"):
         remote(tmp_path, shard_cache_gib=0.5 * size / GIB)
-    with pytest.raises(ValueError, match="no tar is found under failing://other"):
+    with pytest.raises(ValueError, match="failing://other"):
         remote(tmp_path, "failing://other")
-    with pytest.raises(ValueError, match="set/none.tar cannot be found"):
+    with pytest.raises(ValueError, match=r"set/none\.tar"):
         remote(tmp_path, "failing://set/none.tar")
-    with pytest.raises(ValueError, match="shuffle_shards must be at least 1"):
+    with pytest.raises(ValueError, match=r"shuffle_shards.*\b0\b"):
         remote(tmp_path, shuffle_shards=0)
-    with pytest.raises(ValueError, match="cannot be read: Protocol not known: nothing"):
+    with pytest.raises(ValueError, match="nothing://set"):
         remote(tmp_path, "nothing://set")
 
 
@@ -344,9 +344,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(
         known_implementations,
         "absent",
-        {"class": "package_that_is_absent.FileSystem", "err": "Install absentfs to access it"},
+        {"class": "package_that_is_absent.FileSystem", "err": "Install absentfs"},
     )
-    with pytest.raises(ValueError, match="Install absentfs to access it"):
+    with pytest.raises(ValueError, match="Install absentfs"):
         remote(tmp_path, "absent://set/{0..3}.tar")
 
 
