@@ -224,6 +224,7 @@ def _report(module: pl.LightningModule, run_folder: RunFolder, *, facts: dict[st
     """Print the final metrics and where everything is; ``facts`` go into their protocol."""
     from ldm_lightning.metrics.names import METRICS
     from ldm_lightning.reporting.table import print_metrics
+    from ldm_lightning.utils.facts import count_told
 
     summary = run_folder.read_summary()
     protocol: dict[str, Any] = {}
@@ -238,7 +239,7 @@ def _report(module: pl.LightningModule, run_folder: RunFolder, *, facts: dict[st
         summary.get("metrics", {}),
         {name: metric.meaning for name, metric in METRICS.items()},
         title=f"{summary.get('state', 'done')} at update {summary.get('step', 0)}",
-        counts={name: entry["num_images"] for name, entry in protocol.items()},
+        counts={name: count_told(entry) for name, entry in protocol.items()},
     )
     for name, file in (("Reconstructions", "reconstruction"), ("Samples", "samples")):
         grid = run_folder.images / f"{file}_latest.png"

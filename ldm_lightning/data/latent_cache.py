@@ -203,6 +203,10 @@ class ShardReader:
         """Class of a sample."""
         return int(self._column("label")[row])
 
+    def labels(self) -> np.ndarray:
+        """Classes of all samples, int64 [n]."""
+        return self._column("label")
+
     def key(self, row: int) -> str:
         """Name of a sample."""
         ends = self._column("key_ends")

@@ -103,8 +103,8 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         val_batch_size: Evaluation images per process and batch.
         num_workers: Processes that read images, for each loader; 0 reads in the main process.
         seed: The run's seed.
-        max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names;
-            None evaluates all.
+        max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names,
+            with all windows of each; None evaluates all.
         shuffle: Shards to go through group by group; None shuffles all images together.
 
     Attributes:
@@ -249,12 +249,18 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         num_seen = sampler.batches_per_epoch * sampler.global_batch_size
         return EpochCounts(
             num_train_images=len(self.train_dataset),
-            num_val_images=len(self.val_dataset),
-            num_evaluated_images=len(self.val_indices),
+            num_val_images=len(self.val_dataset) // self.val_dataset.windows_per_image,
+            num_evaluated_images=len(self.val_indices) // self.val_dataset.windows_per_image,
+            windows_per_image=self.val_dataset.windows_per_image,
             global_batch_size=sampler.global_batch_size,
             batches_per_epoch=sampler.batches_per_epoch,
             dropped_per_epoch=len(self.train_dataset) - num_seen,
         )
+
+    def classes_without_images(self) -> list[int]:
+        """Ids of the classes of which no image is trained on."""
+        counts = self.train_dataset.class_counts()
+        return [label for label, count in enumerate(counts or ()) if count == 0]
 
     def indices(self, split: str) -> list[int]:
         """Samples of a split: all to train on, those that are evaluated."""
@@ -325,9 +331,10 @@ class ImageDataModule(MapDataModule[ImageDataset]):
 
 
 def _evaluated_indices(dataset: MapDataset, max_images: int | None) -> list[int]:
-    """All indices, or the ``max_images`` whose names have the smallest hash, in order."""
-    indices = list(range(len(dataset)))
-    if max_images is None or max_images >= len(indices):
-        return indices
-    indices.sort(key=lambda index: derive_seed("subset", dataset.key(index)))
-    return sorted(indices[:max_images])
+    """All samples, or those of the ``max_images`` whose names have the smallest hash, in order."""
+    windows = dataset.windows_per_image
+    firsts = list(range(0, len(dataset), windows))
+    if max_images is not None and max_images < len(firsts):
+        firsts.sort(key=lambda index: derive_seed("subset", dataset.key(index)))
+        firsts = sorted(firsts[:max_images])
+    return [index for first in firsts for index in range(first, first + windows)]

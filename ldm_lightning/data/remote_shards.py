@@ -11,20 +11,17 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from ldm_lightning.data.left_out import LeftOut, Reason
 from ldm_lightning.data.shard_cache import RemoteShard, ShardCache, ShardUnavailableError
-from ldm_lightning.data.shards import (
-    Span,
-    TarSample,
-    choose_shards,
-    expand_braces,
-    index_shard,
-)
+from ldm_lightning.data.shards import choose_shards, expand_braces
+from ldm_lightning.data.tar_index import ShardContent, Span, TarSample, index_shard
 from ldm_lightning.utils.files import atomic_writer
 
 logger = logging.getLogger(__name__)
@@ -87,7 +84,7 @@ class RemoteShards:
         """Return all shards of a folder, sorted; none where ``root`` is no folder."""
         return _matches(f"{root.rstrip('/')}/*.tar") if self._is_folder(root) else []
 
-    def index(self, shards: Sequence[str]) -> list[TarSample]:
+    def index(self, shards: Sequence[str]) -> ShardContent:
         """List the images of shards from the kept indexes; what has none is fetched now."""
         new = [url for url in shards if not self._index_path(self._shards[url]).exists()]
         if new:
@@ -98,7 +95,7 @@ class RemoteShards:
                 self.cache.folder,
             )
         with ThreadPoolExecutor(NUM_FETCHES) as pool:
-            return [sample for part in pool.map(self._index_one, shards) for sample in part]
+            return ShardContent.joined(pool.map(self._index_one, shards))
 
     def open(self, shard: str) -> BinaryIO:
         """Open a shard, fetched now where it is not here."""
@@ -141,30 +138,47 @@ class RemoteShards:
         except ShardUnavailableError as err:
             logger.warning("%s Whoever reads it will try again.", err)
 
-    def _index_one(self, url: str) -> list[TarSample]:
+    def _index_one(self, url: str) -> ShardContent:
         shard = self._shards[url]
         path = self._index_path(shard)
         with self.cache.locked(path.name):
             if not path.exists():
                 with self.cache.open(shard) as file:
                     try:
-                        samples = index_shard(file, url)
+                        content = index_shard(file, url)
                     except ValueError:
                         self.cache.discard(shard)
                         raise
                 with atomic_writer(path) as writer:
-                    writer.write(json.dumps([sample[1:] for sample in samples]).encode())
-        return [_from_json(url, row) for row in json.loads(path.read_bytes())]
+                    writer.write(_to_json(content))
+        return _from_json(url, path.read_bytes())
 
     def _index_path(self, shard: RemoteShard) -> Path:
-        return self.cache.folder / f"{shard.stem}.json"
+        return self.cache.folder / f"{shard.stem}.index.json"
 
     @staticmethod
     def _is_folder(root: str) -> bool:
         return re.search(r"[*{\[]", root) is None and not root.partition("?")[0].endswith(".tar")
 
 
-def _from_json(url: str, row: list[Any]) -> TarSample:
+def _to_json(content: ShardContent) -> bytes:
+    return json.dumps(
+        {
+            "samples": [sample[1:] for sample in content.samples],
+            "left_out": {name: asdict(entry) for name, entry in content.left_out.reasons.items()},
+        }
+    ).encode()
+
+
+def _from_json(url: str, content: bytes) -> ShardContent:
+    stored = json.loads(content)
+    return ShardContent(
+        [_sample(url, row) for row in stored["samples"]],
+        LeftOut({name: Reason(**entry) for name, entry in stored["left_out"].items()}),
+    )
+
+
+def _sample(url: str, row: list[Any]) -> TarSample:
     key, image, label, *others = row
     text, record = (None if span is None else Span(*span) for span in others)
     return TarSample(url, key, Span(*image), label, text, record)

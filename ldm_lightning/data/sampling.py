@@ -25,6 +25,8 @@ class EpochCounts:
         num_train_images: Images of the training split.
         num_val_images: Images of the validation split.
         num_evaluated_images: Those of them that validation looks at.
+        windows_per_image: Windows cut from each of these, which metrics count one by one; 1 where
+            images are not cut into several.
         global_batch_size: Images per batch, of all processes together.
         batches_per_epoch: Batches of one pass over the training split.
         dropped_per_epoch: Images that do not fill a batch at its end, others in each epoch.
@@ -33,15 +35,20 @@ class EpochCounts:
     num_train_images: int
     num_val_images: int
     num_evaluated_images: int
+    windows_per_image: int
     global_batch_size: int
     batches_per_epoch: int
     dropped_per_epoch: int
 
     def __str__(self) -> str:
+        evaluated = f"{self.num_evaluated_images} are evaluated"
+        if self.windows_per_image > 1:
+            num_windows = self.num_evaluated_images * self.windows_per_image
+            evaluated += f", as {num_windows:,} windows of {self.num_evaluated_images:,} images"
         return (
             f"{self.num_train_images} images to train on, {self.num_val_images} held out, of which "
-            f"{self.num_evaluated_images} are evaluated. An epoch is {self.batches_per_epoch} "
-            f"batches of {self.global_batch_size} images and drops {self.dropped_per_epoch}."
+            f"{evaluated}. An epoch is {self.batches_per_epoch} batches of "
+            f"{self.global_batch_size} images and drops {self.dropped_per_epoch}."
         )
 
 

@@ -235,7 +235,7 @@ class EvalTransform:
         """What is done, for the protocol."""
         if self.crop == "center":
             return "adm_center"
-        return f"{self.crops_per_image} fixed native crops an image"
+        return f"{self.crops_per_image} fixed native windows an image"
 
     def __call__(self, image: Tensor, *, name: str, number: int) -> Tensor:
         """Cut window ``number`` from the uint8 image [C, H, W] of that name; [C, height, width]."""

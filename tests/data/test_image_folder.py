@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_lightning.data.image_folder import class_names_of, image_folder_data_module, list_images
+from ldm_lightning.data.class_names import class_names_of
+from ldm_lightning.data.folder_listing import list_images
+from ldm_lightning.data.image_folder import image_folder_data_module
 
 SETTINGS = {
     "val_root": None,
@@ -79,7 +81,7 @@ def test_hidden_and_other_files_are_ignored_and_the_order_is_sorted(tmp_path):
     (tmp_path / "b" / "notes.txt").write_text("no image")
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     expected = ["a/deep/000.png", "b/000.png", "b/001.png"]
-    assert list_images(tmp_path, key="data.root") == expected
+    assert list_images(tmp_path, key="data.root").names == expected
 
 
 def test_sub_folders_are_classes(tmp_path):
@@ -152,8 +154,15 @@ def test_fixed_windows_of_every_validation_image(tmp_path):
     keys = [key for batch in batches for key in batch["key"]]
     assert keys == [f"{number:03d}.png#{crop}" for number in range(3) for crop in range(4)]
     protocol = module.protocol("val")
-    assert protocol["num_images"] == 12
-    assert protocol["crop"] == "4 fixed native crops an image"
+    assert (protocol["num_windows"], protocol["num_images"]) == (12, 3)
+    counts = module.counts(1)
+    assert (counts.num_val_images, counts.num_evaluated_images, counts.windows_per_image) == (
+        3,
+        3,
+        4,
+    )
+    assert "12 windows of 3 images" in str(counts)
+    assert protocol["crop"] == "4 fixed native windows an image"
     # Every window is a piece of its file at native scale.
     stored = torch.from_numpy(np.array(Image.open(val_root / "000.png"))).permute(2, 0, 1)
     window = ((batches[0]["image"][0] + 1) * 127.5).round().to(torch.uint8)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.sampling import EvaluationSampler, SampleKey, TrainBatchSampler
-from ldm_lightning.data.shards import find_shards, index_shard
+from ldm_lightning.data.shards import find_shards
+from ldm_lightning.data.tar_index import index_shard
 from ldm_lightning.data.webdataset import webdataset_data_module
 
 SETTINGS = {
@@ -95,7 +96,7 @@ def test_the_index_agrees_with_the_webdataset_library(tmp_path):
             name = f"{'long_folder_name/' * 8}sample{number}"  # beyond a plain tar header
             writer.write({"__key__": name, "png": png(number), "cls": str(number).encode()})
     with path.open("rb") as stream:
-        ours = [(s.key, s.label, s.image.size) for s in index_shard(stream, str(path))]
+        ours = [(s.key, s.label, s.image.size) for s in index_shard(stream, str(path)).samples]
     with path.open("rb") as stream:
         files = wds.tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
         library = list(wds.tariterators.group_by_keys(files))

@@ -1,0 +1,55 @@
+"""Names of classes: where their order comes from, and which name was meant."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+NUM_SHOWN = 10
+
+
+def class_names_of(names: Sequence[str]) -> list[str] | None:
+    """Sorted first folders of the names; None where an image lies in none or all lie in one."""
+    if not all("/" in name for name in names):
+        return None
+    classes = sorted({name.split("/", 1)[0] for name in names})
+    return classes if len(classes) > 1 else None
+
+
+def check_class_names(classes: Sequence[str], names: Sequence[str], *, root: str) -> None:
+    """Require that images lie in folders of given classes only.
+
+    Args:
+        classes: Names in the order of their ids.
+        names: Paths of the images, relative to the root.
+        root: For the message.
+
+    Raises:
+        ValueError: Naming a folder that is none of the classes, or a name that is given twice.
+    """
+    if repeated := sorted({name for name in classes if list(classes).count(name) > 1}):
+        raise ValueError(f"data.classes names {repeated[0]!r} twice.")
+    flat = next((name for name in names if "/" not in name), None)
+    if flat is not None:
+        raise ValueError(
+            f"data.classes needs every image in the folder of its class, but {flat} lies directly "
+            f"in data.root={root}."
+        )
+    unknown = sorted({name.split("/", 1)[0] for name in names} - set(classes))
+    if unknown:
+        raise ValueError(
+            f"data.root={root} holds the class {unknown[0]!r}, which is none of the "
+            f"{len(classes)} of data.classes{did_you_mean(unknown[0], classes)}. Move the folder "
+            "away, or train anew without data.classes."
+        )
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """The names nearest to a wrong one, in brackets; nothing where none is near."""
+    near = get_close_matches(name.lower(), [other.lower() for other in names], n=3)
+    originals = [other for other in names if other.lower() in near]
+    return f" (near: {shortened(originals)})" if originals else ""
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Join names, of many the first few."""
+    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    return ", ".join(names[:NUM_SHOWN]) + more
