@@ -44,6 +44,17 @@ class OpenedSecondStage:
     path: Path
     step: int | None
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes by id, where they are known."""
+        return (self.description.get("classes") or {}).get("names")
+
+    @property
+    def trained_classes(self) -> tuple[int, ...]:
+        """Ids of the classes it has seen images of; none without classes."""
+        num_classes = self.networks.conditioner.num_classes
+        return second_stage.trained_classes(self.description, num_classes) or ()
+
 
 def open_second_stage(
     checkpoint: str | Path, *, weights: str, first_stage_checkpoint: str | None

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ldm_lightning import build, measure
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import MODES, LatentNormalizer, StoredStatistics
 from ldm_lightning.conditioner.base import Conditioner
+from ldm_lightning.data.class_names import class_label, shortened
 from ldm_lightning.data.latents import LatentDataModule
 from ldm_lightning.data.module import ImageDataModule, MapDataModule
 from ldm_lightning.data.samples import image_facts
@@ -27,6 +29,7 @@ from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.generation import GenerationValidation
 from ldm_lightning.sampler.images import ImageSampler
 from ldm_lightning.sampler.sampler import Sampler
+from ldm_lightning.utils.checkpoint import load_file
 from ldm_lightning.utils.targets import check_targets
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,71 @@ def resolve_condition(cfg: DictConfig, *, num_classes: int | None) -> None:
         else:
             with torch.device("meta"):
                 conditioner.width = instantiate(cfg.denoiser).vector_width
+
+
+def build_data(cfg: DictConfig, *, start: Path | None) -> MapDataModule:
+    """Build the data of a second stage, with the class ids of the checkpoint it goes on from.
+
+    Args:
+        cfg: Is changed: ``data.classes`` where it is null and the checkpoint names its classes.
+        start: The checkpoint that the run goes on from; None for a new model.
+
+    Raises:
+        ValueError: If the data cannot be built, or number their classes otherwise.
+    """
+    uses_classes = "num_classes" in cfg.conditioner
+    names = class_names_in(start) if start is not None and uses_classes else None
+    if names is not None and "classes" in cfg.data and cfg.data.classes is None:
+        cfg.data.classes = names
+    data = build.build_data(cfg)
+    own = data.class_names
+    if names is not None and own is not None and own != names:
+        label = next(i for i in range(len(names) + 1) if names[i : i + 1] != own[i : i + 1])
+        told = [repr(some[label]) if label < len(some) else "no class" for some in (names, own)]
+        raise ValueError(
+            f"checkpoint={start} numbers its classes otherwise than the data: {label} is {told[0]} "
+            f"there and {told[1]} here. Leave data.classes out, or give the data it was trained on."
+        )
+    return data
+
+
+def class_names_in(path: Path) -> list[str] | None:
+    """Names of the classes of a second stage in the order of their ids; None where not known.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+    """
+    stored = load_file(path, device="meta").get("second_stage", {})
+    return (stored.get("classes") or {}).get("names")
+
+
+def stored_classes(num_classes: int | None, data: MapDataModule) -> dict[str, Any] | None:
+    """Plain description of the classes of a model: names by id, and ids without a training image.
+
+    Args:
+        num_classes: Of the conditioner; None where it uses none.
+        data: What it is trained on.
+    """
+    if num_classes is None:
+        return None
+    without = [*data.classes_without_images(), *range(data.num_classes or 0, num_classes)]
+    if without:
+        told = [class_label(label, data.class_names) for label in without]
+        log.warning(
+            "%d of %d classes have no training image and are not sampled: %s.",
+            len(without),
+            num_classes,
+            shortened(told),
+        )
+    return {"names": data.class_names, "without_images": without}
+
+
+def trained_classes(stored: Mapping[str, Any], num_classes: int | None) -> tuple[int, ...] | None:
+    """Ids of the classes of which a model has seen images; None for a model without classes."""
+    if num_classes is None:
+        return None
+    without = set((stored.get("classes") or {}).get("without_images", ()))
+    return tuple(label for label in range(num_classes) if label not in without)
 
 
 def stored_second_stage(cfg: DictConfig) -> dict[str, Any]:
@@ -220,6 +288,7 @@ def build_module(
     """
     stored = stored_second_stage(cfg)
     networks, process = build_networks(stored), build_process(stored)
+    stored["classes"] = stored_classes(networks.conditioner.num_classes, data)
     generation = None
     if cfg.validation.num_samples:
         real = data if isinstance(data, ImageDataModule) else real_images(cfg, first_stage)
@@ -268,6 +337,7 @@ def image_sampler(
         first_stage=first_stage,
         latent_size=(height, width),
         seed=seed,
+        classes=trained_classes(stored, networks.conditioner.num_classes),
     )
 
 

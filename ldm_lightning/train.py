@@ -22,6 +22,8 @@ from ldm_lightning.processes import end_with_parent, every_process, first_cause_
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import lightning.pytorch as pl
 
     from ldm_lightning.data.module import MapDataModule
@@ -103,7 +105,9 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         torch.cuda.set_device(launched().local_rank)  # for what is measured before training
     features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
     torch.manual_seed(cfg.seed)
-    data = build.build_data(cfg)
+    last = run_folder.checkpoints / "last.ckpt"
+    resumes = continues and last.is_file()
+    data = _build_data(cfg, last if resumes else None)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
     trainer = build.build_trainer(cfg, run_folder)
@@ -113,8 +117,6 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         run_folder.update_summary({"data": asdict(counts)})
     build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
     module = build_module(cfg, data, features, trainer, run_folder)
-    last = run_folder.checkpoints / "last.ckpt"
-    resumes = continues and last.is_file()
     loaded = None
     if resumes:  # before config.yaml is replaced by one that may not fit
         check_fits(module, stored_weights(last), last)
@@ -158,6 +160,17 @@ def _first_stage_module(
     return build.build_module(
         cfg, protocol=data.protocol("val"), num_devices=trainer.world_size, features=features
     )
+
+
+def _build_data(cfg: DictConfig, last: Path | None) -> MapDataModule:
+    """Build the data; a second stage goes on with the class ids of its checkpoint, if any."""
+    from ldm_lightning import build, second_stage
+    from ldm_lightning.utils.run_folder import find_checkpoint
+
+    if cfg.stage == "first":
+        return build.build_data(cfg)
+    given = None if cfg.checkpoint is None else find_checkpoint(cfg.checkpoint)
+    return second_stage.build_data(cfg, start=last or given)
 
 
 def _second_stage_module(

@@ -204,7 +204,7 @@ def labels_of(names: list[str], folder: Path, labels_from: str) -> list[int | No
     path = folder / "labels.json"
     if not path.is_file():
         return [None] * len(names)
-    labels = json.loads(path.read_text(encoding="utf-8"))
+    labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
     numbers = [Path(name).stem for name in names]
     if any(not number.isdecimal() or int(number) >= len(labels) for number in numbers):
         raise ValueError(f"{path} has {len(labels)} entries, which do not number the images.")

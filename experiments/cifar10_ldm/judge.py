@@ -201,7 +201,7 @@ def read_folder(folder: Path) -> tuple[Tensor, list[int | None]]:
             )
         batches.append(to_uint8(batch))
     path = folder / "labels.json"
-    labels = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    labels = json.loads(path.read_text(encoding="utf-8"))["labels"] if path.is_file() else None
     if labels is None:
         return torch.cat(batches), [None] * len(names)
     numbers = [Path(name).stem for name in names]

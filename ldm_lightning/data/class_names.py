@@ -53,3 +53,8 @@ def shortened(names: Sequence[str]) -> str:
     """Join names, of many the first few."""
     more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
     return ", ".join(names[:NUM_SHOWN]) + more
+
+
+def class_label(label: int, names: Sequence[str] | None) -> str:
+    """Name of a class, or its id where it has none."""
+    return str(label) if names is None or label >= len(names) else names[label]

@@ -16,6 +16,7 @@ from ldm_lightning.data.left_out import LeftOut, suffix_reason
 
 BLOCK_BYTES = 512  # a tar's headers begin at multiples of this
 MAX_LABEL_BYTES = 64
+MAX_CLASSES = 1_000_000
 ANNOTATION_SUFFIXES = (".cls", ".txt", ".json")
 
 
@@ -188,6 +189,8 @@ def _read_label(file: BinaryIO, span: Span, shard: str, name: str) -> int:
         raise ValueError(
             f"{shard}: {name} holds {content[:20]!r}; expected a whole number."
         ) from err
-    if label < 0:
-        raise ValueError(f"{shard}: {name} holds {label}; classes are counted from 0.")
+    if not 0 <= label < MAX_CLASSES:
+        raise ValueError(
+            f"{shard}: {name} holds {content[:20]!r}; expected a class from 0 to {MAX_CLASSES - 1}."
+        )
     return label

@@ -155,6 +155,20 @@ def test_class_names_beside_the_shards_are_used(tmp_path):
     assert module.num_classes == 4
 
 
+def test_classes_without_an_image_are_known_and_given_names_count(tmp_path):
+    for split in ("train", "val"):
+        members = {}
+        for number in range(12):
+            label = str(number % 2 * 3).encode()
+            members |= {f"{number}.png": png(number), f"{number}.cls": label}
+        write_shard(tmp_path / f"{split}-0.tar", members)
+    module = data_module(tmp_path, classes=["a", "b", "c", "d", "e"])
+    assert (module.num_classes, module.class_names) == (5, ["a", "b", "c", "d", "e"])
+    assert module.classes_without_images() == [1, 2, 4]
+    with pytest.raises(ValueError, match="data.classes must be a list of at least 4"):
+        data_module(tmp_path, classes=["a", "b"])
+
+
 def names(shards: list[Path]) -> list[str]:
     return [path.name for path in shards]
 
