@@ -20,8 +20,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, sole_writer
-from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
+from ldm_lightning.config import CONF_DIR
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
@@ -41,7 +43,9 @@ SIZES_MATTER = (
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 def _evaluate(cfg: DictConfig) -> None:
     with errors_told_plainly():
-        evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
+        runtime = HydraConfig.get().runtime
+        check_keys(cfg, runtime.choices, command="evaluate")
+        evaluate(cfg, Path(runtime.output_dir))
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
@@ -57,12 +61,13 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
 
     keep_freed_memory()
     run_folder, is_first = RunFolder(folder), launched().is_first
-    with sole_writer(run_folder, is_first=is_first), joined_processes():
+    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+        with joined_processes():
+            if is_first:
+                run_folder.update_summary({"state": "running", "name": "evaluate"})
+            changes = measure(cfg, run_folder)
         if is_first:
-            run_folder.update_summary({"state": "running", "name": "evaluate"})
-        changes = measure(cfg, run_folder)
-    if is_first:
-        _finish(changes, run_folder)
+            _finish(changes, run_folder)
     return dict(changes["metrics"])
 
 
@@ -156,7 +161,14 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     from ldm_lightning.data.folder_listing import list_images
     from ldm_lightning.data.left_out import say_what_is_not_read
     from ldm_lightning.metrics.features import tiny_features
-    from ldm_lightning.metrics.folders import ImagePair, compare_pairs, compare_sets
+    from ldm_lightning.metrics.folders import (
+        ImagePair,
+        compare_pairs,
+        compare_sets,
+        measured_facts,
+        reference_facts,
+    )
+    from ldm_lightning.utils.content import FileHashes
     from ldm_lightning.utils.distributed import num_processes, process_rank
 
     features = instantiate(cfg.features) if cfg.get("features") else tiny_features()
@@ -168,14 +180,15 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
         say_what_is_not_read(listing.left_out, f"{key}={listing.root}")
     names = [listing.names for listing in listings]
     sizes = [FolderSizes(root, listed) for root, listed in zip(roots, names, strict=True)]
-    paired = names[0] == names[1]
-    _check_sizes(sizes, names[0] if paired else None)
+    hashes = FileHashes(cfg.cache_dir)
     protocol = {
-        "images": str(roots[0]),
-        "image_size": str(sizes[0]),
-        "reference": str(roots[1]),
+        **measured_facts(roots[0], names[0], hashes),
+        "measured_size": str(sizes[0]),
+        **reference_facts(roots[1], names[1], hashes),
         "reference_size": str(sizes[1]),
     }
+    paired = names[0] == names[1]
+    _check_sizes(sizes, names[0] if paired else None)
     names = [listed[process_rank() :: num_processes()] for listed in names]
     if paired:
         # One image at a time: a pair must have one size, images beside each other need not.
@@ -225,7 +238,8 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     from ldm_lightning.data.left_out import say_what_is_not_read
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.metrics.features import tiny_features
-    from ldm_lightning.metrics.folders import compare_sets
+    from ldm_lightning.metrics.folders import compare_sets, measured_facts
+    from ldm_lightning.utils.content import FileHashes
     from ldm_lightning.utils.distributed import num_processes, process_rank
 
     root, cfg = Path(cfg.images), cfg.copy()
@@ -257,7 +271,11 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
         (batch["image"] for batch in data.val_dataloader()),
         features,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        protocol={**data.protocol("val"), "images": str(root), "image_size": str(sizes)},
+        protocol={
+            **data.protocol("val"),
+            **measured_facts(root, names, FileHashes(cfg.cache_dir)),
+            "measured_size": str(sizes),
+        },
     )
     return {
         "metrics": {f"gen/{name}": value for name, value in report.scalars.items()},
@@ -286,9 +304,7 @@ def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
 def main() -> None:
     """Entry point of ``ldm-evaluate`` and ``python -m ldm_lightning.evaluate``."""
     end_with_parent()
-    register_resolvers()
-    with errors_told_plainly():
-        _evaluate()
+    run_entry_point(_evaluate)
 
 
 if __name__ == "__main__":

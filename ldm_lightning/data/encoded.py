@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from ldm_lightning.data.bad_files import BadFileLog
 from ldm_lightning.data.decoding import UnreadableImageError, decode_image
 from ldm_lightning.data.module import ImageDataModule
-from ldm_lightning.data.samples import Sample, digest_of
+from ldm_lightning.data.samples import Sample
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.shard_order import ShardShuffle
 from ldm_lightning.data.transforms import (
@@ -47,8 +47,13 @@ class ImageSource(Protocol):
         """Name of an image, unique, relative to the root."""
         ...
 
-    def size_bytes(self, index: int) -> int:
-        """Size of the encoded image."""
+    @property
+    def identified_by(self) -> str:
+        """What ``identity`` follows: ``content``, or in words what is weaker about it."""
+        ...
+
+    def identity(self) -> str:
+        """Short hash of what the files hold, of names and labels; may read every file."""
         ...
 
     def read(self, index: int) -> bytes:
@@ -73,26 +78,27 @@ class EncodedImages(Dataset[Sample | None]):
 
     Args:
         source: Where the encoded images come from.
-        resolution: Height and width of the samples.
+        transform: Crop to the size of the samples.
         image_channels: Channels of the samples.
         value_range: Of grey files of more than 8 bits; None: the full range of their type.
         max_bad_share: Share of the source that may be unreadable before the run is stopped.
     """
 
-    crop: str
     windows_per_image = 1
 
     def __init__(
         self,
         source: ImageSource,
         *,
-        resolution: tuple[int, int],
+        transform: TrainTransform | EvalTransform,
         image_channels: int,
         value_range: ValueRange | None,
         max_bad_share: float,
     ) -> None:
         self.source = source
-        self.resolution = resolution
+        self.resolution = transform.size
+        self.crop = transform.description
+        self._least_side = transform.least_side
         self.image_channels = image_channels
         self.value_range = value_range
         self.data_name = source.data_name
@@ -100,7 +106,7 @@ class EncodedImages(Dataset[Sample | None]):
         self.split = source.split
         self.num_classes = source.num_classes
         self.class_names = source.class_names
-        self._digest: str | None = None
+        self.identified_by = source.identified_by
         self.bad_file_log = BadFileLog(
             split=source.split, num_files=len(source), max_bad_share=max_bad_share
         )
@@ -110,13 +116,8 @@ class EncodedImages(Dataset[Sample | None]):
         return self.source.class_counts()
 
     def digest(self) -> str:
-        """Short hash of names and sizes of the files, as they were at the first call."""
-        if self._digest is None:
-            self._digest = digest_of(
-                f"{self.source.name(index)}\x1e{self.source.size_bytes(index)}"
-                for index in range(len(self.source))
-            )
-        return self._digest
+        """Short hash of the files' contents, names and labels, as they were at the first call."""
+        return self.source.identity()
 
     def _decode(self, index: int) -> Tensor | None:
         """Decode an image, uint8 [C, H, W]; None, kept in the log, where that is impossible."""
@@ -127,9 +128,10 @@ class EncodedImages(Dataset[Sample | None]):
                 channels=self.image_channels,
                 name=name,
                 value_range=self.value_range,
+                least_side=self._least_side,
             )
-        except (OSError, UnreadableImageError) as err:
-            self.bad_file_log.add(name, str(err))
+        except (OSError, UnreadableImageError, MemoryError) as err:
+            self.bad_file_log.add(name, str(err) or type(err).__name__)
             return None
 
     def _sample(self, image: Tensor, index: int, key: str) -> Sample:
@@ -168,7 +170,7 @@ class TrainImages(EncodedImages):
     ) -> None:
         super().__init__(
             source,
-            resolution=transform.size,
+            transform=transform,
             image_channels=image_channels,
             value_range=value_range,
             max_bad_share=max_bad_share,
@@ -176,7 +178,6 @@ class TrainImages(EncodedImages):
         self.transform = transform
         self.eval_transform = eval_transform
         self.seed = seed
-        self.crop = transform.description
 
     def __len__(self) -> int:
         return len(self.source)
@@ -240,13 +241,12 @@ class EvalImages(EncodedImages):
     ) -> None:
         super().__init__(
             source,
-            resolution=transform.size,
+            transform=transform,
             image_channels=image_channels,
             value_range=value_range,
             max_bad_share=max_bad_share,
         )
         self.transform = transform
-        self.crop = transform.description
         self.windows_per_image = transform.crops_per_image
         # Windows of one image follow one another: keep the image instead of decoding it for each.
         self._latest: tuple[int, Tensor | None] | None = None

@@ -1,19 +1,22 @@
 """Any folder of images, flat or with sub-folders for classes."""
 
+import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ldm_lightning.data.class_names import check_class_names, class_names_of, shortened
+from ldm_lightning.data.decoding import MAX_FILE_BYTES
 from ldm_lightning.data.encoded import check_split, encoded_data_module, is_validation_name
 from ldm_lightning.data.folder_listing import FolderListing, list_images
 from ldm_lightning.data.left_out import say_what_is_not_read
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.separation import check_no_splits_inside, check_separate, first_names
 from ldm_lightning.data.value_range import ValueRange
+from ldm_lightning.utils.content import FileHashes, combined_hash
+from ldm_lightning.utils.files import read_regular
 from ldm_lightning.utils.launch import launched
 
 log = logging.getLogger(__name__)
@@ -29,14 +32,24 @@ class FolderSource:
         names: Paths of the files, relative to it.
         class_names: Sorted names of the classes; None where there are none.
         split: Which split these files are.
+        hashes: Knows what the files hold.
     """
 
     data_name = "image_folder"
+    identified_by = "content"
 
     def __init__(
-        self, root: Path, names: list[str], *, class_names: list[str] | None, split: str
+        self,
+        root: Path,
+        names: list[str],
+        *,
+        class_names: list[str] | None,
+        split: str,
+        hashes: FileHashes,
     ) -> None:
         self.root = str(root)
+        self._hashes = hashes
+        self._identity: str | None = None
         self.split = split
         # One array, because worker processes would each copy millions of strings bit by bit.
         self._names = np.array([name.encode() for name in names])
@@ -51,16 +64,19 @@ class FolderSource:
         """Path relative to the root, with forward slashes."""
         return self._names[index].decode()
 
-    def size_bytes(self, index: int) -> int:
-        """Size of the file; 0 for one that has gone."""
-        try:
-            return os.stat(os.path.join(self.root, self.name(index))).st_size
-        except OSError:
-            return 0
+    def identity(self) -> str:
+        """Short hash of names, contents and classes, as they were at the first call."""
+        if self._identity is None:
+            names = [self.name(index) for index in range(len(self))]
+            self._identity = combined_hash(
+                json.dumps([names, self.class_names]).encode(),
+                self._hashes.of(self.root, names).tobytes(),
+            )
+        return self._identity
 
     def read(self, index: int) -> bytes:
         """Return the file's content."""
-        return Path(self.root, self.name(index)).read_bytes()
+        return read_regular(Path(self.root, self.name(index)), max_bytes=MAX_FILE_BYTES)
 
     def near(self, index: int) -> range:
         """Return all images: one file is as quick to read as another."""
@@ -100,6 +116,7 @@ def image_folder_data_module(
     num_workers: int,
     max_val_images: int | None,
     seed: int,
+    cache_dir: str | None = None,
 ) -> ImageDataModule:
     """Build the data module; keys as in conf/data/image_folder.yaml.
 
@@ -133,9 +150,14 @@ def image_folder_data_module(
     # Validation images keep their labels where all of them are of classes that are trained on.
     known = {name.split("/", 1)[0] for name in val_names} <= set(class_names or [])
     val_class_names = class_names if known else None
+    hashes = FileHashes(cache_dir)
     return encoded_data_module(
-        FolderSource(listing.root, train_names, class_names=class_names, split="train"),
-        FolderSource(val_listing.root, val_names, class_names=val_class_names, split="val"),
+        FolderSource(
+            listing.root, train_names, class_names=class_names, split="train", hashes=hashes
+        ),
+        FolderSource(
+            val_listing.root, val_names, class_names=val_class_names, split="val", hashes=hashes
+        ),
         resolution=resolution,
         image_channels=image_channels,
         value_range=ValueRange.of(value_range),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -22,20 +22,43 @@ from ldm_lightning.data.left_out import LeftOut, Reason
 from ldm_lightning.data.shard_cache import RemoteShard, ShardCache, ShardUnavailableError
 from ldm_lightning.data.shards import choose_shards, expand_braces
 from ldm_lightning.data.tar_index import ShardContent, Span, TarSample, index_shard
+from ldm_lightning.utils.content import hash_stream
 from ldm_lightning.utils.files import atomic_writer
+from ldm_lightning.utils.small_files import read_json
 
 logger = logging.getLogger(__name__)
 
 NUM_REQUESTS = 16  # at a time, for facts about shards
 NUM_FETCHES = 4  # shards at a time and process
 GIB = 1 << 30
-# What stores call a version of a file; the first that is there is taken.
-VERSION_FACTS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "Last-Modified", "created")
+MAX_INDEX_BYTES = 1 << 30
+# What stores call a version of a file, another one for another content.
+VERSION_FACTS = (
+    *("ETag", "etag", "md5Hash", "crc32c", "Content-MD5", "content_md5", "Digest"),
+    *("generation", "VersionId", "version_id"),
+)
+# Without such a version: when it was changed, as far as the store says.
+TIME_FACTS = (
+    "mtime",
+    "Last-Modified",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+    "ino",
+)
 
 
 def is_remote(root: str) -> bool:
     """Whether ``root`` is a URL."""
     return "://" in root
+
+
+class _Index(NamedTuple):
+    """What a shard held when it was fetched to be indexed."""
+
+    content: bytes
+    listed: ShardContent
 
 
 class RemoteShards:
@@ -48,6 +71,7 @@ class RemoteShards:
     def __init__(self, cache: ShardCache) -> None:
         self.cache = cache
         self._shards: dict[str, RemoteShard] = {}
+        self._indexes: dict[str, _Index] = {}
 
     def find(self, root: str, *, split: str) -> list[str]:
         """Return the shards of a split; those of a folder by the names ``find_shards`` expects.
@@ -95,7 +119,18 @@ class RemoteShards:
                 self.cache.folder,
             )
         with ThreadPoolExecutor(NUM_FETCHES) as pool:
-            return ShardContent.joined(pool.map(self._index_one, shards))
+            self._indexes |= zip(shards, pool.map(self._index_one, shards), strict=True)
+        return ShardContent.joined(self._indexes[url].listed for url in shards)
+
+    def contents(self, shards: Sequence[str]) -> list[bytes]:
+        """Hash what shards hold, as it was when they were fetched to be indexed."""
+        return [self._indexes[url].content for url in shards]
+
+    def identified_by(self, shards: Sequence[str]) -> str:
+        """What the store tells another content at the same place by; the weakest of its shards."""
+        validators = {self._shards[url].validator for url in shards}
+        weakest = next(name for name in ("size", "time and size", "version") if name in validators)
+        return "content" if weakest == "version" else f"content, as long as {weakest} stay"
 
     def open(self, shard: str) -> BinaryIO:
         """Open a shard, fetched now where it is not here."""
@@ -138,20 +173,22 @@ class RemoteShards:
         except ShardUnavailableError as err:
             logger.warning("%s Whoever reads it will try again.", err)
 
-    def _index_one(self, url: str) -> ShardContent:
+    def _index_one(self, url: str) -> _Index:
         shard = self._shards[url]
         path = self._index_path(shard)
         with self.cache.locked(path.name):
             if not path.exists():
                 with self.cache.open(shard) as file:
                     try:
-                        content = index_shard(file, url)
+                        listed = index_shard(file, url)
                     except ValueError:
                         self.cache.discard(shard)
                         raise
+                    file.seek(0)
+                    content = hash_stream(file)
                 with atomic_writer(path) as writer:
-                    writer.write(_to_json(content))
-        return _from_json(url, path.read_bytes())
+                    writer.write(_to_json(_Index(content, listed)))
+        return _from_json(url, read_json(path, dict, max_bytes=MAX_INDEX_BYTES))
 
     def _index_path(self, shard: RemoteShard) -> Path:
         return self.cache.folder / f"{shard.stem}.index.json"
@@ -161,21 +198,23 @@ class RemoteShards:
         return re.search(r"[*{\[]", root) is None and not root.partition("?")[0].endswith(".tar")
 
 
-def _to_json(content: ShardContent) -> bytes:
+def _to_json(index: _Index) -> bytes:
+    left_out = index.listed.left_out.reasons
     return json.dumps(
         {
-            "samples": [sample[1:] for sample in content.samples],
-            "left_out": {name: asdict(entry) for name, entry in content.left_out.reasons.items()},
+            "content": index.content.hex(),
+            "samples": [sample[1:] for sample in index.listed.samples],
+            "left_out": {reason: asdict(entry) for reason, entry in left_out.items()},
         }
     ).encode()
 
 
-def _from_json(url: str, content: bytes) -> ShardContent:
-    stored = json.loads(content)
-    return ShardContent(
+def _from_json(url: str, stored: dict[str, Any]) -> _Index:
+    listed = ShardContent(
         [_sample(url, row) for row in stored["samples"]],
-        LeftOut({name: Reason(**entry) for name, entry in stored["left_out"].items()}),
+        LeftOut({reason: Reason(**entry) for reason, entry in stored["left_out"].items()}),
     )
+    return _Index(bytes.fromhex(stored["content"]), listed)
 
 
 def _sample(url: str, row: list[Any]) -> TarSample:
@@ -203,8 +242,10 @@ def _describe(url: str) -> RemoteShard:
             f"{url} tells no size, without which a copy cannot be checked. Choose a server that "
             "sends Content-Length, or copy the shards to a local disk."
         )
-    versions = [str(facts[name]) for name in VERSION_FACTS if facts.get(name)]
-    return RemoteShard(url, int(facts["size"]), versions[0] if versions else "")
+    versions = [f"{name}={facts[name]}" for name in VERSION_FACTS if facts.get(name)]
+    times = [f"{name}={facts[name]}" for name in TIME_FACTS if facts.get(name)]
+    validator = "version" if versions else "time and size" if times else "size"
+    return RemoteShard(url, int(facts["size"]), " ".join(versions[:1] or times), validator)
 
 
 def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:

@@ -25,7 +25,8 @@ class Sample(TypedDict):
 class MapDataset(Protocol):
     """A map-style data set of one split, prepared for training or for evaluation.
 
-    ``digest`` says which samples they are: it changes when the set of samples changes.
+    ``digest`` says which samples they are: it changes with what their files hold, with their names
+    and with their labels, and with nothing else.
     """
 
     split: str
@@ -59,7 +60,10 @@ class MapDataset(Protocol):
         ...
 
     def digest(self) -> str:
-        """Short hash of the set of samples."""
+        """Short hash of the set of samples, as it was at the first call.
+
+        Reads every file that has not been read before; see ``utils.content``.
+        """
         ...
 
 
@@ -67,11 +71,12 @@ class ImageDataset(MapDataset, Protocol):
     """A data set of images.
 
     ``data_name`` and ``root`` say where they come from, ``crop`` and ``value_range`` what is done
-    to them.
+    to them, and ``identified_by`` what ``digest`` can tell apart.
     """
 
     data_name: str
     root: str
+    identified_by: str
     crop: str
     resolution: tuple[int, int]
     image_channels: int
@@ -89,8 +94,9 @@ class ImageDataset(MapDataset, Protocol):
 def image_facts(dataset: ImageDataset, indices: list[int]) -> dict[str, str | int | float]:
     """Describe what a figure on these samples was measured on; differs for other images.
 
-    ``num_images``, and ``num_windows`` where several are cut from each image, count what was
-    listed, also what turns out to be unreadable.
+    ``images`` is a hash of what their files hold, of their names and labels; ``identified_by`` says
+    so, or names what is weaker about it. ``num_images``, and ``num_windows`` where several are cut
+    from each image, count what was listed, also what turns out to be unreadable.
     """
     digest = dataset.digest()
     if len(indices) < len(dataset):
@@ -106,6 +112,7 @@ def image_facts(dataset: ImageDataset, indices: list[int]) -> dict[str, str | in
         "value_range": str(dataset.value_range or "of the type"),
         "crop": dataset.crop,
         "images": digest,
+        "identified_by": dataset.identified_by,
     }
 
 

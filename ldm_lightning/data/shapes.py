@@ -85,6 +85,7 @@ class Shapes(Dataset[Sample]):
 
     data_name = "shapes"
     root = "embedded"
+    identified_by = "parameters"
     crop = "none"
     windows_per_image = 1
     value_range: ValueRange | None = None

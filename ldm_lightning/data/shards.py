@@ -1,5 +1,6 @@
 """Finds tar shards, on a local disk or by their names."""
 
+import os
 import re
 from collections.abc import Sequence
 from glob import glob, has_magic
@@ -8,6 +9,7 @@ from typing import BinaryIO, Protocol
 
 from ldm_lightning.data.separation import split_words
 from ldm_lightning.data.tar_index import ShardContent, index_shard
+from ldm_lightning.utils.content import FileHashes
 
 # In a folder of shards, which ones are meant: the first prefix that any shard's name begins with.
 SPLIT_PREFIXES = {"train": ("train",), "val": ("val", "test")}
@@ -26,6 +28,14 @@ class ShardStore(Protocol):
 
     def index(self, shards: Sequence[str]) -> ShardContent:
         """List the images of shards, in the order of the shards."""
+        ...
+
+    def contents(self, shards: Sequence[str]) -> list[bytes]:
+        """Hash what shards hold, as ``utils.content`` does; after ``index``."""
+        ...
+
+    def identified_by(self, shards: Sequence[str]) -> str:
+        """What tells another content at the same place: ``content``, or in words what is weaker."""
         ...
 
     def open(self, shard: str) -> BinaryIO:
@@ -54,7 +64,15 @@ class ShardStore(Protocol):
 
 
 class LocalShards:
-    """Shards on a local disk, read where they lie."""
+    """Shards on a local disk, read where they lie.
+
+    Args:
+        hashes: Knows what files hold; None remembers nothing.
+    """
+
+    def __init__(self, hashes: FileHashes | None = None) -> None:
+        self._hashes = hashes or FileHashes()
+        self._contents: dict[str, bytes] = {}
 
     def find(self, root: str, *, split: str) -> list[str]:
         """Return the shards of a split; see ``find_shards``."""
@@ -71,6 +89,19 @@ class LocalShards:
     def _index_one(self, shard: str) -> ShardContent:
         with self.open(shard) as file:
             return index_shard(file, shard)
+
+    def contents(self, shards: Sequence[str]) -> list[bytes]:
+        """Hash what shards held at the first call; one that is new or changed is read."""
+        new = [shard for shard in shards if shard not in self._contents]
+        for folder in sorted({os.path.dirname(shard) for shard in new}):
+            here = [shard for shard in new if os.path.dirname(shard) == folder]
+            rows = self._hashes.of(folder, [os.path.basename(shard) for shard in here])
+            self._contents |= {shard: row.tobytes() for shard, row in zip(here, rows, strict=True)}
+        return [self._contents[shard] for shard in shards]
+
+    def identified_by(self, shards: Sequence[str]) -> str:
+        """``content``: a file's state tells when it has to be read again."""
+        return "content"
 
     def open(self, shard: str) -> BinaryIO:
         """Open a shard."""

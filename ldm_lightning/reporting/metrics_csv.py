@@ -76,14 +76,19 @@ class MetricsCsv(Logger):
             file.write(rows.getvalue())
 
     @rank_zero_only
-    def drop_rows_after(self, step: int) -> None:
+    def drop_rows_after(self, step: int, *, validated: bool) -> None:
         """Remove rows of later updates, which a run continued from ``step`` writes again.
 
+        Unless it is ``validated``, also those of its own validation: all but ``train/*``.
         The file is replaced as a whole: a run that is killed meanwhile loses nothing.
         """
         if not self.path.exists():
             return
-        kept = [row for row in read_metrics(self.path) if row[0] <= step]
+        kept = [
+            row
+            for row in read_metrics(self.path)
+            if row[0] < step or (row[0] == step and (validated or row[1].startswith("train/")))
+        ]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEADER)

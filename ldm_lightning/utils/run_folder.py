@@ -5,12 +5,13 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ldm_lightning.utils.files import atomic_writer
-from ldm_lightning.utils.living import is_living
+from ldm_lightning.utils.locking import Holder, holder_of, sole_holder
 
 STATES = (
     "running",
@@ -110,13 +111,27 @@ class RunFolder:
         with atomic_writer(self.summary) as file:
             file.write(text.encode() + b"\n")
 
-    def other_process(self) -> int | None:
-        """Process id of another living process on this machine that writes this run, or None."""
-        summary = self.read_summary()
-        pid = summary.get("pid")
-        if summary.get("host") != socket.gethostname() or pid in (None, os.getpid()):
-            return None
-        return pid if is_living(pid, seen=summary.get("heartbeat")) else None
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Keep other commands out of the folder during the block, or until this process ends.
+
+        Raises:
+            LockedError: If another one writes to it; names its process where that is known.
+        """
+        with sole_holder(
+            self._lock,
+            what=f"writing to {self.path}",
+            remedy="Wait for it, end it, or choose another folder.",
+        ):
+            yield
+
+    def writer(self) -> Holder | None:
+        """The process that is inside ``only_writer``, on whatever machine; None where none is."""
+        return holder_of(self._lock)
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
 
 def find_checkpoint(path: str | Path, *, prefer: str = "best") -> Path:

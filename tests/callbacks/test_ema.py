@@ -40,6 +40,24 @@ def test_average_is_the_closed_form_over_updates(tmp_path, accumulate):
     )
 
 
+def test_assigned_rows_are_taken_over_and_buffers_are_none_of_it(tmp_path):
+    module = Recorded()
+    rows = torch.tensor([True, False])
+    module.take_assigned = lambda: (
+        {"encoder.weight": rows, "brightness": torch.tensor([True])}
+        if module.global_step == 3
+        else {}
+    )
+    checkpoint = saved_average(tmp_path, module, Ema(decay=0.8, warm_up=False))
+    average = module.history[0].double()
+    for t, weight in enumerate(module.history[1:], start=1):
+        average = 0.8 * average + 0.2 * weight.double()
+        if t == 3:
+            average[0] = weight[0].double()
+    found = checkpoint["ema"]["encoder.weight"].double()
+    torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-6)
+
+
 def test_warm_up_follows_its_formula(tmp_path):
     module = Recorded()
     checkpoint = saved_average(tmp_path, module, Ema(decay=0.5))

@@ -76,6 +76,21 @@ def test_the_count_survives_an_interruption(tmp_path):
     assert "no improvement of val/lpips, val/rfid in 5 validations" in summary["reason"]
 
 
+def test_a_run_that_was_killed_once_it_had_stalled_stops_where_it_had(tmp_path):
+    folder = RunFolder(tmp_path)
+
+    def callbacks():
+        stall = StallStopping(monitors=BOTH, patience=2)
+        return [stall, RunSummary(folder), Checkpointing(folder, monitor=None)]
+
+    for _ in range(2):
+        last = folder.checkpoints / "last.ckpt"
+        trainer = make_trainer(callbacks(), max_steps=20, val_check_interval=1)
+        fit(trainer, module_with(STALLED, STALLED), last if last.exists() else None)
+        assert trainer.global_step == 3
+        assert folder.read_summary()["state"] == "early_stopped"
+
+
 def test_a_metric_that_is_not_measured_is_named():
     with pytest.raises(ValueError, match=r"val/rfid, val/lpips, which validation does not measure"):
         stopped_at(TinyModule(), patience=3)

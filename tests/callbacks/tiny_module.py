@@ -10,6 +10,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.update_loop import use_update_loop
+
 
 @dataclass(frozen=True)
 class TinyBottleneckOutput:
@@ -100,6 +102,7 @@ class TinyModule(pl.LightningModule):
         self.validated_weights: list[Tensor] = []
         self.on_batch = lambda module, batch_idx: None
         self.on_validation_batch = lambda module, batch_idx: None
+        self.take_assigned = dict
 
     def configure_optimizers(self):
         return [
@@ -154,7 +157,9 @@ def without_advice() -> Iterator[None]:
         yield
 
 
-def make_trainer(callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+def make_trainer(
+    callbacks: list[pl.Callback], *, accumulate: int = 1, **options: Any
+) -> pl.Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -168,7 +173,8 @@ def make_trainer(callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
         "enable_progress_bar": False,
         "enable_checkpointing": None,
     }
-    return pl.Trainer(callbacks=callbacks, **{**settings, **options})
+    trainer = pl.Trainer(callbacks=callbacks, **{**settings, **options})
+    return use_update_loop(trainer, accumulate_batches=accumulate)
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, ckpt_path: Any = None) -> None:

@@ -1,10 +1,7 @@
 """Running a chain: what is skipped, how it ends, what it leaves behind."""
 
-import json
 import logging
-import os
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -157,15 +154,6 @@ def test_ctrl_c_ends_the_chain_and_says_how_to_go_on(chain, caplog):
     )
     summary = summary_of(Path(chain.folder))
     assert summary["state"] == summary["steps"]["latents"]["state"] == "interrupted"
-
-
-def test_two_processes_do_not_run_one_chain(chain, tmp_path):
-    run_chain(chain, run=StandIn({"latents": KeyboardInterrupt}))
-    path = tmp_path / "outputs/ldm_kl_f4_chain/now/summary.json"
-    other = {"state": "running", "pid": os.getppid(), "host": socket.gethostname()}
-    path.write_text(json.dumps(other), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"Process {os.getppid()} is running the chain"):
-        run_chain(chain, run=StandIn())
 
 
 def test_a_chain_is_read_as_it_was_written(chain, tmp_path):

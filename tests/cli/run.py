@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm_lightning import encode, evaluate, plan, report, sample, train
+from ldm_lightning import encode, evaluate, pipeline, plan, report, sample, train
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = {
@@ -30,6 +30,7 @@ MAINS = {
     "evaluate": evaluate.main,
     "encode": encode.main,
     "sample": sample.main,
+    "pipeline": pipeline.main,
     "plan": plan.main,
     "report": report.main,
 }

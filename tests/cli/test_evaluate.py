@@ -200,7 +200,8 @@ def test_folders_with_the_same_names_are_compared_pair_by_pair(tmp_path):
     psnr = np.mean(10 * np.log10(255**2 / np.array(errors)))
     assert summary["metrics"]["test/psnr"] == pytest.approx(psnr, rel=1e-6)
     entry = summary["protocol"]["test/rfd_tiny"]
-    assert (entry["images"], entry["reference"]) == ("images", "reference")
+    assert (entry["measured"], entry["root"]) == ("images", "reference")
+    assert entry["measured_images"] != entry["images"]
     assert entry["num_images"] == 5
     assert entry["small_sample"] is True
 

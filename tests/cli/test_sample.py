@@ -148,8 +148,8 @@ def test_a_moved_chain_finds_its_first_stage(chain, samples, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["num_samples=0"], "num_samples must be a positive whole number, got 0"),
-        (["batch_size=0"], "batch_size must be a positive whole number"),
+        (["num_samples=0"], "num_samples=0"),
+        (["batch_size=0"], "batch_size=0"),
         (["labels=8"], "classes 0 to 7"),
         (["labels=[]"], "labels=[]"),
         (["labels=true"], "classes 0 to 7"),

@@ -7,8 +7,9 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from ldm_lightning.data import decoding
 from ldm_lightning.data.decoding import MAX_PIXELS, UnreadableImageError, decode_image
 
 
@@ -198,3 +199,51 @@ def test_other_numbers_of_channels_need_files_that_have_them():
     with pytest.raises(ValueError, match="holds 3 channel.*image_channels=4") as error:
         decode_image(encode(Image.fromarray(rgba[..., :3]), "PNG"), channels=4)
     assert not isinstance(error.value, UnreadableImageError)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_exif_orientation_is_pillows_own(orientation, channels):
+    pixels = smooth_rgb(300, 17)  # more rows than are converted at once
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(pixels), "PNG", exif=exif)
+    with Image.open(BytesIO(data)) as image:
+        expected = np.array(ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB"))
+    decoded = decode_image(data, channels=channels).permute(1, 2, 0)
+    assert np.array_equal(decoded.squeeze(-1).numpy(), expected)
+    assert decoded.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("least_side", "expected"), [(None, (96, 160)), (100, (96, 160)), (48, (48, 80)), (1, (12, 20))]
+)
+def test_large_jpeg_files_are_decoded_at_a_fraction_that_suffices(
+    monkeypatch, least_side, expected
+):
+    data = encode(Image.fromarray(np.full((96, 160, 3), 90, dtype=np.uint8)), "JPEG")
+    assert decode_image(data, channels=3, least_side=least_side).shape == (3, 96, 160)
+    monkeypatch.setattr(decoding, "MAX_ORDINARY_PIXELS", 96 * 160 - 1)
+    assert decode_image(data, channels=3, least_side=least_side).shape[1:] == expected
+
+
+def test_a_small_jpeg_file_that_asks_for_thousands_of_passes_is_refused():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), "JPEG", progressive=True)
+    last = data.rfind(b"\xff\xda")
+    with pytest.raises(UnreadableImageError, match=str(decoding.MAX_SCANS)):
+        decode_image(data[:-2] + data[last:-2] * 200 + data[-2:], channels=1)
+    # What follows the end of the image is not looked at: phones append a film there.
+    assert decode_image(data + b"\xff\xda" * 200, channels=1).shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize("format_", ["EPS", "PSD", "PDF", "ICO", "PCX", "TGA", "SGI"])
+def test_formats_that_are_not_on_the_list_are_not_opened(format_, tmp_path):
+    if format_ == "PSD":
+        data = b"8BPS" + bytes(40)
+    else:
+        data = encode(Image.fromarray(smooth_rgb()), format_)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    with pytest.raises(UnreadableImageError, match=str(path)):
+        decode_image(path, channels=3)

@@ -17,7 +17,13 @@ from fsspec.registry import known_implementations
 
 from ldm_lightning.data import shard_cache
 from ldm_lightning.data.module import MapDataModule
-from ldm_lightning.data.shard_cache import RemoteShard, ShardCache, ShardUnavailableError
+from ldm_lightning.data.position import Position, Stretch
+from ldm_lightning.data.shard_cache import (
+    OWN_FOLDER,
+    RemoteShard,
+    ShardCache,
+    ShardUnavailableError,
+)
 from tests.data.test_webdataset import SETTINGS, data_module, write_shards
 
 NUM_SHARDS, SIZE = 6, 8
@@ -81,7 +87,7 @@ def shard_bytes(folder) -> int:
 
 def held_bytes(folder) -> int:
     held = 0
-    for path in folder.glob("*.tar"):
+    for path in (folder / OWN_FOLDER).glob("*.tar"):
         with contextlib.suppress(FileNotFoundError):  # it has just made room
             held += path.stat().st_size
     return held
@@ -92,7 +98,7 @@ def keys(module, num_batches=None, *, rank=0, num_processes=1, start=0) -> list[
     sampler = module._train_sampler(
         num_batches or counts.batches_per_epoch, rank=rank, num_processes=num_processes
     )
-    sampler.start = start
+    sampler.continue_from(sampler.position_after(start), num_done=start)
     return [[module.train_dataset[key]["key"] for key in batch] for batch in sampler]
 
 
@@ -200,7 +206,7 @@ def test_the_next_group_is_fetched_while_one_is_read(tmp_path, shards):
     sampler = module._train_sampler(24, rank=0, num_processes=1)
     told = []
     object.__setattr__(sampler.shuffle, "fetch_ahead", told.append)
-    groups = [*sampler.groups(0), *sampler.groups(1)]
+    groups = [*sampler.groups(Position(0)), *sampler.groups(Position(1))]
     batches = iter(sampler)
     for number in range(6):
         for _ in range(4):  # a group is 16 images, four batches
@@ -260,7 +266,7 @@ def test_a_shard_that_cannot_be_fetched_stops_the_run_by_name(tmp_path, shards, 
 
 def test_a_lost_shard_in_training_is_no_bad_image(tmp_path, shards):
     module = remote(tmp_path, shard_cache_gib=4 * shard_bytes(shards) / GIB)
-    for path in (tmp_path / "cache").glob("*.tar"):
+    for path in (tmp_path / "cache" / OWN_FOLDER).glob("*.tar"):
         path.unlink()
     FailingFileSystem().rm("/set/train-0002.tar")
     with pytest.raises(ShardUnavailableError, match=r"train-0002\.tar cannot be fetched"):
@@ -271,10 +277,11 @@ def test_a_lost_shard_in_training_is_no_bad_image(tmp_path, shards):
 def test_many_threads_share_one_copy_and_one_bound(tmp_path, shards):
     filesystem = FailingFileSystem()
     names = sorted(filesystem.glob("/set/train-*.tar"))
-    remotes = [RemoteShard(f"failing:/{name}", filesystem.size(name), "") for name in names]
+    remotes = [RemoteShard(f"failing:/{name}", filesystem.size(name), "", "size") for name in names]
     cache = ShardCache(tmp_path / "cache", max_bytes=3 * remotes[0].num_bytes)
-    abandoned = tmp_path / "cache" / f"x_killed.tar.{2 * remotes[0].num_bytes}.part"
-    abandoned.parent.mkdir()
+    name = f"0123456789abcdef_killed.tar.{2 * remotes[0].num_bytes}.part"
+    abandoned = tmp_path / "cache" / OWN_FOLDER / name
+    abandoned.parent.mkdir(parents=True)
     abandoned.touch()
 
     def read(shard):
@@ -291,10 +298,10 @@ def test_many_threads_share_one_copy_and_one_bound(tmp_path, shards):
     time.sleep(0.01)  # file systems keep time in ticks
     cache.open(remotes[0]).close()
     cache.open(remotes[3]).close()
-    held = {path.name for path in (tmp_path / "cache").glob("*.tar")}
+    held = {path.name for path in (tmp_path / "cache" / OWN_FOLDER).glob("*.tar")}
     assert {remotes[0].stem, remotes[3].stem} < held  # the one read last stays
     assert len(held) == 3
-    os.truncate(tmp_path / "cache" / remotes[0].stem, 100)  # as a power cut may
+    os.truncate(tmp_path / "cache" / OWN_FOLDER / remotes[0].stem, 100)  # as a power cut may
     read(remotes[0])
 
 
@@ -350,7 +357,37 @@ def test_local_shards_can_be_gone_through_group_by_group_too(tmp_path, shards):
     assert keys(data_module(shards, batch_size=4)) != expected
 
 
-def test_another_number_of_processes_is_told_on_resuming(tmp_path, shards, caplog):
+def test_another_order_is_told_on_resuming_and_begins_the_next_epoch(tmp_path, shards, caplog):
     loader = remote(tmp_path).train_dataloader()
-    loader.load_state_dict(loader.state_dict() | {"num_processes": 2})
-    assert "made with num_processes=2 of the training data, now it is 1" in caplog.text
+    state = Position(4, (Stretch(1, 8),)).to_dict() | {"order": loader.state_dict()["order"]}
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
+    loader.load_state_dict(state | {"order": state["order"] | {"shuffle_shards": 5}})
+    assert "shuffle_shards=5" in caplog.text
+    assert Position.from_dict(loader.state_dict()) == Position(5)
+
+
+@pytest.mark.parametrize("inside", [".", OWN_FOLDER])
+def test_only_what_the_cache_made_makes_room(tmp_path, shards, inside):
+    mine = tmp_path / "cache" / inside
+    mine.mkdir(parents=True)
+    names = ("train-0000.tar", "a.tar.9.part", "0123_a.tar", "cd.tar")
+    for name in names:
+        (mine / name).write_bytes(bytes(shard_bytes(shards)))
+    module = remote(tmp_path, shard_cache_gib=4 * shard_bytes(shards) / GIB)
+    keys(module)
+    assert sum(FailingFileSystem.fetched.values()) > NUM_SHARDS + 2  # room was made
+    assert all((mine / name).stat().st_size == shard_bytes(shards) for name in names)
+
+
+@pytest.mark.parametrize("waits_for", ["a lock", "room"])
+def test_a_wait_for_another_process_has_a_bound(tmp_path, shards, monkeypatch, waits_for):
+    monkeypatch.setattr(shard_cache, "MAX_WAIT_S", 0.05)
+    num_bytes = shard_bytes(shards)
+    cache = ShardCache(tmp_path / "cache", max_bytes=num_bytes)
+    shard = RemoteShard("failing://set/train-0000.tar", num_bytes, "")
+    name = shard.stem if waits_for == "a lock" else f"{'0' * 16}_b.tar"
+    with cache.locked(name):
+        (cache.folder / f"{name}.{num_bytes}.part").touch()
+        with pytest.raises(ShardUnavailableError, match=str(cache.folder)):
+            cache.fetch(shard)

@@ -54,7 +54,7 @@ def test_a_damaged_record_is_not_used(cache, grid, content, caplog):
     cache.path.write_text(content, encoding="latin-1")
     with caplog.at_level(logging.WARNING):
         assert cache.load() is None
-    assert "measured anew" in caplog.text
+    assert str(cache.path) in caplog.text
 
 
 def test_an_edited_or_a_foreign_record_is_not_used(cache, grid, caplog):
@@ -84,4 +84,4 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_alone(tmp_path, grid, ca
     blocked.write_text("")
     with caplog.at_level(logging.WARNING):
         EvaluationCache(blocked, KEY).save(RECORD, grid)
-    assert "was not kept" in caplog.text
+    assert str(blocked) in caplog.text

@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.config import CONF_DIR, check_values, register_resolvers
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.sweep.jobs import Job, hash_of
 from ldm_lightning.sweep.process import Command
 from ldm_lightning.sweep.running import Ended

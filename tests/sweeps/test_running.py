@@ -17,6 +17,7 @@ from ldm_lightning.sweep.jobs import jobs_of
 from ldm_lightning.sweep.process import LOG, Command, JobProcess
 from ldm_lightning.sweep.resources import Resources
 from ldm_lightning.sweep.running import run_sweep
+from ldm_lightning.utils.locking import Holder
 from ldm_lightning.utils.run_folder import RunFolder
 from tests.cli.run import ROOT, summary_of
 from tests.sweeps.fake_job import MODULE, starts_of
@@ -179,9 +180,9 @@ def test_a_killed_sweep_leaves_no_job_behind_and_goes_on_when_it_is_started_agai
 
 def test_a_job_that_another_process_still_writes_is_waited_for(tmp_path, monkeypatch):
     (job,) = jobs_of(tmp_path, [["seed=1"]])
-    answers = iter([4711, 4711, None])
+    answers = iter([Holder(4711), Holder(4711), None])
     job.folder.mkdir()
-    monkeypatch.setattr(RunFolder, "other_process", lambda self: next(answers))
+    monkeypatch.setattr(RunFolder, "writer", lambda self: next(answers))
     assert states(run(tmp_path, [["seed=1"]])) == ["finished"]
     assert next(answers, "asked three times") == "asked three times"
 

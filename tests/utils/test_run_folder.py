@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm_lightning.utils.locking import LockedError
 from ldm_lightning.utils.run_folder import RunFolder, find_checkpoint
 
 
@@ -159,39 +160,22 @@ def test_a_writer_killed_at_any_time_leaves_valid_json(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["checkpoints", "images", "summary.json"]
 
 
-def test_another_living_process_is_found_and_a_dead_one_is_not(tmp_path):
+def test_one_command_writes_at_a_time(tmp_path):
     folder = RunFolder(tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITER), tmp_path], stdout=subprocess.PIPE, text=True
-    )
-    process.stdout.readline()
-    assert folder.other_process() == process.pid
-    process.kill()
-    process.stdout.close()
-    process.wait()
-    assert folder.other_process() is None
-    folder.update_summary({"state": "running"})
-    assert folder.other_process() is None  # this process itself
+    assert folder.writer() is None
+    with folder.only_writer():
+        assert folder.writer().pid == os.getpid()
+        with pytest.raises(LockedError, match=str(os.getpid())), RunFolder(tmp_path).only_writer():
+            pass
+    assert folder.writer() is None
 
 
 def test_a_summary_that_is_no_object_is_refused(tmp_path):
     folder = RunFolder(tmp_path)
     folder.summary.write_text("[1]")
-    for read in (folder.read_summary, folder.other_process, lambda: folder.update_summary({})):
+    for read in (folder.read_summary, lambda: folder.update_summary({})):
         with pytest.raises(ValueError, match="summary.json holds no object but a list"):
             read()
-
-
-def test_a_process_that_got_the_number_of_a_dead_one_is_no_writer(tmp_path):
-    folder = RunFolder(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    summary = {"state": "running", "pid": process.pid, "host": socket.gethostname()}
-    for age, expected in ((0, process.pid), (3600, None)):
-        folder.summary.write_text(json.dumps({**summary, "heartbeat": time.time() - age}))
-        assert folder.other_process() == expected
-    process.kill()
-    process.stdin.close()
-    process.wait()
 
 
 def test_a_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
