@@ -164,8 +164,8 @@ def _labels(
         assert in_turn is not None
         return in_turn
     wanted = list(given) if isinstance(given, ListConfig) else [given]
-    num_classes = opened.networks.conditioner.num_classes
-    labels = []
+    num_classes = opened.networks.conditioner.num_classes or 0
+    labels: list[int] = []
     for value in wanted:
         if isinstance(value, str) and value in (names or ()):
             value = (names or []).index(value)
@@ -194,9 +194,10 @@ def _write_labels(
 ) -> None:
     """Write ``labels.json``: ``labels`` and ``names`` of the classes, an entry an image."""
     names = opened.class_names
-    content = {
-        "labels": labels or [None] * num_samples,
-        "names": [None] * num_samples
+    unknown = [None] * num_samples
+    content: dict[str, Sequence[int | str | None]] = {
+        "labels": unknown if labels is None else labels,
+        "names": unknown
         if labels is None or names is None
         else [names[label] if label < len(names) else None for label in labels],
     }

@@ -21,7 +21,7 @@ from ldm_lightning.autoencoder.normalizer import (
     statistics_path,
 )
 from ldm_lightning.conditioner.base import Conditioner
-from ldm_lightning.data.class_names import class_label, shortened
+from ldm_lightning.data.class_names import class_names_in, describe_classes, trained_classes
 from ldm_lightning.data.latents import LatentDataModule
 from ldm_lightning.data.module import ImageDataModule, MapDataModule
 from ldm_lightning.data.samples import image_facts
@@ -34,7 +34,6 @@ from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.generation import GenerationValidation
 from ldm_lightning.sampler.images import ImageSampler
 from ldm_lightning.sampler.sampler import Sampler
-from ldm_lightning.utils.checkpoint import load_file
 from ldm_lightning.utils.targets import check_targets
 
 log = logging.getLogger(__name__)
@@ -113,45 +112,6 @@ def build_data(cfg: DictConfig, *, start: Path | None) -> MapDataModule:
             f"there and {told[1]} here. Leave data.classes out, or give the data it was trained on."
         )
     return data
-
-
-def class_names_in(path: Path) -> list[str] | None:
-    """Names of the classes of a second stage in the order of their ids; None where not known.
-
-    Raises:
-        CheckpointError: If the file is missing or damaged.
-    """
-    stored = load_file(path, device="meta").get("second_stage", {})
-    return (stored.get("classes") or {}).get("names")
-
-
-def stored_classes(num_classes: int | None, data: MapDataModule) -> dict[str, Any] | None:
-    """Plain description of the classes of a model: names by id, and ids without a training image.
-
-    Args:
-        num_classes: Of the conditioner; None where it uses none.
-        data: What it is trained on.
-    """
-    if num_classes is None:
-        return None
-    without = [*data.classes_without_images(), *range(data.num_classes or 0, num_classes)]
-    if without:
-        told = [class_label(label, data.class_names) for label in without]
-        log.warning(
-            "%d of %d classes have no training image and are not sampled: %s.",
-            len(without),
-            num_classes,
-            shortened(told),
-        )
-    return {"names": data.class_names, "without_images": without}
-
-
-def trained_classes(stored: Mapping[str, Any], num_classes: int | None) -> tuple[int, ...] | None:
-    """Ids of the classes of which a model has seen images; None for a model without classes."""
-    if num_classes is None:
-        return None
-    without = set((stored.get("classes") or {}).get("without_images", ()))
-    return tuple(label for label in range(num_classes) if label not in without)
 
 
 def stored_second_stage(cfg: DictConfig) -> dict[str, Any]:
@@ -301,7 +261,13 @@ def build_module(
     """
     stored = stored_second_stage(cfg)
     networks, process = build_networks(stored), build_process(stored)
-    stored["classes"] = stored_classes(networks.conditioner.num_classes, data)
+    if (num_classes := networks.conditioner.num_classes) is not None:
+        stored["classes"] = describe_classes(
+            num_classes,
+            num_known=data.num_classes or 0,
+            names=data.class_names,
+            without_images=data.classes_without_images(),
+        )
     generation = None
     if cfg.validation.num_samples:
         real = data if isinstance(data, ImageDataModule) else real_images(cfg, first_stage)

@@ -1,7 +1,15 @@
 """Names of classes: where their order comes from, and which name was meant."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ldm_lightning.utils.checkpoint import load_file
+from ldm_lightning.utils.launch import launched
+
+log = logging.getLogger(__name__)
 
 NUM_SHOWN = 10
 
@@ -58,3 +66,52 @@ def shortened(names: Sequence[str]) -> str:
 def class_label(label: int, names: Sequence[str] | None) -> str:
     """Name of a class, or its id where it has none."""
     return str(label) if names is None or label >= len(names) else names[label]
+
+
+def describe_classes(
+    num_classes: int,
+    *,
+    num_known: int,
+    names: Sequence[str] | None,
+    without_images: Sequence[int],
+) -> dict[str, Any]:
+    """Plain description of a model's classes, for its checkpoint; says which have no image.
+
+    Args:
+        num_classes: Classes of the model.
+        num_known: Classes of the data.
+        names: Of the classes of the data by id, where they are known.
+        without_images: Ids of those of which no image is trained on.
+    """
+    without = [*without_images, *range(num_known, num_classes)]
+    if without and launched().is_first:
+        log.warning(
+            "%d of %d classes have no training image and are not sampled: %s.",
+            len(without),
+            num_classes,
+            shortened([class_label(label, names) for label in without]),
+        )
+    return {"names": None if names is None else list(names), "without_images": without}
+
+
+def trained_classes(stored: Mapping[str, Any], num_classes: int | None) -> tuple[int, ...] | None:
+    """Ids of the classes of which a model has seen images; None for a model without classes.
+
+    Args:
+        stored: Description of a second stage.
+        num_classes: Of its conditioner.
+    """
+    if num_classes is None:
+        return None
+    without = set((stored.get("classes") or {}).get("without_images", ()))
+    return tuple(label for label in range(num_classes) if label not in without)
+
+
+def class_names_in(path: Path) -> list[str] | None:
+    """Names of the classes of a second stage in the order of their ids; None where not known.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+    """
+    stored = load_file(path, device="meta").get("second_stage", {})
+    return (stored.get("classes") or {}).get("names")

@@ -9,11 +9,17 @@ import numpy as np
 
 from ldm_lightning.data.class_names import check_class_names, class_names_of, shortened
 from ldm_lightning.data.decoding import MAX_FILE_BYTES
-from ldm_lightning.data.encoded import check_split, encoded_data_module, is_validation_name
+from ldm_lightning.data.encoded import encoded_data_module
 from ldm_lightning.data.folder_listing import FolderListing, list_images
 from ldm_lightning.data.left_out import say_what_is_not_read
 from ldm_lightning.data.module import ImageDataModule
-from ldm_lightning.data.separation import check_no_splits_inside, check_separate, first_names
+from ldm_lightning.data.separation import (
+    check_no_splits_inside,
+    check_separate,
+    check_split,
+    first_names,
+    is_validation_name,
+)
 from ldm_lightning.data.value_range import ValueRange
 from ldm_lightning.utils.content import FileHashes, combined_hash
 from ldm_lightning.utils.files import read_regular

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm_lightning.autoencoder.frozen import Moments
+from ldm_lightning.data.evaluation_loader import use_one_thread
 from ldm_lightning.data.latent_cache import (
     LatentCacheError,
     LatentIndex,
@@ -23,7 +24,6 @@ from ldm_lightning.data.latent_cache import (
     shard_name,
     write_shard,
 )
-from ldm_lightning.data.module import use_one_thread
 from ldm_lightning.data.samples import ImageDataset, collate
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.utils.content import FileHashes

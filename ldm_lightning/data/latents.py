@@ -208,6 +208,12 @@ class LatentDataModule(MapDataModule[LatentDataset]):
             )
             for split in ("train", "val")
         )
+        for dataset, split in ((train, "train"), (val, "val")):
+            dataset.index.check(
+                {"split": split},
+                folder=dataset.folder,
+                remedy="Training and validation latents must be of different images; encode both.",
+            )
         train_of = train.index.made_of
         val.index.check(
             {name: train_of[name] for name in ("first_stage_hash", "resolution", "channels")},

@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -12,35 +12,21 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from ldm_lightning.data.evaluation_loader import EvaluationLoader, use_one_thread
 from ldm_lightning.data.position import Position
 from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
-from ldm_lightning.data.sampling import EpochCounts, EvaluationSampler, TrainBatchSampler
+from ldm_lightning.data.sampling import (
+    EpochCounts,
+    EvaluationSampler,
+    TrainBatchSampler,
+    evaluated_indices,
+)
 from ldm_lightning.data.shard_order import ShardBatchSampler, ShardShuffle
 from ldm_lightning.utils.distributed import num_processes, process_rank
-from ldm_lightning.utils.random import derive_seed
 
 logger = logging.getLogger(__name__)
 
 DatasetT = TypeVar("DatasetT", bound=MapDataset)
-
-
-def use_one_thread(_worker: int) -> None:
-    """Keep a worker process from starting as many threads as there are cores."""
-    torch.set_num_threads(1)
-
-
-class EvaluationLoader(DataLoader):
-    """Passes over batches of which no image could be read."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        return (batch for batch in super().__iter__() if batch is not None)
-
-    def __len__(self) -> int:
-        """Batches, those that are passed over included; 1 where a process has none.
-
-        Lightning leaves a validation without batches out, and with it what processes do together.
-        """
-        return max(1, super().__len__())
 
 
 class TrainLoader(DataLoader):
@@ -161,7 +147,12 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         self.num_classes = train_dataset.num_classes
         self.class_names = train_dataset.class_names
         self.num_train_batches: int | None = None
-        self.val_indices = _evaluated_indices(val_dataset, max_val_images)
+        self.val_indices = evaluated_indices(
+            len(val_dataset),
+            val_dataset.key,
+            windows_per_image=val_dataset.windows_per_image,
+            max_images=max_val_images,
+        )
         self._bad_files_path: Path | None = None
 
     @property
@@ -353,13 +344,3 @@ class ImageDataModule(MapDataModule[ImageDataset]):
         """Describe what a figure on this split was measured on; see ``MapDataModule``."""
         indices = self.indices(split)
         return image_facts(self.train_dataset if split == "train" else self.val_dataset, indices)
-
-
-def _evaluated_indices(dataset: MapDataset, max_images: int | None) -> list[int]:
-    """All samples, or those of the ``max_images`` whose names have the smallest hash, in order."""
-    windows = dataset.windows_per_image
-    firsts = list(range(0, len(dataset), windows))
-    if max_images is not None and max_images < len(firsts):
-        firsts.sort(key=lambda index: derive_seed("subset", dataset.key(index)))
-        firsts = sorted(firsts[:max_images])
-    return [index for first in firsts for index in range(first, first + windows)]

@@ -1,13 +1,13 @@
 """Which samples make up a batch: a function of (seed, place), for any number of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
 
 from ldm_lightning.data.position import Position
-from ldm_lightning.utils.random import generator_for
+from ldm_lightning.utils.random import derive_seed, generator_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +186,21 @@ class EvaluationSampler(Sampler[SampleKey]):
 
     def __iter__(self) -> Iterator[SampleKey]:
         return (SampleKey(0, index) for index in self.indices)
+
+
+def evaluated_indices(
+    num_samples: int, key: Callable[[int], str], *, windows_per_image: int, max_images: int | None
+) -> list[int]:
+    """All samples, or those of the ``max_images`` whose names have the smallest hash, in order.
+
+    Args:
+        num_samples: Of the data set.
+        key: Name of a sample.
+        windows_per_image: Samples that follow one another are so many windows of one image.
+        max_images: None for all.
+    """
+    firsts = list(range(0, num_samples, windows_per_image))
+    if max_images is not None and max_images < len(firsts):
+        firsts.sort(key=lambda index: derive_seed("subset", key(index)))
+        firsts = sorted(firsts[:max_images])
+    return [index for first in firsts for index in range(first, first + windows_per_image)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_lightning.data.folder_listing import FolderListing
+from ldm_lightning.utils.random import derive_seed
 
 # Names of folders that hold a split: train, train2017, training_images; Validation, test-A.
 _TRAIN = re.compile(r"train(ing)?([^a-z].*)?")
@@ -95,6 +96,30 @@ def check_separate_shards(train: Sequence[str], val: Sequence[str]) -> None:
                 "not be trained on. Give patterns that do not overlap, such as "
                 "data.root='DIR/train-*.tar' data.val_root='DIR/val-*.tar'."
             )
+
+
+def is_validation_name(name: str, val_share: float) -> bool:
+    """Whether a file without a split of its own is held out.
+
+    A hash of the name decides, so a file never changes sides when others are added or removed.
+    """
+    return derive_seed("validation split", name) < val_share * 2**63
+
+
+def check_split(num_train: int, num_val: int, *, root: str, val_share: float) -> None:
+    """Stop where one side of a split by ``val_share`` is empty.
+
+    Raises:
+        ValueError: If either number is 0.
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"data.val_share must lie between 0 and 1, got {val_share}.")
+    if num_train == 0 or num_val == 0:
+        raise ValueError(
+            f"Holding out data.val_share={val_share:g} of {num_train + num_val} image(s) under "
+            f"{root} leaves {num_train} to train on and {num_val} to validate on. Add images, "
+            "change data.val_share, or give data.val_root."
+        )
 
 
 def first_names(listing: FolderListing) -> Sequence[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 MAX_16_BIT = 65535
 
@@ -82,7 +82,7 @@ class WideType:
             return None
         if _raw_mode(image) == "I;12":
             return cls(ValueRange(0, 4095))
-        if image.format == "PPM" and isinstance(args := image.tile[0].args, tuple):
+        if image.format == "PPM" and isinstance(args := _stored_as(image), tuple):
             highest = int(args[1])
             return cls(ValueRange(0, highest), scaled_by=MAX_16_BIT / highest)
         return cls(ValueRange(0, MAX_16_BIT))
@@ -126,5 +126,10 @@ def is_wide_color(image: Image.Image) -> bool:
 
 def _raw_mode(image: Image.Image) -> str:
     """Pillow's name of how the first piece of an image is stored."""
-    args = image.tile[0].args if image.tile else None
+    args = _stored_as(image)
     return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _stored_as(image: Image.Image) -> object:
+    """What Pillow's decoder is told about the first piece of an image that is not loaded yet."""
+    return image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None

@@ -15,12 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm_lightning.data.encoded import check_split, encoded_data_module, is_validation_name
+from ldm_lightning.data.encoded import encoded_data_module
 from ldm_lightning.data.formats import IMAGE_SUFFIXES
 from ldm_lightning.data.left_out import say_what_is_not_read
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.remote_shards import GIB, RemoteShards, is_remote
-from ldm_lightning.data.separation import check_separate_shards
+from ldm_lightning.data.separation import (
+    check_separate_shards,
+    check_split,
+    is_validation_name,
+)
 from ldm_lightning.data.shard_cache import ShardCache
 from ldm_lightning.data.shard_order import ShardShuffle
 from ldm_lightning.data.shards import (
@@ -55,7 +59,7 @@ class TarSource:
         *,
         root: str,
         split: str,
-        classes: list[str] | None,
+        classes: list[str] | None = None,
     ) -> None:
         self.store = store
         self.root = root

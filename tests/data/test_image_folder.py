@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from ldm_lightning.data.class_names import class_names_of
-from ldm_lightning.data.encoded import is_validation_name
 from ldm_lightning.data.folder_listing import list_images
 from ldm_lightning.data.image_folder import image_folder_data_module
+from ldm_lightning.data.separation import is_validation_name
 
 SETTINGS = {
     "val_root": None,

@@ -1,0 +1,26 @@
+"""Loader of what is evaluated, and how many threads a worker has."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+
+def use_one_thread(_worker: int) -> None:
+    """Keep a worker process from starting as many threads as there are cores."""
+    torch.set_num_threads(1)
+
+
+class EvaluationLoader(DataLoader):
+    """Passes over batches of which no image could be read."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        return (batch for batch in super().__iter__() if batch is not None)
+
+    def __len__(self) -> int:
+        """Batches, those that are passed over included; 1 where a process has none.
+
+        Lightning leaves a validation without batches out, and with it what processes do together.
+        """
+        return max(1, super().__len__())
