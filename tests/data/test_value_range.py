@@ -89,8 +89,7 @@ class Files:
 
 def test_a_small_part_of_the_range_is_told_with_the_numbers():
     (told,) = found_in_some(Files({"a.png": grey(MEDICAL), "b.png": b"damaged"}), None)
-    assert "205" in told
-    assert "0 to 4095" in told
+    assert "205" in told and "0 to 4095" in told
     assert "data.value_range=[0,4095]" in told
 
 
