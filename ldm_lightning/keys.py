@@ -115,6 +115,8 @@ KINDS: Mapping[str, Kind] = {
     "conditioner.latent_size": SIZE,
     "splits": replace(TEXT, is_list=True, or_one=True),
     "labels": replace(ANY, or_null=True),
+    "data.classes": replace(TEXT, is_list=True),
+    "data.value_range": replace(ANY_NUMBER, is_list=True, length=2),
     "*precision": TEXT,
     "optim.betas": replace(SHARE, is_list=True, length=2),
     "data.crop_scale": replace(SHARE, is_open=True, is_list=True, length=2),

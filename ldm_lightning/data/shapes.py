@@ -15,6 +15,7 @@ from ldm_lightning.data.outlines import SHAPES
 from ldm_lightning.data.samples import Sample, digest_of
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.transforms import as_size
+from ldm_lightning.data.value_range import ValueRange
 from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.random import derive_seed
 
@@ -87,6 +88,8 @@ class Shapes(Dataset[Sample]):
     root = "embedded"
     identified_by = "parameters"
     crop = "none"
+    windows_per_image = 1
+    value_range: ValueRange | None = None
 
     def __init__(
         self,
@@ -133,6 +136,11 @@ class Shapes(Dataset[Sample]):
     def without_augmentation(self) -> "Shapes":
         """Itself: nothing is cut or mirrored."""
         return self
+
+    def class_counts(self) -> list[int] | None:
+        """Images of each class."""
+        count = len(CLASS_NAMES)
+        return [len(range(label, self.num_images, count)) for label in range(count)]
 
     def digest(self) -> str:
         """Short hash of what the images are a function of."""
