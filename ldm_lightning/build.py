@@ -58,7 +58,7 @@ def load_weights(module: pl.LightningModule, checkpoint: str, *, weights: str) -
     """
     path = find_checkpoint(checkpoint)
     part = "autoencoder" if isinstance(module, AutoencoderModule) else "model"
-    chosen = trained_weights(load_checkpoint(path), weights, part=part)
+    chosen = trained_weights(load_checkpoint(path), weights, path=path, part=part)
     load_strict(module.averaged, chosen.tensors, path)  # type: ignore[arg-type]
     log.info("Weights (%s) from %s.", chosen.kind, path)
     return chosen.kind

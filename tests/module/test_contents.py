@@ -1,0 +1,164 @@
+"""Whatever is wrong in a checkpoint is refused before training, with the file's name and the key.
+
+Every place of a real checkpoint of both stages is damaged in turn, in every way.
+"""
+
+import copy
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm_lightning import build, second_stage
+from ldm_lightning.first_stage import open_first_stage
+from ldm_lightning.generator import open_second_stage
+from ldm_lightning.module.contents import check_continues
+from ldm_lightning.utils.checkpoint import load_checkpoint
+from ldm_lightning.utils.errors import CheckpointError
+from ldm_lightning.utils.run_folder import RunFolder
+from tests.cli.run import command, run_folder, tensors_of, tiny
+from tests.cli.second_stage import tiny_second
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+MANY = ("state_dict", "ema", "state")
+"""Long mappings, of which the first and the last entry stand for all."""
+
+NOT_READ = (
+    ("loops", "validate_loop"),
+    ("loops", "test_loop"),
+    ("loops", "predict_loop"),
+    ("loops", "fit_loop", "epoch_loop.scheduler_progress"),
+    ("loops", "fit_loop", "epoch_loop.automatic_optimization.state_dict"),
+    ("loops", "fit_loop", "epoch_loop.manual_optimization.state_dict"),
+    ("first_stage", "*"),
+    ("second_stage", "*"),
+    ("callbacks", "CodebookAlarm"),
+    ("callbacks", "StallStopping"),
+)
+"""Places below which a continued run reads nothing, or may begin anew; the last test proves it."""
+
+
+def places(value, here=()):
+    """Every place of nested content; of long mappings the first and the last."""
+    if isinstance(value, dict):
+        keys = list(value)
+        if here and here[-1] in MANY and len(keys) > 2:
+            keys = [keys[0], keys[-1]]
+    elif isinstance(value, (list, tuple)):
+        keys = list(range(min(1, len(value))))
+    else:
+        return
+    for key in keys:
+        yield (*here, key)
+        yield from places(value[key], (*here, key))
+
+
+REMOVED = object()
+
+
+def damages(value):
+    """Ways to damage a value, by name."""
+    yield "removed", REMOVED
+    if value is not None:
+        yield "none", None
+    yield "text", "damaged"
+    if isinstance(value, torch.Tensor):
+        yield "another shape", torch.zeros(*value.shape, 2)
+        yield "another kind", torch.zeros_like(value, dtype=torch.complex64)
+        yield "a number", 1.0
+    elif isinstance(value, (dict, list)):
+        yield "a number", 7
+        if value:
+            yield "empty", type(value)()
+    elif isinstance(value, int):
+        yield "negative", -3
+    if not isinstance(value, dict):
+        yield "a dictionary", {"a": 1}
+
+
+def damaged(content, place, damage):
+    """A copy that is shared but for what leads to the place."""
+    if not place:
+        return damage
+    key, *rest = place
+    changed = copy.copy(content) if isinstance(content, dict) else list(content)
+    if damage is REMOVED and not rest:
+        del changed[key]
+    else:
+        changed[key] = damaged(content[key], rest, damage)
+    return changed
+
+
+def is_below(place, parents):
+    return any(
+        len(place) >= len(parent)
+        and all(wanted in ("*", found) for wanted, found in zip(parent, place, strict=False))
+        for parent in parents
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    words = tiny("vq_f8", max_steps=2, bottleneck__restart_every_steps=2)
+    ended = command("train", words, folder)
+    assert ended.code == 0, ended.output
+    first = run_folder(folder, "vq_f8")
+    words = tiny_second(
+        first, max_steps=2, trainer__precision=32, downsampling_factor=8, validation__num_samples=0,
+        monitor="val/loss",
+    )  # fmt: skip
+    ended = command("train", words, folder)
+    assert ended.code == 0, ended.output
+    return {"first": first, "second": run_folder(folder, "ldm_kl_f4")}
+
+
+@pytest.fixture(scope="module")
+def checkable(runs):
+    """Of both stages: the checkpoint's content, and what would receive it."""
+    found = {}
+    for stage, run in runs.items():
+        cfg = OmegaConf.load(run / "config.yaml")
+        data, features = build.build_data(cfg), build.build_features(cfg)
+        if stage == "first":
+            module = build.build_module(
+                cfg, protocol=data.protocol("val"), num_devices=1, features=features
+            )
+        else:
+            module = second_stage.build_module(
+                cfg,
+                data=data,
+                first_stage=second_stage.build_first_stage(cfg, data),
+                features=features,
+                num_devices=1,
+            )
+        trainer = build.build_trainer(cfg, RunFolder(run))
+        found[stage] = (load_checkpoint(run / "checkpoints" / "last.ckpt"), trainer, module)
+    return found
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_every_damage_to_a_continued_run_is_refused_with_file_and_key(checkable, stage, tmp_path):
+    content, trainer, module = checkable[stage]
+    path = tmp_path / "damaged.ckpt"
+    torch.save(content, path)
+    check_continues(path, trainer=trainer, module=module)
+    accepted, tried = [], 0
+    for place in places(content):
+        value = content
+        for key in place:
+            value = value[key]
+        for name, damage in damages(value):
+            if is_below(place, NOT_READ):
+                continue
+            tried += 1
+            torch.save(damaged(content, place, damage), path)
+            try:
+                check_continues(path, trainer=trainer, module=module)
+            except CheckpointError as error:
+                assert str(path) in str(error), (place, name)
+            else:
+                accepted.append((place, name))
+    assert tried > 250
+    assert accepted == []
