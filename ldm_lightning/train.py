@@ -116,6 +116,8 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         run_folder.update_summary({"data": asdict(counts)})
     build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
     module = build_module(cfg, data, features, trainer, run_folder)
+    if cfg.train:
+        build.check_monitors(trainer, module, data)
     last = run_folder.checkpoints / "last.ckpt"
     resumes = continues and last.is_file()
     loaded = None
@@ -177,6 +179,7 @@ def _second_stage_module(
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.gate import run_gate
 
+    second_stage.check_labels(cfg, data)
     second_stage.resolve_condition(cfg, num_classes=data.num_classes)
     first_stage = second_stage.build_first_stage(cfg, data)
     module = second_stage.build_module(

@@ -32,6 +32,7 @@ class ImageSource(Protocol):
     split: str
     num_classes: int | None
     class_names: list[str] | None
+    label_gap: str
 
     def __len__(self) -> int:
         """Images of the source."""
@@ -91,6 +92,7 @@ class EncodedImages(Dataset[Sample | None]):
         self.split = source.split
         self.num_classes = source.num_classes
         self.class_names = source.class_names
+        self.label_gap = source.label_gap
         self.identified_by = source.identified_by
         self.bad_file_log = BadFileLog(
             split=source.split, num_files=len(source), max_bad_share=max_bad_share

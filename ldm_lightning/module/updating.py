@@ -63,6 +63,10 @@ class UpdatingModule(pl.LightningModule):
     def averaged(self) -> nn.Module:
         """What a moving average is taken of."""
 
+    @abstractmethod
+    def validation_names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
+        """Full names of what a validation on so many images of height and width measures."""
+
     def take_assigned(self) -> dict[str, Tensor]:
         """Return which rows of ``averaged`` the last update has set past the optimizer.
 
