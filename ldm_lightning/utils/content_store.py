@@ -74,7 +74,7 @@ class ContentStore:
         """What is known of a folder's files; None where nothing is, or nothing that can be read."""
         path = self._path(root)
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 content = stored["names"].tobytes()
                 names = content.split(SEPARATOR) if content else []
                 known = KnownContents(
@@ -84,7 +84,10 @@ class ContentStore:
                 )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except OSError as error:
+            _say_not_kept(self.folder, str(error.strerror or error))
+            return None
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             logger.warning("%s is not used (%s): the files are read again.", path, error)
             return None
         with suppress(OSError):

@@ -89,7 +89,7 @@ def read_yaml(path: str | Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]
     text = read_text(path, max_bytes=max_bytes)
     try:
         _check_events(yaml.parse(text, Loader=_PlainLoader), path)
-        value = yaml.load(text, Loader=_PlainLoader)  # nosec B506: a SafeLoader
+        value = yaml.load(text, Loader=_PlainLoader)  # nosec B506
     except SmallFileError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as err:

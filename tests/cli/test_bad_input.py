@@ -147,19 +147,23 @@ def test_a_key_with_no_relative_is_answered_with_the_keys_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"max_steps": 0}, "max_steps=0"),
-        ({"max_steps": 1.5}, "max_steps=1.5"),
         ({"trainer.precision": 31}, "trainer.precision must be one of"),
         ({"autoencoder.downsampling_factor": 7}, "must be one of [1, 2, 4, 8, 16, 32], got 7"),
         ({"loss.discriminator_start_share": 0.5}, "Give one of loss.discriminator_start_steps"),
         ({"monitor": "val/psn"}, "'val/psn' cannot be monitored; choose from"),
-        ({"data.batch_size": 0}, "data.batch_size=0"),
         ({"train": "false"}, "give checkpoint=..."),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_expected(tmp_path, change, part):
     refused("train", tiny("kl_f4", **change), tmp_path, part)
     assert part in failed_reason(tmp_path, "kl_f4")
+
+
+@pytest.mark.parametrize(
+    "word", ["max_steps=0", "max_steps=1.5", "data.batch_size=0", "loss.kl_weight=abc"]
+)
+def test_a_value_of_another_type_is_named_with_its_key(tmp_path, word):
+    refused("train", [*tiny("kl_f4"), word], tmp_path, word)
 
 
 def test_a_discriminator_start_beyond_the_run_is_warned_about(tmp_path):

@@ -128,15 +128,51 @@ def test_every_step_finds_the_configurations_of_the_user(start, tmp_path):
     ended, stand_in = start("--config-dir", str(tmp_path / "mine"), *words, latents=4)
     assert "train --config-dir" in ended.said
     assert "experiment=narrow" in stand_in.steps[0].words
-    ended, later = start(f"resume={run_folder(tmp_path, 'small_chain')}")
+    resume = f"resume={run_folder(tmp_path, 'small_chain')}"
+    ended, none = start(resume)
+    assert ended.code == 1
+    assert "--config-dir" in ended.said
+    assert not none.steps
+    ended, later = start("--config-dir", str(tmp_path / "mine"), resume)
     assert ended.code == 0, ended.output
     for step in (*stand_in.steps, *later.steps):
         assert step.line_words[:2] == ("--config-dir", str(tmp_path / "mine"))
 
 
 @pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("words", 0), "hydra.run.dir=/tmp"),
+        (("words", 0), "denoiser={_target_:os.mkdir,path:sprung}"),
+        (("steps", 0, "words", 0), "experiment=kl_f8"),
+        (("steps", 2, "words", 1), "output=/tmp"),
+        (("steps", 1, "command"), "sample"),
+        (("steps", 1, "name"), "../other"),
+        (("steps", 1, "options"), ["--config-dir", "/tmp"]),
+        (("steps",), []),
+        (("steps", 1, "name"), 3),
+    ],
+)
+def test_a_chain_that_was_changed_runs_nothing(start, tmp_path, place, value):
+    start("name=small", latents=4)
+    file = run_folder(tmp_path, "small_chain") / "chain.json"
+    stored = json.loads(file.read_text())
+    parent = stored
+    for step in place[:-1]:
+        parent = parent[step]
+    parent[place[-1]] = value
+    file.write_text(json.dumps(stored))
+    ended, stand_in = start(f"resume={file.parent}")
+    assert ended.code == 1
+    assert str(file) in ended.said
+    assert not stand_in.steps
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["encode.overrides=['output=elsewhere']"], "output=elsewhere"),
+        (["data.root='${oc.env:HOME}'"], "${oc.env:HOME}"),
         (["experiment=kl_f4"], "experiment=kl_f4 is a first stage"),
         (["experiment=ldm_kl_f5"], "There is no 'experiment/ldm_kl_f5'; choose from"),
         (["max_stepz=3"], "Did you mean 'max_steps'?"),

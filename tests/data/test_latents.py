@@ -27,8 +27,11 @@ SETTINGS = {"batch_size": 4, "val_batch_size": 3, "num_workers": 0, "max_val_ima
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+def write_photos(folder):
     """42 images to train on, 8 to validate on, of two classes."""
-    folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for split, count in (("train", 42), ("val", 8)):
         for number in range(count):
