@@ -87,7 +87,13 @@ def check_continues(path: Path, *, trainer: pl.Trainer, module: UpdatingModule) 
     Raises:
         CheckpointError: Naming the file, the key, what it holds and what belongs there.
     """
-    content = stored_content(path)
+    check_content(stored_content(path), path, trainer=trainer, module=module)
+
+
+def check_content(
+    content: Mapping[str, Any], path: Path, *, trainer: pl.Trainer, module: UpdatingModule
+) -> None:
+    """Refuse what a file holds; see ``check_continues``."""
     try:
         check(content, RUN, "")
         check_fits(module, content["state_dict"], path)
