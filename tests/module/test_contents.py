@@ -4,6 +4,7 @@ Every place of a real checkpoint of both stages is damaged in turn, in every way
 """
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from ldm_lightning.module.contents import check_content, check_continues
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from ldm_lightning.utils.errors import CheckpointError
 from ldm_lightning.utils.run_folder import RunFolder
-from tests.cli.run import command, run_folder, tiny
+from tests.cli.run import command, run_folder, tensors_of, tiny
 from tests.cli.second_stage import tiny_second
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -28,15 +29,19 @@ NOT_READ = (
     ("loops", "validate_loop"),
     ("loops", "test_loop"),
     ("loops", "predict_loop"),
-    ("loops", "fit_loop", "epoch_loop.scheduler_progress"),
-    ("loops", "fit_loop", "epoch_loop.automatic_optimization.state_dict"),
-    ("loops", "fit_loop", "epoch_loop.manual_optimization.state_dict"),
     ("first_stage", "*"),
-    ("second_stage", "*"),
-    ("callbacks", "CodebookAlarm"),
-    ("callbacks", "StallStopping"),
+    *(
+        ("second_stage", key)
+        for key in (
+            *("denoiser", "conditioner", "diffusion"),
+            *("sampler", "resolution", "image_channels"),
+        )
+    ),
 )
-"""Places below which a continued run reads nothing, or may begin anew; the last test proves it."""
+"""Places below which a continued run reads nothing; a test proves it for the first stage."""
+
+MAY_BE_MISSING = (("callbacks", "CodebookAlarm"), ("callbacks", "StallStopping"))
+"""Callbacks that may be switched on when a run is continued; they begin to count then."""
 
 
 def places(value, here=()):
@@ -150,7 +155,7 @@ def test_every_damage_to_a_continued_run_is_refused_with_file_and_key(checkable,
         for key in place:
             value = value[key]
         for name, damage in damages(value):
-            if is_below(place, NOT_READ):
+            if is_below(place, NOT_READ) or (name == "removed" and place in MAY_BE_MISSING):
                 continue
             tried += 1
             changed = damaged(content, place, damage)
@@ -163,7 +168,7 @@ def test_every_damage_to_a_continued_run_is_refused_with_file_and_key(checkable,
             if str(path) not in told:
                 accepted.append((place, name, told))
     assert tried > 250
-    assert accepted == []
+    assert not accepted, "\n".join(map(str, accepted))
 
 
 @pytest.mark.parametrize("stage", ["first", "second"])
@@ -190,7 +195,11 @@ def test_every_damage_to_what_is_opened_is_refused_with_the_file_or_changes_noth
         for name, damage in damages(value):
             if place[0] == "ema" and name == "removed" and len(place) == 1:
                 continue  # the raw weights are taken then, and said to be
-            if len(place) > 1 and place[0] != "ema" and name not in ("removed", "text"):
+            if (
+                len(place) > 1
+                and place[0] != "ema"
+                and name != ("text", "removed")[len(place) == 2]
+            ):
                 continue
             tried += 1
             torch.save(damaged(content, place, damage), path)
@@ -200,8 +209,28 @@ def test_every_damage_to_what_is_opened_is_refused_with_the_file_or_changes_noth
             except ValueError as error:
                 if "damaged.ckpt" not in str(error):
                     accepted.append((place, name, str(error)))
-    assert tried > 40
-    assert accepted == []
+    assert tried > 25
+    assert not accepted, "\n".join(map(str, accepted))
+
+
+def test_what_is_not_read_changes_nothing(runs, checkable, tmp_path):
+    content = checkable["first"][0]
+    content = {
+        **content,
+        "loops": {"fit_loop": content["loops"]["fit_loop"]},
+        "first_stage": dict.fromkeys(content["first_stage"], "damaged"),
+    }
+    ends = []
+    for name, changed in (("whole", None), ("damaged", content)):
+        run = shutil.copytree(runs["first"], tmp_path / "outputs" / "vq_f8" / name)
+        last = run / "checkpoints" / "last.ckpt"
+        if changed is not None:
+            torch.save(changed, last)
+        ended = command("train", [f"resume={run}", "max_steps=3"], tmp_path)
+        assert ended.code == 0, ended.output
+        ends.append(tensors_of(load_checkpoint(last)))
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_an_optimizer_state_of_another_shape_ends_the_command_not_the_process(runs, tmp_path):
