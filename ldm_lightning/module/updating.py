@@ -64,6 +64,10 @@ class UpdatingModule(pl.LightningModule):
         """What a moving average is taken of."""
 
     @abstractmethod
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Make the optimizers anew, in the order of ``part_names``."""
+
+    @abstractmethod
     def validation_names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
         """Full names of what a validation on so many images of height and width measures."""
 

@@ -195,11 +195,8 @@ def test_every_damage_to_what_is_opened_is_refused_with_the_file_or_changes_noth
         for name, damage in damages(value):
             if place[0] == "ema" and name == "removed" and len(place) == 1:
                 continue  # the raw weights are taken then, and said to be
-            if (
-                len(place) > 1
-                and place[0] != "ema"
-                and name != ("text", "removed")[len(place) == 2]
-            ):
+            wanted = "removed" if len(place) == 2 else "text"
+            if len(place) > 1 and place[0] != "ema" and name != wanted:
                 continue
             tried += 1
             torch.save(damaged(content, place, damage), path)
