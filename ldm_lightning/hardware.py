@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,5 +200,10 @@ def _environment() -> list[ClusterEnvironment]:
         return [TorchElasticEnvironment()]
     if slurm_step() is None:
         return [LightningEnvironment()]
+    if "SLURM_NTASKS_PER_NODE" not in os.environ and launched().num_processes > 1:
+        raise ValueError(
+            f"The environment says SLURM_NTASKS={os.environ['SLURM_NTASKS']}, but not how many are "
+            "on a machine: ask srun for --ntasks-per-node instead of --ntasks."
+        )
     # Its own requeueing would save wherever the signal arrives, between two networks' updates too.
     return [SLURMEnvironment(auto_requeue=False)]

@@ -1,9 +1,10 @@
 """Checkpoints of a run: ``last.ckpt`` to continue from, ``best.ckpt`` to evaluate.
 
-When ``last.ckpt`` is written: every ``every_num_steps`` updates, after each validation, at the end,
-and on Ctrl-C or SIGTERM. An interrupted run always stops between two updates: a checkpoint from the
-middle of one would hold a stepped generator beside a discriminator that has not moved, or lack the
-gradients of the batches accumulated so far. A second Ctrl-C stops at once and saves nothing.
+When ``last.ckpt`` is written: every ``every_num_steps`` updates, before and after each validation,
+at the end, and on Ctrl-C or SIGTERM. An interrupted run always stops between two updates: a
+checkpoint from the middle of one would hold a stepped generator beside a discriminator that has not
+moved, or lack the gradients of the batches accumulated so far. A second Ctrl-C stops at once and
+saves nothing.
 
 Every file says which update was last validated. A run continued from one that was saved before the
 validation due after its update begins with that validation (see ``update_loop.py``).
@@ -28,6 +29,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ldm_lightning.update_loop import validation_is_missing
 from ldm_lightning.utils.checkpoint import load_checkpoint, remove_shards, save_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.sharded_checkpoint import link_checkpoint
@@ -139,14 +141,16 @@ class Checkpointing(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save every ``every_num_steps`` updates, and before an interrupted run stops."""
+        """Save every ``every_num_steps`` updates, before validating, and before a run stops."""
         if trainer.world_size > 1:
             asked = torch.tensor(self._signal, device=trainer.strategy.root_device)
             self._agreed_signal = int(trainer.strategy.reduce(asked, reduce_op="max"))
         step = trainer.global_step
         self._between_updates = updated = step != self._seen_step
         self._seen_step = step
-        if updated and (step % self.every_num_steps == 0 or self._stop_signal(trainer)):
+        # Before a validation too, which may fail or be killed, or show nothing but NaN.
+        due = step % self.every_num_steps == 0 or validation_is_missing(trainer)
+        if updated and (due or self._stop_signal(trainer)):
             self._save_last(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -200,7 +204,8 @@ class Checkpointing(Checkpoint):
             return
         try:
             self._save_last(trainer)
-        except OSError as err:  # the run is ending anyway; what stopped it must stay the reason
+        except (OSError, FloatingPointError) as err:
+            # the run is ending anyway; what stopped it must stay the reason
             logger.error("%s", err)
 
     def _save_last(self, trainer: pl.Trainer) -> None:

@@ -67,6 +67,7 @@ class LatentDataset(Dataset[LatentSample]):
                 f"The latent cache {folder} is not finished. Run ldm_lightning.encode again with "
                 f"the words that began it: it goes on where it stopped."
             )
+        check_index(self.index, folder)
         self.seed = seed
         self.flips = augmented and self.index.has_flips
         self.split = str(self.index.made_of["split"])
@@ -77,7 +78,6 @@ class LatentDataset(Dataset[LatentSample]):
         self._readers: dict[int, ShardReader] = {}
         self._hashes = hashes or FileHashes()
         self._digest: str | None = None
-        check_index(self.index, folder)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- nothing is written here by name
+# Nothing is written here by name.
+SHARED_MEMORY = Path("/dev/shm")  # nosec B108
 """Where Linux keeps shared memory; other systems have no such bound."""
 
 BATCHES_AHEAD = 2

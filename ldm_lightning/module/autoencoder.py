@@ -314,4 +314,5 @@ class AutoencoderModule(UpdatingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the autoencoder without this run's configuration."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["first_stage"] = self.stored_config

@@ -51,8 +51,10 @@ def expanded_word(word: str) -> str:
 
     def replaced(match: re.Match[str]) -> str:
         whole = expanded(match[0], key=key)
-        is_quoted = len(re.findall(r"['\"]", word[: match.start()])) % 2 == 1
-        return whole if is_quoted or PLAIN.fullmatch(whole) else quoted(whole)
+        quotes = re.findall(r"['\"]", word[: match.start()])
+        if len(quotes) % 2 == 1:
+            return whole.replace(quotes[-1], f"\\{quotes[-1]}")
+        return whole if PLAIN.fullmatch(whole) else quoted(whole)
 
     return HOME_SIGN.sub(replaced, word)
 

@@ -99,8 +99,6 @@ def _in_ascii(letter: str) -> str:
 
 
 def _written_out(letter: str) -> str:
-    return (
-        letter.encode("ascii", "backslashreplace").decode()
-        if ord(letter) > 127
-        else (f"\\x{ord(letter):02x}")
-    )
+    if ord(letter) < 128:
+        return f"\\x{ord(letter):02x}"
+    return letter.encode("ascii", "backslashreplace").decode()

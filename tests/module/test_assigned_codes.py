@@ -14,7 +14,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 DECAY = 0.9
 CODES = "bottleneck.embedding.weight"
-LEARNT = "decoder.output.weight"
 
 
 class Recorder(pl.Callback):

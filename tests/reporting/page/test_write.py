@@ -7,6 +7,7 @@ import pytest
 
 from ldm_lightning.reporting.page.write import MAX_PICTURED, write_own_page, write_report
 from ldm_lightning.utils.run_folder import RunFolder
+from tests.hostile_names import HOSTILE_NAMES
 from tests.reporting.page.runs_on_disk import (
     EVIL,
     METRICS,
@@ -239,3 +240,24 @@ def test_pictures_are_of_the_newest_runs_that_were_chosen(tmp_path):
     page = write_report([str(tmp_path / "runs")], output, pictured="1").page.read_text()
     assert page.count('class="frame"') == 1
     assert 'of run 2"' in page
+
+
+def test_a_page_and_its_table_hold_every_name_as_text(tmp_path):
+    for number, name in enumerate(HOSTILE_NAMES):
+        protocol = {**PROTOCOL, "data": name}
+        run = write_run(tmp_path / "runs" / str(number), name=name, reason=name, protocol=protocol)
+        if number % 5 == 0:
+            write_curves(run)
+    report = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    assert report.num_runs == len(HOSTILE_NAMES)
+    page = Page(report.page.read_text(encoding="utf-8"))
+    tags = [tag for tag, _ in page.elements]
+    assert (tags.count("script"), tags.count("img")) == (1, 0)
+    assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
+    text = "".join(page.text)  # in which reading has made a return a new line
+    for name in HOSTILE_NAMES:
+        assert name.encode("utf-8", "replace").decode().replace("\r", "\n").strip()[:20] in text
+    with report.results.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 1 + len(HOSTILE_NAMES)
+    assert not [cell for row in rows for cell in row[1:6] if cell.startswith(("=", "+", "@", "\t"))]
