@@ -97,7 +97,8 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
 
     from ldm_lightning import build
     from ldm_lightning.hardware import prepare_networks
-    from ldm_lightning.utils.checkpoint import check_fits, stored_weights
+    from ldm_lightning.update_loop import check_length
+    from ldm_lightning.utils.checkpoint import check_fits, stored_content
     from ldm_lightning.utils.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
 
@@ -120,7 +121,9 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     resumes = continues and last.is_file()
     loaded = None
     if resumes:  # before config.yaml is replaced by one that may not fit
-        check_fits(module, stored_weights(last), last)
+        content = stored_content(last)
+        check_fits(module, content["state_dict"], last)
+        check_length(cfg.max_steps, done=content["global_step"], path=last)
     elif cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
     if cfg.train:
