@@ -23,7 +23,7 @@ from ldm_lightning.data.latent_cache import (
     shard_name,
     write_shard,
 )
-from ldm_lightning.data.module import use_one_thread
+from ldm_lightning.data.loaders import use_one_thread
 from ldm_lightning.data.samples import ImageDataset, collate
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.utils.content import FileHashes
