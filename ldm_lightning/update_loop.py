@@ -71,7 +71,7 @@ class UpdateLoop(_FitLoop):
         self.epoch_progress = _Progress(*(_ProcessedTracker(ready=1, started=1) for _ in range(2)))
         done = dict.fromkeys(("ready", "started", "processed", "completed"), num_batches)
         self.epoch_loop.batch_progress = _BatchProgress(
-            *(_ProcessedTracker(**done) for _ in range(2))
+            total=_ProcessedTracker(**done), current=_ProcessedTracker(**done)
         )
         self.validation_loop.batch_progress = _BatchProgress()
 

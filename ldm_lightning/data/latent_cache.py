@@ -26,6 +26,7 @@ from torch import Tensor
 from ldm_lightning.utils.facts import Fact, check_facts
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.hashing import canonical_json, hash_json, hash_tensors
+from ldm_lightning.utils.small_files import read_json
 
 FORMAT = 2
 """Raised whenever an older reader would misunderstand a newer file."""
@@ -113,7 +114,7 @@ class LatentIndex:
                 f"ldm_lightning.encode checkpoint=... output={folder.parent}"
             )
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path, dict)
             version = stored.pop("format")
             if version != FORMAT:
                 raise LatentCacheError(

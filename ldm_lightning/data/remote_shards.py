@@ -132,8 +132,9 @@ class RemoteShards:
     def identified_by(self, shards: Sequence[str]) -> str:
         """What the store tells another content at the same place by; the weakest of its shards."""
         validators = {self._shards[url].validator for url in shards}
-        weakest = next(name for name in ("size", "time and size", "version") if name in validators)
-        return "content" if weakest == "version" else f"content, as long as {weakest} stay"
+        if "size" in validators:
+            return "content, as long as size stays"
+        return "content, as long as time and size stay" if validators != {"version"} else "content"
 
     def open(self, shard: str) -> BinaryIO:
         """Open a shard, fetched now where it is not here."""

@@ -116,7 +116,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     def batches_left(self, position: Position) -> int:
         """Full global batches from a place to the end of its epoch."""
-        return (self.num_samples - position.num_images) // self.global_batch_size
+        return max(0, self.num_samples - position.num_images) // self.global_batch_size
 
     def position_after(self, num_batches: int) -> Position:
         """The place after so many batches from ``start`` on."""

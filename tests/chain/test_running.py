@@ -1,5 +1,6 @@
 """Running a chain: what is skipped, how it ends, what it leaves behind."""
 
+import json
 import logging
 import signal
 from pathlib import Path
@@ -167,6 +168,42 @@ def test_a_chain_is_read_as_it_was_written(chain, tmp_path):
         Chain.load(moved)
     with pytest.raises(ValueError, match=r"nothing/chain\.json"):
         Chain.load(tmp_path / "nothing" / "chain.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ((0, "words", 0), "experiment=kl_f8"),
+        ((2, "words", 1), "output=/tmp"),
+        ((3, "words", 0), "hydra.run.dir=/tmp"),
+        ((1, "command"), "sample"),
+        ((1, "command"), "../../x"),
+        ((1, "name"), "../other"),
+        ((7, "name"), 3),
+        ((0, "words", 0), None),
+        ((1, "options"), ["--config-dir", "/tmp"]),
+        ((1, "options"), ["-m"]),
+    ],
+)
+def test_commands_that_do_not_follow_from_the_words_are_refused(chain, tmp_path, place, value):
+    path = tmp_path / "outputs/ldm_kl_f4_chain/now/chain.json"
+    path.parent.mkdir(parents=True)
+    chain.save(path)
+
+    def load_checked(path):
+        loaded = Chain.load(path)
+        loaded.check_options((), path)
+        loaded.check_steps(chain.steps, path)
+
+    load_checked(path)
+    stored = json.loads(path.read_text())
+    changed = stored["steps"]
+    for key in place[:-1]:
+        changed = changed[key]
+    changed[place[-1]] = value
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=str(path)):
+        load_checked(path)
 
 
 def test_exit_codes_are_those_of_a_shell():

@@ -132,31 +132,20 @@ def test_every_step_finds_the_configurations_of_the_user(start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("change", "said"),
     [
-        (("words", 0), "hydra.run.dir=/tmp"),
-        (("words", 0), "denoiser={_target_:os.mkdir,path:sprung}"),
-        (("steps", 0, "words", 0), "experiment=kl_f8"),
-        (("steps", 2, "words", 1), "output=/tmp"),
-        (("steps", 1, "command"), "sample"),
-        (("steps", 1, "name"), "../other"),
-        (("steps", 1, "options"), ["--config-dir", "/tmp"]),
-        (("steps",), []),
-        (("steps", 1, "name"), 3),
+        ({"words": ["name=small", "hydra.run.dir=/tmp"]}, "hydra.run.dir=/tmp"),
+        ({"steps": []}, "train experiment=kl_f4"),
     ],
 )
-def test_a_chain_that_was_changed_runs_nothing(start, tmp_path, place, value):
+def test_a_chain_that_was_changed_runs_nothing(start, tmp_path, change, said):
     start("name=small", latents=4)
     file = run_folder(tmp_path, "small_chain") / "chain.json"
-    stored = json.loads(file.read_text())
-    parent = stored
-    for step in place[:-1]:
-        parent = parent[step]
-    parent[place[-1]] = value
-    file.write_text(json.dumps(stored))
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
     ended, stand_in = start(f"resume={file.parent}")
     assert ended.code == 1
     assert str(file) in ended.said
+    assert said in ended.said
     assert not stand_in.steps
 
 
@@ -164,7 +153,7 @@ def test_a_chain_that_was_changed_runs_nothing(start, tmp_path, place, value):
     ("words", "said"),
     [
         (["encode.overrides=['output=elsewhere']"], "output=elsewhere"),
-        (["data.root='${oc.env:HOME}'"], "${oc.env:HOME}"),
+        (["name='${oc.env:HOME}'"], "${oc.env:HOME}"),
         (["experiment=kl_f4"], "experiment=kl_f4"),
         (["experiment=ldm_kl_f5"], "'experiment/ldm_kl_f5'"),
         (["max_stepz=3"], "'max_steps'"),

@@ -207,3 +207,23 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
     assert str(os.getpid()) in ended.said
     assert str(run) in ended.said
     assert (run / "summary.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_as_one(tmp_path, images):
+    """From the middle of an epoch, and an update: its batches are as large together."""
+    settings = {"max_steps": 12, "trainer": "ddp_cpu", "accumulate_batches": 2}
+    whole = words_for(images, "vae_f8", **settings, trainer__devices=1, data__batch_size=4)
+    assert command("train", whole, tmp_path).code == 0
+    two = words_for(images, "vae_f8", **settings, trainer__devices=2, data__batch_size=2)
+    two += ["max_steps=3", "output_dir=two"]
+    ended = process(["-m", "ldm_lightning.train", *two], tmp_path)
+    assert ended.code == 0, ended.output
+    changes = ["max_steps=12", "trainer.devices=1", "data.batch_size=4"]
+    ended = command("train", ["resume=two", *changes], tmp_path)
+    assert ended.code == 0, ended.output
+    expected, actual = (
+        {(step, name): value for step, name, value in read_metrics(run / "metrics.csv")}
+        for run in (run_folder(tmp_path, "vae_f8"), tmp_path / "two")
+    )
+    assert actual == pytest.approx(expected, rel=1e-3, abs=1e-3)

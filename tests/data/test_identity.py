@@ -177,7 +177,7 @@ def keys_of(data: MapDataModule, tmp_path: Path) -> dict[str, str]:
         "evaluation": str(EvaluationCache(tmp_path, {"data": data.protocol("val")}).path),
         "normalizer": str(statistics_path(tmp_path, first_stage_hash="a", protocol=train)),
         "latent cache": hash_json(train),
-        "resume check": loader_of(data).state_dict()["images"],
+        "resume check": loader_of(data).state_dict()["order"]["images"],
     }
 
 
@@ -276,7 +276,7 @@ def test_latents_of_other_images_are_another_training(tmp_path):
     other_pixels("flat", root)
     after = encoded(root, tmp_path / "other", cache)
     assert before.protocol("val") == again.protocol("val") != after.protocol("val")
-    states = [loader_of(data).state_dict()["images"] for data in (before, again, after)]
+    states = [loader_of(data).state_dict()["order"]["images"] for data in (before, again, after)]
     assert states[0] == states[1] != states[2]
     index = json.loads((tmp_path / "other" / "train" / "index.json").read_text())
     assert index["made_of"]["images"] == open_folder(root, cache).protocol("train")["images"]

@@ -15,9 +15,10 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 
-from ldm_lightning.data import shard_cache
+from ldm_lightning.data import remote_shards, shard_cache
 from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.data.position import Position, Stretch
+from ldm_lightning.data.remote_shards import RemoteShards
 from ldm_lightning.data.shard_cache import (
     OWN_FOLDER,
     RemoteShard,
@@ -385,9 +386,48 @@ def test_a_wait_for_another_process_has_a_bound(tmp_path, shards, monkeypatch, w
     monkeypatch.setattr(shard_cache, "MAX_WAIT_S", 0.05)
     num_bytes = shard_bytes(shards)
     cache = ShardCache(tmp_path / "cache", max_bytes=num_bytes)
-    shard = RemoteShard("failing://set/train-0000.tar", num_bytes, "")
+    shard = RemoteShard("failing://set/train-0000.tar", num_bytes, "", "size")
     name = shard.stem if waits_for == "a lock" else f"{'0' * 16}_b.tar"
     with cache.locked(name):
         (cache.folder / f"{name}.{num_bytes}.part").touch()
         with pytest.raises(ShardUnavailableError, match=str(cache.folder)):
             cache.fetch(shard)
+
+
+class Told:
+    """A file system that says certain things of a file."""
+
+    def __init__(self, **facts):
+        self.info = lambda path: {"size": 9, **facts}
+
+
+@pytest.mark.parametrize(
+    ("facts", "other", "validator"),
+    [
+        ({"ETag": "a", "mtime": 1}, {"ETag": "b", "mtime": 1}, "version"),
+        ({"md5Hash": "a"}, {"md5Hash": "b"}, "version"),
+        ({"generation": 1}, {"generation": 2}, "version"),
+        ({"Last-Modified": "a"}, {"Last-Modified": "b"}, "time and size"),
+        ({"mtime": 1.5, "created": 1}, {"mtime": 1.5, "created": 2}, "time and size"),
+        ({"mtime": 1.5, "ino": 1}, {"mtime": 1.5, "ino": 2}, "time and size"),
+        ({}, {"size": 10}, "size"),
+    ],
+)
+def test_another_version_is_another_shard_and_what_tells_it_is_named(
+    monkeypatch, facts, other, validator
+):
+    shards = []
+    for told in (facts, facts, other):
+        monkeypatch.setattr(remote_shards, "_filesystem", lambda url, t=told: (Told(**t), url))
+        shards.append(remote_shards._describe("x://a.tar"))
+    assert [shard.validator for shard in shards] == [validator] * 3
+    assert shards[0].stem == shards[1].stem != shards[2].stem
+
+
+def test_a_figure_names_the_weakest_of_what_its_shards_are_told_by(tmp_path):
+    store = RemoteShards(ShardCache(tmp_path, max_bytes=1))
+    kinds = ("version", "time and size", "size")
+    store._shards = {kind: RemoteShard(kind, 1, "", kind) for kind in kinds}
+    assert store.identified_by(kinds[:1]) == "content"
+    assert store.identified_by(kinds[:2]) == "content, as long as time and size stay"
+    assert store.identified_by(kinds) == "content, as long as size stays"

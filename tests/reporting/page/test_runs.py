@@ -197,14 +197,13 @@ def test_numbers_that_nothing_measures_are_no_metrics(tmp_path, value):
     assert run.seconds is None
 
 
-def test_a_configuration_without_end_is_cut(tmp_path):
+def test_a_summary_without_end_is_unreadable(tmp_path):
     deep = {}
     for _ in range(300):
         deep = {"a": deep}
     edit(write_run(tmp_path / "run"), config=deep)
-    ((key, value),) = read_run(tmp_path / "run").settings.items()
-    assert key.count(".") < 30
-    assert value.startswith("{")
+    run = read_run(tmp_path / "run")
+    assert (run.state, run.settings) == ("unreadable", {})
 
 
 def test_a_summary_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
@@ -213,7 +212,7 @@ def test_a_summary_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
     def refused(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.open", refused)
+    monkeypatch.setattr("os.open", refused)
     run = read_run(tmp_path / "run")
     assert (run.state, "[Errno 13]" in run.reason) == ("unreadable", True)
 
