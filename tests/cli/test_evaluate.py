@@ -96,6 +96,7 @@ def evaluated_by_two(folder, *words):
     return summary_of(run_folder(folder, "evaluate"))  # there is one
 
 
+@pytest.mark.slow
 def test_two_processes_measure_a_checkpoint_as_one(run, tmp_path):
     words = (f"checkpoint={run}", "precision=64", "data.num_val_images=7")
     for folder in ("one", "two"):
