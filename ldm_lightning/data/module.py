@@ -1,5 +1,6 @@
 """The LightningDataModules of all data sets."""
 
+import math
 import os
 import tempfile
 from abc import abstractmethod
@@ -7,15 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from lightning.pytorch import LightningDataModule
+from torch.utils.data import BatchSampler
 
-from ldm_lightning.data.loaders import EvaluationLoader, TrainLoader, use_one_thread
+from ldm_lightning.data.evaluation_loader import EvaluationLoader
 from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
-from ldm_lightning.data.sampling import EpochCounts, EvaluationSampler, TrainBatchSampler
+from ldm_lightning.data.sampling import (
+    EpochCounts,
+    EvaluationSampler,
+    TrainBatchSampler,
+    evaluated_indices,
+)
 from ldm_lightning.data.shard_order import ShardBatchSampler, ShardShuffle
+from ldm_lightning.data.train_loader import TrainLoader
+from ldm_lightning.data.workers import TIMEOUT_SECONDS, check_shared_memory
 from ldm_lightning.utils.distributed import num_processes, process_rank
-from ldm_lightning.utils.random import derive_seed
 
 DatasetT = TypeVar("DatasetT", bound=MapDataset)
 
@@ -34,9 +41,10 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         val_batch_size: Evaluation images per process and batch.
         num_workers: Processes that read images, for each loader; 0 reads in the main process.
         seed: The run's seed.
-        max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names;
-            None evaluates all.
+        max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names,
+            with all windows of each; None evaluates all.
         shuffle: Shards to go through group by group; None shuffles all images together.
+        worker_timeout_seconds: Longest wait for a batch from a worker process.
 
     Attributes:
         collate_fn: Joins samples to a batch; None where none of them could be read.
@@ -58,8 +66,13 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         seed: int,
         max_val_images: int | None,
         shuffle: ShardShuffle | None = None,
+        worker_timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         super().__init__()
+        if worker_timeout_seconds <= 0:
+            raise ValueError(
+                f"data.worker_timeout_seconds must be positive, got {worker_timeout_seconds}."
+            )
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("val_batch_size", val_batch_size, 1),
@@ -75,10 +88,16 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         self.num_workers = num_workers
         self.seed = seed
         self.shuffle = shuffle
+        self.worker_timeout_seconds = worker_timeout_seconds
         self.num_classes = train_dataset.num_classes
         self.class_names = train_dataset.class_names
         self.num_train_batches: int | None = None
-        self.val_indices = _evaluated_indices(val_dataset, max_val_images)
+        self.val_indices = evaluated_indices(
+            len(val_dataset),
+            val_dataset.key,
+            windows_per_image=val_dataset.windows_per_image,
+            max_images=max_val_images,
+        )
         self._bad_files_path: Path | None = None
 
     @property
@@ -119,7 +138,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         """
         if self.num_train_batches is None:
             raise ValueError("Set num_train_batches of the data module before fitting.")
-        self._prepare_workers()
+        self._prepare_workers(training=True)
         if self.shuffle is not None:
             self.shuffle.check_processes(self.trainer.num_devices if self.trainer else 1)
         return TrainLoader(
@@ -132,17 +151,16 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
     def val_dataloader(self) -> EvaluationLoader:
         """Each evaluated image once over all processes; the last batch may be short."""
         self._prepare_workers()
+        own = EvaluationSampler(
+            self.val_indices, rank=process_rank(), num_processes=num_processes()
+        )
         return EvaluationLoader(
             self.val_dataset,  # type: ignore[arg-type]
-            batch_size=self.val_batch_size,
-            sampler=EvaluationSampler(
-                self.val_indices, rank=process_rank(), num_processes=num_processes()
-            ),
+            batch_sampler=BatchSampler(own, self.val_batch_size, drop_last=False),  # type: ignore[arg-type]
+            collate=self.collate_fn,
             num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=use_one_thread,
-            persistent_workers=self.num_workers > 0,
+            timeout_seconds=self.worker_timeout_seconds,
+            persistent=True,
         )
 
     def test_dataloader(self) -> EvaluationLoader:
@@ -191,12 +209,18 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         num_seen = sampler.batches_per_epoch * sampler.global_batch_size
         return EpochCounts(
             num_train_images=len(self.train_dataset),
-            num_val_images=len(self.val_dataset),
-            num_evaluated_images=len(self.val_indices),
+            num_val_images=len(self.val_dataset) // self.val_dataset.windows_per_image,
+            num_evaluated_images=len(self.val_indices) // self.val_dataset.windows_per_image,
+            windows_per_image=self.val_dataset.windows_per_image,
             global_batch_size=sampler.global_batch_size,
             batches_per_epoch=sampler.batches_per_epoch,
             dropped_per_epoch=len(self.train_dataset) - num_seen,
         )
+
+    def classes_without_images(self) -> list[int]:
+        """Ids of the classes of which no image is trained on."""
+        counts = self.train_dataset.class_counts()
+        return [label for label, count in enumerate(counts or ()) if count == 0]
 
     def indices(self, split: str) -> list[int]:
         """Samples of a split: all to train on, those that are evaluated."""
@@ -226,7 +250,30 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
             num_processes=num_processes,
         )
 
-    def _prepare_workers(self) -> None:
+    @property
+    @abstractmethod
+    def sample_bytes(self) -> int:
+        """Size of one sample's tensors in a batch."""
+
+    def check_workers(self, *, training: bool, num_devices: int) -> None:
+        """Require room in shared memory for what workers hand over.
+
+        Args:
+            training: Whether there will be training batches besides those of validation.
+            num_devices: Processes of this machine.
+
+        Raises:
+            WorkerError: Naming what is needed and what is free.
+        """
+        size = min(self.val_batch_size, len(self.val_indices))
+        size += self.batch_size if training else 0
+        check_shared_memory(
+            size * self.sample_bytes, num_workers=self.num_workers, num_groups=num_devices
+        )
+
+    def _prepare_workers(self, *, training: bool = False) -> None:
+        num_devices = self.trainer.num_devices if self.trainer else 1
+        self.check_workers(training=training, num_devices=num_devices)
         if self.num_workers > 0:
             _ = (
                 self.bad_files_path
@@ -237,6 +284,11 @@ class ImageDataModule(MapDataModule[ImageDataset]):
     """Batches of images, as ``collate`` joins them."""
 
     collate_fn = staticmethod(collate)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of an image in float32."""
+        return 4 * self.image_channels * math.prod(self.resolution)
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -253,23 +305,18 @@ class ImageDataModule(MapDataModule[ImageDataset]):
         self._prepare_workers()
         return EvaluationLoader(
             self.train_dataset.without_augmentation(),  # type: ignore[arg-type]
-            batch_size=self.val_batch_size,
-            sampler=EvaluationSampler(self.indices("train"), rank=0, num_processes=1),
+            batch_sampler=BatchSampler(
+                EvaluationSampler(self.indices("train"), rank=0, num_processes=1),  # type: ignore[arg-type]
+                self.val_batch_size,
+                drop_last=False,
+            ),
+            collate=self.collate_fn,
             num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            worker_init_fn=use_one_thread,
+            timeout_seconds=self.worker_timeout_seconds,
+            persistent=False,
         )
 
     def protocol(self, split: str) -> dict[str, str | int | float]:
         """Describe what a figure on this split was measured on; see ``MapDataModule``."""
         indices = self.indices(split)
         return image_facts(self.train_dataset if split == "train" else self.val_dataset, indices)
-
-
-def _evaluated_indices(dataset: MapDataset, max_images: int | None) -> list[int]:
-    """All indices, or the ``max_images`` whose names have the smallest hash, in order."""
-    indices = list(range(len(dataset)))
-    if max_images is None or max_images >= len(indices):
-        return indices
-    indices.sort(key=lambda index: derive_seed("subset", dataset.key(index)))
-    return sorted(indices[:max_images])

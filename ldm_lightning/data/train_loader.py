@@ -1,16 +1,13 @@
-"""Loaders of training and evaluation batches; the first resumes at any image."""
+"""Loader of training batches, which goes on at any image."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch.utils.data import DataLoader
 
 from ldm_lightning.data.position import Position
 from ldm_lightning.data.sampling import TrainBatchSampler
+from ldm_lightning.data.workers import WorkerLoader
 
 if TYPE_CHECKING:
     from ldm_lightning.data.module import MapDataModule
@@ -18,26 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def use_one_thread(_worker: int) -> None:
-    """Keep a worker process from starting as many threads as there are cores."""
-    torch.set_num_threads(1)
-
-
-class EvaluationLoader(DataLoader):
-    """Passes over batches of which no image could be read."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        return (batch for batch in super().__iter__() if batch is not None)
-
-    def __len__(self) -> int:
-        """Batches, those that are passed over included; 1 where a process has none.
-
-        Lightning leaves a validation without batches out, and with it what processes do together.
-        """
-        return max(1, super().__len__())
-
-
-class TrainLoader(DataLoader):
+class TrainLoader(WorkerLoader):
     """Loader whose position Lightning stores in checkpoints.
 
     Lightning calls ``state_dict`` when it saves, and ``load_state_dict`` before it makes the first
@@ -55,11 +33,10 @@ class TrainLoader(DataLoader):
         super().__init__(
             data_module.train_dataset,
             batch_sampler=batch_sampler,
+            collate=data_module.collate_fn,
             num_workers=data_module.num_workers,
-            collate_fn=data_module.collate_fn,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=use_one_thread,
-            persistent_workers=data_module.num_workers > 0,
+            timeout_seconds=data_module.worker_timeout_seconds,
+            persistent=True,
         )
         self._data_module = data_module
         self._train_sampler = batch_sampler
