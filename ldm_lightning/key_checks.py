@@ -52,6 +52,7 @@ def check_keys(
 def _defaults(command: str, choices: Mapping[str, str | None]) -> Any:
     """Every key of a command with its default, before an experiment or a scale changes it."""
     own = OmegaConf.load(CONF_DIR / f"{command}.yaml")
+    assert isinstance(own, DictConfig)
     trains = "base" in own.defaults
     overrides = [
         f"{'+' if group == FOLLOWING_GROUP else ''}{group}={choice}"
@@ -87,17 +88,21 @@ def _given_values(cfg: DictConfig, reference: Any) -> Any:
     return given(OmegaConf.to_container(cfg), reference, "")
 
 
-def _expand_homes(cfg: DictConfig, prefix: str = "", *, root: DictConfig | None = None) -> None:
+def _expand_homes(cfg: DictConfig, prefix: str = "") -> None:
     """Put the home in the place of ``~`` in every path; words of the command line had it put in."""
-    for name in cfg:
-        key, node = f"{prefix}{name}", cfg._get_node(name)
-        value = None if node is None or OmegaConf.is_missing(cfg, name) else node._value()  # type: ignore[union-attr]
-        if isinstance(node, DictConfig) and not node._is_none():
-            _expand_homes(node, f"{key}.")
-        elif is_path(key) and isinstance(value, str) and value.startswith("~"):
+    for name in map(str, cfg):
+        key = f"{prefix}{name}"
+        if OmegaConf.is_missing(cfg, name) or OmegaConf.is_interpolation(cfg, name):
+            continue  # an interpolation of another path finds it expanded
+        value = cfg[name]
+        if isinstance(value, DictConfig):
+            _expand_homes(value, f"{key}.")
+        elif is_path(key) and isinstance(value, str):
             cfg[name] = expanded(value, key=key)
-        elif is_path(key) and isinstance(node, ListConfig):
-            cfg[name] = [expanded(str(path), key=key) for path in node]
+        elif is_path(key) and isinstance(value, ListConfig):
+            cfg[name] = [
+                expanded(path, key=key) if isinstance(path, str) else path for path in value
+            ]
 
 
 def _unknown_keys(value: Any, reference: Any, *, prefix: str) -> list[tuple[str, list[str]]]:

@@ -113,8 +113,9 @@ def _check_same_words(words: list[str], chain: Chain) -> None:
 def _check_stored(chain: Chain, runtime: HydraConf, path: Path) -> None:
     """Refuse a file whose words a chain may not hold, or whose commands do not follow from them."""
     check_words(chain.words, source=path)
-    cfg, choices = _composed("pipeline", chain.words)
     options = tuple(config_dir_words(runtime))
+    chain.check_options(options, path)
+    cfg, choices = _composed("pipeline", chain.words)
     chain.check_steps(_steps(cfg, choices, chain.words, Path(chain.folder), options), path)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from ldm_lightning.chain.steps import Step, continued, path_word
 from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.reporting.table import print_metrics
+from ldm_lightning.utils.facts import count_told
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.small_files import read_json
@@ -93,7 +94,7 @@ class Chain:
                 f"with python -m ldm_lightning.train resume={path.parent}."
             )
         try:
-            stored = read_json(path)
+            stored = read_json(path, dict)
             steps = tuple(
                 Step(
                     _text(step["name"]),
@@ -135,9 +136,26 @@ class Chain:
         stored, wanted = next(pair for pair in pairs if pair[0] != pair[1])
         raise ValueError(
             f"{path} holds other commands than its words lead to: {stored and stored.line} instead "
-            f"of {wanted and wanted.line}. Give --config-dir as at the start; if the file or conf/ "
-            "has changed, start a new chain."
+            f"of {wanted and wanted.line}. The file or conf/ has changed: start a new chain."
         )
+
+    def check_options(self, options: tuple[str, ...], path: Path) -> None:
+        """Refuse to take a folder of configurations from a file: the command line gives it again.
+
+        Args:
+            options: ``--config-dir`` and its folder, as this command has them.
+            path: Of the file, for the message.
+
+        Raises:
+            ValueError: With the options of the file.
+        """
+        other = {step.options for step in self.steps} - {options}
+        if other:
+            stored, given = (shlex.join(words) or "no option" for words in (min(other), options))
+            raise ValueError(
+                f"{path} was started with {stored}, and this command has {given}: continue it with "
+                "the same, if you trust what is in that folder."
+            )
 
 
 def _text(value: object) -> str:
@@ -230,7 +248,7 @@ def _finish(run_folder: RunFolder) -> None:
         {name: value for name, value in metrics.items() if name in protocol},
         {name: metric.meaning for name, metric in METRICS.items()},
         title="test: reconstructions; gen: samples; prior: decoded noise, to be beaten",
-        counts={name: entry["num_images"] for name, entry in protocol.items()},
+        counts={name: count_told(entry) for name, entry in protocol.items()},
     )
     for what, file in PICTURES.items():
         if (run_folder.path / file).is_file():

@@ -76,18 +76,23 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of each parameter, in its shape, beside the number of its steps."""
 
 
-def check_continues(path: Path, *, trainer: pl.Trainer, module: UpdatingModule) -> None:
-    """Refuse a checkpoint that the run cannot be continued from exactly.
+def check_continues(path: Path, *, trainer: pl.Trainer, module: UpdatingModule) -> dict[str, Any]:
+    """Refuse a checkpoint that the run cannot be continued from exactly; return what it holds.
 
     Args:
         path: The file; its shards are looked at too.
         trainer: Not fitted yet.
         module: Would receive it; is not changed.
 
+    Returns:
+        Its content, tensors on the meta device.
+
     Raises:
         CheckpointError: Naming the file, the key, what it holds and what belongs there.
     """
-    check_content(stored_content(path), path, trainer=trainer, module=module)
+    content = stored_content(path)
+    check_content(content, path, trainer=trainer, module=module)
+    return content
 
 
 def check_content(
