@@ -13,7 +13,7 @@ from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
-from ldm_lightning.utils.contents import COUNT, MAPPING, SIZE, check, optional
+from ldm_lightning.utils.contents import COUNT, MAPPING, SIZE, OrNone, check
 from ldm_lightning.utils.errors import CheckpointError, error_line
 from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.run_folder import find_checkpoint
@@ -129,7 +129,7 @@ def _description(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     try:
         check(content["first_stage"], DESCRIPTION, "first_stage")
-        check(content.get("global_step"), optional(COUNT), "global_step")
+        check(content.get("global_step"), OrNone(COUNT), "global_step")
     except ValueError as error:
         raise CheckpointError(f"checkpoint={path} is damaged: {error}.") from error
     return dict(content["first_stage"])

@@ -17,7 +17,15 @@ from ldm_lightning.first_stage import open_first_stage
 from ldm_lightning.sampler.images import ImageSampler
 from ldm_lightning.second_stage import Networks
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
-from ldm_lightning.utils.contents import COUNT, MAPPING, SIZE, TEXT, check, optional
+from ldm_lightning.utils.contents import (
+    CLASSES,
+    COUNT,
+    MAPPING,
+    SIZE,
+    TEXT,
+    OrNone,
+    check,
+)
 from ldm_lightning.utils.errors import CheckpointError, error_line
 from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.run_folder import find_checkpoint
@@ -26,6 +34,7 @@ DESCRIPTION = {
     **dict.fromkeys(("denoiser", "conditioner", "diffusion", "sampler", "normalizer"), MAPPING),
     "resolution": SIZE,
     "image_channels": COUNT,
+    "classes": OrNone(CLASSES),
     "first_stage": {"path": TEXT, "weights": TEXT, "hash": TEXT},
 }
 """What a checkpoint says of its second stage."""
@@ -90,7 +99,7 @@ def open_second_stage(
         )
     try:
         check(content["second_stage"], DESCRIPTION, "second_stage")
-        check(content.get("global_step"), optional(COUNT), "global_step")
+        check(content.get("global_step"), OrNone(COUNT), "global_step")
         stored = dict(content["second_stage"])
         normalizer = LatentNormalizer.from_dict(stored["normalizer"])
         with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded

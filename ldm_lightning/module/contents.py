@@ -4,6 +4,7 @@ torch and Lightning look at little of it: a state of another shape crashes the p
 optimizer, a missing one trains on with fresh moments, and a counter that is text fails later.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,35 @@ from torch.optim import Optimizer
 
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.module.autoencoder import AutoencoderModule
+from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.updating import UpdatingModule
 from ldm_lightning.utils.checkpoint import check_fits, stored_content
 from ldm_lightning.utils.contents import (
     ANYTHING,
+    CLASSES,
     COUNT,
     MAPPING,
     NUMBER,
     TEXT,
     Each,
+    Leaf,
     ListOf,
+    OrNone,
     check,
     check_tensors,
     like,
-    one_of,
-    optional,
 )
 from ldm_lightning.utils.errors import CheckpointError
+
+VERSION = Leaf(
+    "a version such as 2.6.6",
+    lambda value: isinstance(value, str) and re.match(r"\d+\.\d+", value) is not None,
+)
 
 RUN = {
     "epoch": COUNT,
     "global_step": COUNT,
-    "pytorch-lightning_version": TEXT,
+    "pytorch-lightning_version": VERSION,
     "state_dict": MAPPING,
     "loops": MAPPING,
     "callbacks": MAPPING,
@@ -48,7 +56,7 @@ RUN = {
 LOADER = {
     "epoch": COUNT,
     "seen": ListOf(ListOf(COUNT, 2)),
-    "order": Each(one_of(COUNT, TEXT)),
+    "order": {"images": TEXT, "seed": COUNT},
 }
 """Place in the training images; see ``data/position.py``."""
 
@@ -60,7 +68,7 @@ CALLBACKS = {
         "seconds": {"data_s": NUMBER, "step_s": NUMBER, "validation_s": NUMBER},
         "num_images": COUNT,
     },
-    "Checkpointing": {"best_value": optional(NUMBER), "best_step": optional(COUNT)},
+    "Checkpointing": {"best_value": OrNone(NUMBER), "best_step": OrNone(COUNT)},
 }
 """What callbacks keep, by the key that Lightning stores it under."""
 
@@ -69,7 +77,19 @@ ALWAYS = ("RunSummary", "Checkpointing")
 
 SECOND_STAGE = {
     "first_stage": {"path": TEXT, "hash": TEXT, "weights": TEXT},
-    "normalizer": MAPPING,
+    "normalizer": {
+        "shift": ListOf(NUMBER),
+        "scale": ListOf(NUMBER),
+        "origin": OrNone(
+            {
+                "mode": TEXT,
+                "first_stage_hash": TEXT,
+                "num_images": COUNT,
+                "protocol": MAPPING,
+            }
+        ),
+    },
+    "classes": OrNone(CLASSES),
 }
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -122,8 +142,13 @@ def _check_loops(content: Mapping[str, Any], trainer: pl.Trainer) -> None:
     loop, place = content["loops"].get("fit_loop"), "loops.fit_loop"
     rule = like(trainer.fit_loop.state_dict(), integer=COUNT)
     rule["state_dict"] = {"combined_loader": ListOf(LOADER, 1)}
-    rule["epoch_loop.val_loop.state_dict"] = {"validated_step": optional(COUNT)}
+    for name in ("epoch_loop.val_loop", "validation_loop"):
+        if f"{name}.state_dict" in rule:
+            rule[f"{name}.state_dict"] = {"validated_step": OrNone(COUNT)}
     check(loop, rule, place)
+    (position,) = loop["state_dict"]["combined_loader"]
+    if content["global_step"] and not position["epoch"] and not position["seen"]:
+        raise ValueError(f"{place}.state_dict.combined_loader[0].seen is empty")
     counted = loop["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]
     if counted != content["global_step"]:
         raise ValueError(
@@ -168,6 +193,9 @@ def _check_callbacks(stored: Mapping[str, Any], trainer: pl.Trainer) -> None:
         if key not in stored:
             raise ValueError(f"callbacks.{key} is missing")
         check(stored[key], CALLBACKS.get(key, like(own)), f"callbacks.{key}")
+    best = stored.get("Checkpointing")
+    if best and (best["best_value"] is None) != (best["best_step"] is None):
+        raise ValueError("callbacks.Checkpointing holds one of best_value and best_step alone")
 
 
 def _check_average(content: Mapping[str, Any], trainer: pl.Trainer, module: UpdatingModule) -> None:
@@ -194,5 +222,6 @@ def _check_description(content: Mapping[str, Any], module: UpdatingModule) -> No
     if key == "second_stage":
         rule |= SECOND_STAGE  # type: ignore[arg-type]
     check(content.get(key), rule, key)
-    if key == "second_stage":
+    if isinstance(module, DiffusionModule):
+        module.first_stage.check_weights(content[key]["first_stage"]["hash"])
         LatentNormalizer.from_dict(content[key]["normalizer"])

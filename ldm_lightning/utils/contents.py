@@ -1,7 +1,7 @@
 """Rules about nested plain values: what stands where, of which type.
 
 A rule is a ``Leaf``, a dict of rules by key (all of which must be there; others may be too),
-``Each`` for any keys with values alike, or ``ListOf``.
+``Each`` for any keys with values alike, ``ListOf``, or ``OrNone``.
 """
 
 import reprlib
@@ -35,6 +35,13 @@ class ListOf:
     length: int | None = None
 
 
+@dataclass(frozen=True)
+class OrNone:
+    """A value of a rule, or None."""
+
+    rule: Any
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -56,22 +63,15 @@ SIZE = Leaf(
 )
 
 
-def optional(leaf: Leaf) -> Leaf:
-    """The same, or None."""
-    return Leaf(f"{leaf.what} or None", lambda value: value is None or leaf.fits(value))
-
-
-def one_of(*leaves: Leaf) -> Leaf:
-    """One of several."""
-    what = " or ".join(leaf.what for leaf in leaves)
-    return Leaf(what, lambda value: any(leaf.fits(value) for leaf in leaves))
+CLASSES = {"names": OrNone(ListOf(TEXT)), "without_images": ListOf(COUNT)}
+"""What a second stage says of its classes."""
 
 
 def like(value: Any, *, integer: Leaf = NUMBER) -> Any:
     """The rule that a value of the same kind keeps, such as a fresh object's state.
 
     Args:
-        value: Nested plain values; in place of None anything may stand.
+        value: Nested plain values; None stands for a flag that may be left open.
         integer: What may stand in place of a whole number.
     """
     if isinstance(value, dict):
@@ -81,7 +81,7 @@ def like(value: Any, *, integer: Leaf = NUMBER) -> Any:
     for kind, leaf in ((bool, FLAG), (int, integer), (float, NUMBER), (str, TEXT)):
         if isinstance(value, kind):
             return leaf
-    return ANYTHING
+    return OrNone(FLAG)
 
 
 def check(found: Any, rule: Any, place: str) -> None:
@@ -95,7 +95,10 @@ def check(found: Any, rule: Any, place: str) -> None:
     Raises:
         ValueError: Naming the first place that does not fit, what it holds and what belongs there.
     """
-    if isinstance(rule, Leaf):
+    if isinstance(rule, OrNone):
+        if found is not None:
+            check(found, rule.rule, place)
+    elif isinstance(rule, Leaf):
         if not rule.fits(found):
             raise ValueError(f"{place} is {shown(found)}; expected {rule.what}")
     elif isinstance(rule, ListOf):
