@@ -123,8 +123,11 @@ def open_second_stage(
             f"(weights={known['weights']}), formerly {known['path']}. {error} Give "
             "first_stage.checkpoint=RUN."
         ) from error
-    first_stage.check_weights(known["hash"])
-    first_stage.set_normalizer(normalizer)
+    try:
+        first_stage.check_weights(known["hash"])
+        first_stage.set_normalizer(normalizer)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint={path} does not fit its first stage: {error}") from error
     return OpenedSecondStage(
         networks,
         process,

@@ -77,18 +77,7 @@ ALWAYS = ("RunSummary", "Checkpointing")
 
 SECOND_STAGE = {
     "first_stage": {"path": TEXT, "hash": TEXT, "weights": TEXT},
-    "normalizer": {
-        "shift": ListOf(NUMBER),
-        "scale": ListOf(NUMBER),
-        "origin": OrNone(
-            {
-                "mode": TEXT,
-                "first_stage_hash": TEXT,
-                "num_images": COUNT,
-                "protocol": MAPPING,
-            }
-        ),
-    },
+    "normalizer": MAPPING,
     "classes": OrNone(CLASSES),
 }
 

@@ -203,9 +203,10 @@ def test_every_damage_to_a_continued_run_is_refused_with_file_and_key(checkable,
     assert not accepted, "\n".join(map(str, accepted))
 
 
+@pytest.mark.parametrize("depth", [1, pytest.param(9, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", ["first", "second"])
 def test_every_damage_to_what_is_opened_is_refused_with_the_file_or_changes_nothing(
-    runs, checkable, stage, tmp_path
+    runs, checkable, stage, depth, tmp_path
 ):
     content, _, _ = checkable[stage]
     path = tmp_path / "damaged.ckpt"
@@ -220,7 +221,9 @@ def test_every_damage_to_what_is_opened_is_refused_with_the_file_or_changes_noth
     torch.save(content, path)
     expected, accepted, tried = opened(), [], 0
     keys = ("ema", "global_step", f"{stage}_stage")
-    for place in (place for place in places(content) if place[0] in keys):
+    for place in places(content):
+        if place[0] not in keys or len(place) > depth:
+            continue
         value = content
         for key in place:
             value = value[key]
@@ -238,7 +241,7 @@ def test_every_damage_to_what_is_opened_is_refused_with_the_file_or_changes_noth
             except ValueError as error:
                 if "damaged.ckpt" not in str(error):
                     accepted.append((place, name, str(error)))
-    assert tried > 25
+    assert tried > 10
     assert not accepted, "\n".join(map(str, accepted))
 
 
