@@ -23,6 +23,7 @@ from ldm_lightning.utils.contents import (
     MAPPING,
     SIZE,
     TEXT,
+    IfThere,
     OrNone,
     check,
 )
@@ -34,7 +35,7 @@ DESCRIPTION = {
     **dict.fromkeys(("denoiser", "conditioner", "diffusion", "sampler", "normalizer"), MAPPING),
     "resolution": SIZE,
     "image_channels": COUNT,
-    "classes": OrNone(CLASSES),
+    "classes": IfThere(CLASSES),
     "first_stage": {"path": TEXT, "weights": TEXT, "hash": TEXT},
 }
 """What a checkpoint says of its second stage."""

@@ -64,8 +64,7 @@ HARMLESS = {
         (("loops", "fit_loop", f"{loop}.state_dict", "validated_step"), "none")
         for loop in ("epoch_loop.val_loop", "validation_loop")
     ),
-    # a model without classes, or of unnamed ones; names are compared with the data's
-    (("second_stage", "classes"), "none"),
+    # classes without names; names are compared with the data's
     *((("second_stage", "classes", "names"), way) for way in ("none", "empty")),
     *((("second_stage", "classes", "names", 0), way) for way in ("removed", "text")),
     # the latents are not normalized
@@ -144,7 +143,7 @@ def runs(tmp_path_factory):
     first = run_folder(folder, "vq_f8")
     words = tiny_second(
         first, max_steps=2, trainer__precision=32, downsampling_factor=8, validation__num_samples=0,
-        monitor="val/loss",
+        monitor="val/loss", conditioner="class_label",
     )  # fmt: skip
     ended = command("train", words, folder)
     assert ended.code == 0, ended.output
