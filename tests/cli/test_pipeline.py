@@ -161,7 +161,6 @@ def test_a_chain_that_was_changed_runs_nothing(start, tmp_path, change, said):
     ("words", "said"),
     [
         (["encode.overrides=['output=elsewhere']"], "output=elsewhere"),
-        (["name='${oc.env:HOME}'"], "${oc.env:HOME}"),
         (["experiment=kl_f4"], "experiment=kl_f4 is a first stage"),
         (["experiment=ldm_kl_f5"], "There is no 'experiment/ldm_kl_f5'; choose from"),
         (["max_stepz=3"], "Did you mean 'max_steps'?"),
