@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 from hydra.conf import HydraConf
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
@@ -26,6 +26,7 @@ from omegaconf.errors import (
 from ldm_lightning.utils.errors import ContactLostError, error_line
 from ldm_lightning.utils.launch import check_environment, launched
 from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.utils.small_files import SmallFileError
 
 log = logging.getLogger(__name__)
 
@@ -164,11 +165,17 @@ def end_noted(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # Training says itself how it ended, unless it only lost contact with the process that
-        # failed; and what was refused is as it was.
-        state = run_folder.read_summary().get("state", "running") if is_first else None
-        if state == "running" or (state == "failed" and isinstance(error, ContactLostError)):
-            stopped = isinstance(error, KeyboardInterrupt)
-            reason = {} if stopped else {"reason": error_text(error)}
-            run_folder.update_summary({"state": "interrupted" if stopped else "failed", **reason})
+        if is_first:
+            with suppress(SmallFileError):  # a damaged summary is no reason to hide the error
+                _note_end(run_folder, error)
         raise
+
+
+def _note_end(run_folder: RunFolder, error: BaseException) -> None:
+    # Training says itself how it ended, unless it only lost contact with the process that failed;
+    # and what was refused is as it was.
+    state = run_folder.read_summary().get("state", "running")
+    if state == "running" or (state == "failed" and isinstance(error, ContactLostError)):
+        stopped = isinstance(error, KeyboardInterrupt)
+        reason = {} if stopped else {"reason": error_text(error)}
+        run_folder.update_summary({"state": "interrupted" if stopped else "failed", **reason})

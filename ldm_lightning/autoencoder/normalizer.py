@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ldm_lightning.utils.facts import Fact, check_facts
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.hashing import hash_json
+from ldm_lightning.utils.small_files import read_json
 
 MODES = ("identity", "scalar", "channel")
 
@@ -100,7 +101,7 @@ class StoredStatistics:
             ValueError: If it is missing or damaged.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(read_json(path, dict))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"The statistics of latents in {path} cannot be read ({error}). Delete the "

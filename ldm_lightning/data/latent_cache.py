@@ -26,6 +26,7 @@ from torch import Tensor
 from ldm_lightning.utils.facts import Fact, check_facts
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.hashing import canonical_json, hash_json, hash_tensors
+from ldm_lightning.utils.small_files import read_json
 
 FORMAT = 2
 """Raised whenever an older reader would misunderstand a newer file."""
@@ -113,7 +114,7 @@ class LatentIndex:
                 f"ldm_lightning.encode checkpoint=... output={folder.parent}"
             )
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path, dict)
             version = stored.pop("format")
             if version != FORMAT:
                 raise LatentCacheError(
@@ -213,6 +214,10 @@ class ShardReader:
         """Class of a sample."""
         return int(self._column("label")[row])
 
+    def labels(self) -> np.ndarray:
+        """Classes of all samples, int64 [n]."""
+        return self._column("label")
+
     def key(self, row: int) -> str:
         """Name of a sample."""
         ends = self._column("key_ends")
@@ -222,10 +227,6 @@ class ShardReader:
     def layout(self, name: str) -> tuple[str, list[int]]:
         """Type, as safetensors calls it, and shape of a tensor."""
         return str(self._slices[name].get_dtype()), list(self._slices[name].get_shape())
-
-    def labels(self) -> np.ndarray:
-        """Classes of all samples, int64 [n]."""
-        return self._column("label")
 
     def key_ends(self) -> np.ndarray:
         """Where the name of each sample ends, in bytes, int64 [n]."""

@@ -12,10 +12,17 @@ class Stretch:
     Attributes:
         num_processes: Processes that trained together.
         num_images: Images they have seen, all together.
+
+    Raises:
+        ValueError: If there are no processes, or fewer than no images.
     """
 
     num_processes: int
     num_images: int
+
+    def __post_init__(self) -> None:
+        if self.num_processes < 1 or self.num_images < 0:
+            raise ValueError(f"No process has seen part of an epoch like this: {self}.")
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class ShardBatchSampler(TrainBatchSampler):
         for stretch, following in pairwise(stretches):
             rest = (share - stretch.num_images // stretch.num_processes) * stretch.num_processes
             share = rest // following.num_processes
-        return (share - stretches[-1].num_images // self.num_processes) // self.batch_size
+        return max(0, share - stretches[-1].num_images // self.num_processes) // self.batch_size
 
     def groups(self, position: Position) -> list[Group]:
         """What this process reads from a place to the end of its epoch.

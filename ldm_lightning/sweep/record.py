@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from ldm_lightning.sweep.jobs import Job
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.locking import sole_holder
+from ldm_lightning.utils.small_files import read_json
 
 
 @contextmanager
@@ -37,9 +39,9 @@ def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, module: str, threads
     """
     path = sweep_folder / "sweep.json"
     stored: dict[str, dict[str, list[str]]] = {}
-    if path.is_file():
+    if os.path.lexists(path):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path, dict)
             before, stored = int(record["threads"]), dict(record["jobs"])
             module_before = record.get("module", module)  # records of older versions have none
         except (KeyError, TypeError, ValueError) as error:

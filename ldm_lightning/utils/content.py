@@ -152,7 +152,7 @@ class FileHashes:
             KnownContents(
                 [names[content.position] for content in contents],
                 np.array([content.state for content in contents], dtype=np.int64),
-                np.frombuffer(b"".join(content.hash for content in contents), dtype=np.uint8),
+                np.array([list(content.hash) for content in contents], dtype=np.uint8),
             ),
         )
 

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,18 +18,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+
+from ldm_lightning.utils.files import atomic_writer
+from ldm_lightning.utils.locking import try_lock
 
 logger = logging.getLogger(__name__)
 
 HASH_BYTES = 16
 STATE_NUMBERS = 4
 MAX_BYTES = 1 << 30  # about ten million files
-PARTIAL_SECONDS = 3600.0  # nobody writes for so long
+MAX_WAIT_S = 3600.0  # for another process that reads the same files
+POLL_S = 0.1
 
-# A name can hold any byte but these two.
-SEPARATOR = b"\0"
+SEPARATOR = b"\0"  # no file's name holds it
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class KnownContents:
     hashes: np.ndarray
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hashes", self.hashes.reshape(len(self.names), HASH_BYTES))
-        if self.states.shape != (len(self.names), STATE_NUMBERS):
-            raise ValueError(f"states must be [{len(self.names)}, 4], got {self.states.shape}.")
+        for values, width in ((self.states, STATE_NUMBERS), (self.hashes, HASH_BYTES)):
+            if values.shape != (len(self.names), width):
+                raise ValueError(f"Expected [{len(self.names)}, {width}], got {values.shape}.")
 
     def rows(self, names: Sequence[str]) -> np.ndarray:
         """Row of each name, -1 where there is none: int64 [N]."""
@@ -87,7 +90,7 @@ class ContentStore:
         except OSError as error:
             _say_not_kept(self.folder, str(error.strerror or error))
             return None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             logger.warning("%s is not used (%s): the files are read again.", path, error)
             return None
         with suppress(OSError):
@@ -117,54 +120,43 @@ class ContentStore:
 
     @contextmanager
     def turn(self, root: str) -> Iterator[None]:
-        """Let one process at a time read the files of a folder; a killed one gives way at once."""
+        """Let one process at a time read the files of a folder; a killed one gives way at once.
+
+        Where there are no locks, or the other process takes longer than ``MAX_WAIT_S``, each reads
+        for itself.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = self._path(root).with_suffix(".lock").open("wb")
+            file = self._path(root).with_suffix(".lock").open("wb")
         except OSError as error:
             _say_not_kept(self.folder, str(error.strerror or error))
             yield
             return
-        with lock:
-            try:
-                _lock(lock.fileno(), root)
-            except OSError:  # a file system without locks: each reads for itself
-                yield
-                return
+        with file:
+            _wait_for(file, root)
             try:
                 yield
             finally:
-                # Closing is not enough where a process was forked meanwhile.
-                fcntl.flock(lock, fcntl.LOCK_UN)
+                with suppress(OSError):
+                    # Closing is not enough where a process was forked meanwhile.
+                    fcntl.flock(file, fcntl.LOCK_UN)
 
     def _path(self, root: str) -> Path:
         name = hashlib.sha256(os.fsencode(root)).hexdigest()[:32]
         return self.folder / f"files_{name}.npz"
 
     def _write(self, path: Path, known: KnownContents) -> None:
-        # A temporary file of its own: where there are no locks, several may write at once.
-        descriptor, partial = tempfile.mkstemp(dir=self.folder, prefix=".files_", suffix=".partial")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                names = SEPARATOR.join(map(os.fsencode, known.names))
-                np.savez(
-                    file,
-                    names=np.frombuffer(names, dtype=np.uint8),
-                    states=known.states,
-                    hashes=known.hashes,
-                )
-            os.replace(partial, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(partial)
-            raise
+        with atomic_writer(path) as file:
+            names = SEPARATOR.join(map(os.fsencode, known.names))
+            np.savez(
+                file,
+                names=np.frombuffer(names, dtype=np.uint8),
+                states=known.states,
+                hashes=known.hashes,
+            )
 
     def _make_room(self, newest: Path) -> None:
         """Delete what was used longest ago until at most ``MAX_BYTES`` are left."""
-        for partial in self.folder.glob(".files_*.partial"):  # of processes that were killed
-            with suppress(OSError):
-                if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
-                    partial.unlink()
         found = []
         for path in self.folder.glob("files_*.npz"):
             with suppress(OSError):
@@ -179,13 +171,20 @@ class ContentStore:
                 surplus -= size
 
 
-def _lock(descriptor: int, root: str) -> None:
-    """Wait for the lock, and say so where that takes more than a moment."""
+def _wait_for(file: BinaryIO, root: str) -> None:
+    """Lock a file; gives up where there are no locks or another process has it for too long."""
+    deadline, is_told = time.monotonic() + MAX_WAIT_S, False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        logger.info("Another process is reading the files of %s; this one waits for it.", root)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not try_lock(file):
+            if time.monotonic() > deadline:
+                logger.warning("Another process has held %s for %g s.", file.name, MAX_WAIT_S)
+                return
+            if not is_told:
+                logger.info("Another process reads the files of %s; this one waits for it.", root)
+                is_told = True
+            time.sleep(POLL_S)
+    except OSError as error:
+        logger.debug("%s cannot be locked: %s", file.name, error)
 
 
 @cache

@@ -133,11 +133,11 @@ def test_a_run_continued_without_a_stored_average_begins_one_and_says_so(tmp_pat
     ema = Ema(decay=0.9)
     last = folder.checkpoints / "last.ckpt"
     fit(make_trainer([ema, Checkpointing(folder, monitor=None)], max_steps=4), TinyModule(), last)
-    assert "no moving average" in caplog.text
+    assert "average" in caplog.text
     assert ema.num_updates == 1
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_refuses_a_decay_outside_its_range(decay):
-    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=rf"decay.*\[0, 1\).*{decay}"):
         Ema(decay=decay)

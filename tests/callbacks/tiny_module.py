@@ -149,10 +149,9 @@ class TinyModule(pl.LightningModule):
 
 @contextmanager
 def without_advice() -> Iterator[None]:
-    """Silence Lightning about loaders, and about its own use of deprecated functions."""
+    """Silence Lightning about batches, and about its own use of deprecated functions."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message="Trying to infer the `batch_size`")
         yield
 

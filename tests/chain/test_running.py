@@ -122,10 +122,9 @@ def test_a_failing_step_stops_the_chain_and_a_restart_begins_there(
     failing = StandIn({"second_stage": code})
     assert run_chain(chain, run=failing) == expected
     assert failing.names == ALL[:4]
-    assert caplog.messages[-1] == (
-        f"4/8 second_stage ended with code {code}. To go on: python -m ldm_lightning.pipeline "
-        f"resume={chain.folder}"
-    )
+    assert caplog.messages[-1].startswith("4/8 second_stage")
+    assert f"code {code}" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith(f"python -m ldm_lightning.pipeline resume={chain.folder}")
     summary = summary_of(Path(chain.folder))
     assert summary["state"] == summary["steps"]["second_stage"]["state"] == state
     caplog.clear()
@@ -133,7 +132,7 @@ def test_a_failing_step_stops_the_chain_and_a_restart_begins_there(
     assert run_chain(chain, run=again) == 0
     assert again.names == ALL[3:]
     assert again.steps[0].words == (f"resume={chain.folder}/second_stage",)
-    assert [m.split(":")[0] for m in caplog.messages if "done already" in m] == [
+    assert [m.split(":")[0] for m in caplog.messages if m.endswith("done already")] == [
         "1/8 first_stage",
         "2/8 first_stage_evaluation",
         "3/8 latents",
@@ -145,14 +144,12 @@ def test_a_step_that_ends_well_without_being_finished_stops_the_chain(chain, cap
     stopped = StandIn({"latents": "interrupted"})
     assert run_chain(chain, run=stopped) == 1
     assert stopped.names[-1] == "latents"
-    assert "3/8 latents ended before it was finished." in caplog.messages[-1]
+    assert caplog.messages[-1].startswith("3/8 latents")
 
 
 def test_ctrl_c_ends_the_chain_and_says_how_to_go_on(chain, caplog):
     assert run_chain(chain, run=StandIn({"latents": KeyboardInterrupt})) == 130
-    assert caplog.messages[-1] == (
-        f"Interrupted. To go on: python -m ldm_lightning.pipeline resume={chain.folder}"
-    )
+    assert caplog.messages[-1].endswith(f"python -m ldm_lightning.pipeline resume={chain.folder}")
     summary = summary_of(Path(chain.folder))
     assert summary["state"] == summary["steps"]["latents"]["state"] == "interrupted"
 
@@ -164,12 +161,12 @@ def test_a_chain_is_read_as_it_was_written(chain, tmp_path):
     assert Chain.load(path) == chain
     moved = tmp_path / "chain.json"
     path.rename(moved)
-    with pytest.raises(ValueError, match="has been moved to"):
+    with pytest.raises(ValueError, match=f"{chain.folder}.*{tmp_path}"):
         Chain.load(moved)
     moved.write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=str(moved)):
         Chain.load(moved)
-    with pytest.raises(ValueError, match="is no chain"):
+    with pytest.raises(ValueError, match=r"nothing/chain\.json"):
         Chain.load(tmp_path / "nothing" / "chain.json")
 
 

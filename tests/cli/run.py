@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +103,7 @@ def command(name: str, arguments: Sequence[str], folder: Path) -> Ended:
         contextlib.chdir(folder),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
-        warnings.catch_warnings(),
     ):
-        # What Lightning advises depends on the number of cores.
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
         code = 0
         try:
             MAINS[name]()

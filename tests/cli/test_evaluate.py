@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import numpy as np
@@ -95,6 +96,7 @@ def evaluated_by_two(folder, *words):
     return summary_of(run_folder(folder, "evaluate"))  # there is one
 
 
+@pytest.mark.slow
 def test_two_processes_measure_a_checkpoint_as_one(run, tmp_path):
     words = (f"checkpoint={run}", "precision=64", "data.num_val_images=7")
     for folder in ("one", "two"):
@@ -154,7 +156,8 @@ def test_a_checkpoint_outside_a_run_folder_needs_data_and_then_gives_the_same(ru
     shutil.copy(run / "checkpoints" / "last.ckpt", moved)
     ended = command("evaluate", [f"checkpoint={moved}"], tmp_path)
     assert ended.code != 0
-    assert "data=... and features=... must be given" in ended.said
+    assert "data=..." in ended.said
+    assert "features=..." in ended.said
     shutil.rmtree(tmp_path / "outputs")
     data = ("data=shapes", "data.num_val_images=10", "data.val_batch_size=4", "features=tiny")
     expected = validated(run, 6)
@@ -229,5 +232,5 @@ def test_other_folders_are_compared_as_sets_under_another_name(tmp_path):
 def test_there_is_either_a_checkpoint_or_two_folders(tmp_path, words):
     ended = command("evaluate", words, tmp_path)
     assert ended.code != 0
-    assert "Give either checkpoint=..., or images=DIR and reference=DIR" in ended.said
+    assert re.search(r"checkpoint=\.\.\..*images=DIR.*reference=DIR", ended.said)
     assert "Traceback" not in ended.output

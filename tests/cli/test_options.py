@@ -1,5 +1,6 @@
 """Choices that change how a run computes, what it writes, or where its settings come from."""
 
+import re
 import textwrap
 
 import pytest
@@ -52,15 +53,14 @@ def test_precisions_differ_but_agree(tmp_path):
 
 def test_the_device_and_precision_are_said(tmp_path):
     ended = command("train", tiny("vqvae_f8", max_steps=1), tmp_path)
-    assert "; precision 32, as asked; one process; fused AdamW." in ended.said
+    assert re.search("precision 32.*AdamW", ended.said)
 
 
-def test_wandb_is_written_offline_and_asks_nothing(tmp_path):
-    words = tiny("vqvae_f8", max_steps=2, logger="wandb")
-    env = {"WANDB_MODE": None, "WANDB_API_KEY": None, "HOME": str(tmp_path)}
-    ended = process(["-m", "ldm_lightning.train", *words], tmp_path, env=env)
-    assert ended.code == 0, ended.output
-    run = run_folder(tmp_path, "vqvae_f8")
+def test_wandb_is_written_offline_and_asks_nothing(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = trained(tmp_path, "vqvae_f8", max_steps=2, logger="wandb")
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     assert read_metrics(run / "metrics.csv")
 
@@ -72,7 +72,7 @@ def test_wandb_online_without_a_key_is_refused_at_once(tmp_path, monkeypatch):
     words = [*tiny("vqvae_f8", logger="wandb"), "logger.offline=false"]
     ended = command("train", words, tmp_path)
     assert ended.code != 0
-    assert "needs a W&B API key" in ended.said
+    assert "logger.offline=true" in ended.said
     assert summary_of(run_folder(tmp_path, "vqvae_f8"))["state"] == "failed"
 
 
@@ -131,6 +131,7 @@ def test_images_need_not_be_square(tmp_path):
     assert summary_of(run)["protocol"]["val/psnr"]["resolution"] == "24x32"
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_run_and_continue_it(tmp_path):
     words = tiny("vqvae_f8", trainer="ddp_cpu", max_steps=2)
     ended = process(["-m", "ldm_lightning.train", *words], tmp_path)

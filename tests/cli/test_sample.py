@@ -1,12 +1,14 @@
 """Sampling from the command line: image i follows from (seed, i) and from nothing else."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_lightning.data.shapes import CLASS_NAMES
 from tests.cli.run import command, environment_of, process, run_folder, summary_of
 from tests.cli.second_stage import tiny_second, trained_first_stage
 
@@ -55,7 +57,9 @@ def test_images_labels_grid_and_npz_are_written(samples):
     images = images_of(samples)
     assert list(images) == [f"{number:06d}.png" for number in range(12)]
     assert all(image.shape == (32, 32, 3) for image in images.values())
-    labels = json.loads((samples / "labels.json").read_text())
+    written = json.loads((samples / "labels.json").read_text())
+    labels = written["labels"]
+    assert written["names"] == [CLASS_NAMES[label] for label in labels]
     assert labels == [number % 8 for number in range(12)]
     assert (samples / "grid.png").is_file()
     arrays = np.load(samples / "samples.npz")
@@ -92,7 +96,7 @@ def test_started_again_only_what_is_missing_is_made(chain, samples, tmp_path):
     kept = (copy / "images/000004.png").stat().st_mtime_ns
     ended = sample(chain, copy, "num_samples=13", "npz=true")
     assert ended.code == 0, ended.output
-    assert "13 images, of which 2 are to be made" in ended.said
+    assert re.search(r"\b13 images\b.*\b2\b", ended.said)
     assert (copy / "images/000004.png").stat().st_mtime_ns == kept
     images = images_of(copy)
     assert images.pop("000012.png") is not None
@@ -112,7 +116,7 @@ def test_other_words_are_refused_and_nothing_is_lost(chain, samples, tmp_path):
 def test_labels_samplers_and_prior_change_the_images(chain, samples, tmp_path):
     expected = images_of(samples)["000001.png"]
     for name, words in {
-        "label": ["labels=[3,2]"],
+        "label": ["labels=[star,2]"],
         "sampler": ["sampler=dpm_solver", "sampler.num_steps=3"],
         "guidance": ["sampler.guidance_scale=1"],
         "prior": ["prior=true"],
@@ -121,8 +125,8 @@ def test_labels_samplers_and_prior_change_the_images(chain, samples, tmp_path):
         ended = sample(chain, tmp_path / name, "num_samples=2", *words)
         assert ended.code == 0, ended.output
         assert not np.array_equal(images_of(tmp_path / name)["000001.png"], expected), name
-    assert json.loads((tmp_path / "label/labels.json").read_text()) == [3, 2]
-    assert json.loads((tmp_path / "prior/labels.json").read_text()) == [None, None]
+    assert json.loads((tmp_path / "label/labels.json").read_text())["labels"] == [3, 2]
+    assert json.loads((tmp_path / "prior/labels.json").read_text())["labels"] == [None, None]
 
 
 def test_a_moved_chain_finds_its_first_stage(chain, samples, tmp_path):
@@ -134,8 +138,7 @@ def test_a_moved_chain_finds_its_first_stage(chain, samples, tmp_path):
         assert ended.code == 0, ended.output
         ended = sample(chain, tmp_path / "lost", "num_samples=2")
         assert ended.code == 1
-        assert "needs its first stage with the weights" in ended.said
-        assert "Give first_stage.checkpoint=RUN" in ended.said
+        assert "first_stage.checkpoint=RUN" in ended.said
         given = f"first_stage.checkpoint={chain / 'hidden'}"
         assert sample(chain, tmp_path / "given", "num_samples=2", given).code == 0
     finally:
@@ -147,17 +150,20 @@ def test_a_moved_chain_finds_its_first_stage(chain, samples, tmp_path):
     [
         (["num_samples=0"], "num_samples=0"),
         (["batch_size=0"], "batch_size=0"),
-        (["labels=8"], "classes 0 to 7"),
-        (["labels=[]"], "classes 0 to 7"),
+        (["labels=8"], r"\b0 to 7\b"),
+        (["labels=[]"], r"labels=\[\]"),
+        (["labels=true"], r"\b0 to 7\b"),
+        (["labels=Circel"], "circle"),
+        (["labels=[circle,blob]"], "blob"),
         (["sampler.num_steps=1001"], "1001"),
-        (["sampler=ddim", "sampler.num_steps=0"], "num_steps must be at least 1, got 0"),
-        (["prior=true", "labels=1"], "depend on no label"),
+        (["sampler=ddim", "sampler.num_steps=0"], r"num_steps.*\b0\b"),
+        (["prior=true", "labels=1"], r"\blabels?\b"),
     ],
 )
 def test_what_cannot_be_sampled_is_told(chain, tmp_path, words, message):
     ended = sample(chain, tmp_path / "out", *words)
     assert ended.code == 1
-    assert message in ended.said, ended.said
+    assert re.search(message, ended.said), ended.said
     assert not images_of(tmp_path / "out")
 
 
@@ -165,7 +171,7 @@ def test_a_first_stage_has_nothing_to_sample(chain, tmp_path):
     words = [f"checkpoint={chain / 'first_stage'}", f"output={tmp_path / 'out'}"]
     ended = command("sample", words, tmp_path)
     assert ended.code == 1
-    assert "holds no second stage" in ended.said
+    assert "second stage" in ended.said
 
 
 def test_samples_are_measured_against_held_out_images(chain, samples, tmp_path):

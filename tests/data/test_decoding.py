@@ -125,7 +125,7 @@ def test_32_bit_integers_within_16_bits_are_scaled_and_others_refused():
     values = np.array([[0, 257], [25700, 65535]], dtype=np.int32)
     decoded = decode_image(encode(Image.fromarray(values), "TIFF"), channels=1)
     assert decoded[0].tolist() == [[0, 1], [100, 255]]
-    with pytest.raises(UnreadableImageError, match="no 16-bit range"):
+    with pytest.raises(UnreadableImageError, match="16-bit"):
         decode_image(encode(Image.fromarray(values * 2), "TIFF"), channels=1)
 
 
@@ -154,18 +154,18 @@ def test_truncated_files_are_unreadable_and_named(tmp_path, format_, share):
     data = encode(Image.fromarray(noise), format_)
     path = tmp_path / "torn.img"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UnreadableImageError, match=r"Cannot read .*torn\.img: ."):
+    with pytest.raises(UnreadableImageError, match=r"torn\.img: ."):
         decode_image(path, channels=3)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff"])
 def test_other_files_are_unreadable(content):
-    with pytest.raises(UnreadableImageError, match="Cannot read some name"):
-        decode_image(content, channels=3, name="some name")
+    with pytest.raises(UnreadableImageError, match="a.tar/0.png"):
+        decode_image(content, channels=3, name="a.tar/0.png")
 
 
 def test_missing_files_are_unreadable(tmp_path):
-    with pytest.raises(UnreadableImageError, match="No such file"):
+    with pytest.raises(UnreadableImageError, match=r"gone\.jpg"):
         decode_image(tmp_path / "gone.jpg", channels=3)
 
 
@@ -179,7 +179,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked():
-    with pytest.raises(UnreadableImageError, match="decompression bomb|limit"):
+    with pytest.raises(UnreadableImageError, match="bomb|limit"):
         decode_image(png_that_claims(200_000, 200_000), channels=3)
 
 
@@ -196,7 +196,7 @@ def test_other_numbers_of_channels_need_files_that_have_them():
     rgba = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
     decoded = decode_image(encode(Image.fromarray(rgba), "PNG"), channels=4)
     assert np.array_equal(decoded.permute(1, 2, 0).numpy(), rgba)
-    with pytest.raises(ValueError, match="holds 3 channel.*image_channels=4") as error:
+    with pytest.raises(ValueError, match=r"\b3 channel.*image_channels=4\b") as error:
         decode_image(encode(Image.fromarray(rgba[..., :3]), "PNG"), channels=4)
     assert not isinstance(error.value, UnreadableImageError)
 

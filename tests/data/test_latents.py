@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def writer(folder, module, split, *, first_stage_hash="aaa", **changes):
     dataset = module.val_dataset if split == "val" else module.train_dataset
     dataset = dataset.without_augmentation()
     settings = {"images_per_shard": 8, "dtype": torch.float32, "rank": 0, "num_processes": 1}
-    settings |= {"batch_size": 3, "num_workers": 0}
+    settings |= {"batch_size": 3, "num_workers": 0, "worker_timeout_seconds": 60.0}
     flip = changes.pop("flip", True) and split == "train"
     has_variance = changes.pop("has_variance", True)
     settings |= changes
@@ -200,7 +201,7 @@ def test_the_protocol_of_training_names_the_evaluation_crop_and_the_flips(photos
     assert latents.pop("crop") == "adm_center + flip"
     assert images.pop("crop") == "center + flip"
     assert latents == images
-    with pytest.raises(ValueError, match="split must be train or val, got 'test'"):
+    with pytest.raises(ValueError, match="split.*'test'"):
         latent_module(cache).protocol("test")
 
 
@@ -277,10 +278,10 @@ def test_statistics_of_other_weights_are_refused(copied):
     path = copied / "statistics.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps(stored | {"first_stage_hash": "bbb"}))
-    with pytest.raises(ValueError, match=r"is 'aaa'; expected first_stage_hash='bbb'.*Delete"):
+    with pytest.raises(ValueError, match="'aaa'.*first_stage_hash='bbb'"):
         _ = latent_module(copied).statistics
     path.unlink()
-    with pytest.raises(ValueError, match="statistics.json cannot be read"):
+    with pytest.raises(ValueError, match=r"statistics\.json"):
         _ = latent_module(copied).statistics
 
 
@@ -373,10 +374,10 @@ def test_latents_that_do_not_fit_the_type_are_refused_by_name(photos, tmp_path):
         return Moments(encode(images).mean * float("nan"), None)
 
     half = writer(tmp_path, module, "train", dtype=torch.float16, has_variance=False)
-    with pytest.raises(ValueError, match=r"posterior mean of cat/00.png .* Use dtype=float32"):
+    with pytest.raises(ValueError, match=r"mean\b.*cat/00\.png.*dtype=float32"):
         write_split(half, large)
     full = writer(tmp_path, module, "train", has_variance=False)
-    with pytest.raises(ValueError, match=r"not finite for cat/00.png"):
+    with pytest.raises(ValueError, match=r"finite.*cat/00\.png"):
         write_split(full, broken)
     assert not list(tmp_path.iterdir())
 
@@ -399,15 +400,15 @@ def test_other_data_and_transforms_are_refused_by_name(photos, cache):
     wanted = image_facts(image_module(photos).train_dataset.without_augmentation(), range(42))
     del wanted["root"]
     module.check("aaa", protocol=wanted)
-    with pytest.raises(ValueError, match="crop is 'adm_center'; expected crop='random'"):
+    with pytest.raises(ValueError, match="'adm_center'.*crop='random'"):
         module.check("aaa", protocol=wanted | {"crop": "random"})
-    with pytest.raises(ValueError, match=r"images is '\w+'; expected images='other'"):
+    with pytest.raises(ValueError, match=r"'\w+'.*images='other'"):
         module.check("aaa", protocol=wanted | {"images": "other"})
 
 
 def test_splits_of_two_first_stages_are_refused(photos, copied):
     write_split(writer(copied / "val", image_module(photos), "val", first_stage_hash="bbb"))
-    with pytest.raises(ValueError, match=r"val was made of something else: first_stage_hash is"):
+    with pytest.raises(ValueError, match=r"/val\b.*first_stage_hash"):
         latent_module(copied)
 
 
@@ -418,17 +419,17 @@ def test_a_shard_of_another_cache_is_refused(photos, copied, tmp_path):
     (copied / "train" / "00001.safetensors").write_bytes(source.read_bytes())
     num_bytes = len(source.read_bytes())
     change_index(copied / "train", lambda index: index["shards"][1].update(num_bytes=num_bytes))
-    with pytest.raises(ValueError, match="00001.safetensors belongs to another cache"):
+    with pytest.raises(ValueError, match=r"00001\.safetensors"):
         latent_module(copied)
 
 
 def test_missing_and_cut_off_shards_are_found_before_training(copied):
     path = copied / "train" / "00001.safetensors"
     cut(path)
-    with pytest.raises(ValueError, match=r"00001.safetensors has \d+ bytes instead of \d+.*anew"):
+    with pytest.raises(ValueError, match=r"00001\.safetensors.*\d+ bytes.*\d+"):
         latent_module(copied)
     path.unlink()
-    with pytest.raises(ValueError, match=r"00001.safetensors does not exist.*encode again"):
+    with pytest.raises(ValueError, match=r"00001\.safetensors.*encode"):
         latent_module(copied)
 
 
@@ -436,7 +437,7 @@ def test_a_shard_with_a_damaged_header_is_refused(copied):
     path = copied / "train" / "00001.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:20] + b"\0" * 20 + content[40:])
-    with pytest.raises(ValueError, match=r"00001.safetensors is missing or damaged.*encode again"):
+    with pytest.raises(ValueError, match=r"00001\.safetensors.*encode"):
         latent_module(copied)
 
 
@@ -445,19 +446,19 @@ def test_an_index_that_is_missing_damaged_or_of_another_version_is_refused(copie
     text = path.read_text()
     for broken in (text[: len(text) // 2], "[]", "{}", text.replace('"made_of"', '"made"')):
         path.write_text(broken)
-        with pytest.raises(ValueError, match=r"index.json is damaged.*intact shards are kept"):
+        with pytest.raises(ValueError, match=r"index\.json"):
             latent_module(copied)
     path.write_text(text.replace('"format": 2', '"format": 3'))
-    with pytest.raises(ValueError, match="has format 3, this version reads 2"):
+    with pytest.raises(ValueError, match=r"format 3\b.*\b2\b"):
         latent_module(copied)
     path.unlink()
-    with pytest.raises(ValueError, match=r"is no latent cache.*ldm_lightning.encode checkpoint="):
+    with pytest.raises(ValueError, match=r"ldm_lightning\.encode checkpoint="):
         latent_module(copied)
 
 
 def test_an_unfinished_cache_is_refused(photos, copied):
     writer(copied / "train", image_module(photos), "train").index.save(copied / "train")
-    with pytest.raises(ValueError, match=r"train is not finished.*goes on where it stopped"):
+    with pytest.raises(ValueError, match=r"/train\b.*ldm_lightning\.encode"):
         latent_module(copied)
 
 
@@ -558,7 +559,6 @@ def fit(cache, *, num_batches, path=None, num_workers=0):
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize(("stop", "num_workers"), [(7, 0), (13, 2), (10, 0)])
 def test_a_run_that_stops_within_an_epoch_goes_on_as_if_it_had_not(
     cache, tmp_path, stop, num_workers
@@ -578,4 +578,15 @@ def test_the_position_of_another_cache_is_announced(photos, cache, tmp_path, cap
     state = latent_module(cache).train_dataloader().state_dict()
     write_cache(tmp_path, image_module(photos), flip=False)
     latent_module(tmp_path).train_dataloader().load_state_dict(state)
-    assert "made with images=" in caplog.text
+    assert "images=" in caplog.text
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_one_split_is_not_taken_for_both(copied, link):
+    shutil.rmtree(copied / "val")
+    if link:
+        (copied / "val").symlink_to("train")
+    else:
+        shutil.copytree(copied / "train", copied / "val")
+    with pytest.raises(ValueError, match="'train'.*split='val'"):
+        latent_module(copied)

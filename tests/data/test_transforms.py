@@ -166,7 +166,7 @@ def test_evaluation_windows_depend_on_name_and_number_alone():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: train_transform("middle"), "data.train_crop must be one of .*'middle'"),
+        (lambda: train_transform("middle"), r"data\.train_crop.*'middle'"),
         (
             lambda: TrainTransform(size=(8, 8), crop="random", scale=(0.0, 1.0), flip=True),
             "data.crop_scale",
@@ -174,10 +174,10 @@ def test_evaluation_windows_depend_on_name_and_number_alone():
         (lambda: EvalTransform(size=(8, 8), crop="random", crops_per_image=1), "data.eval_crop"),
         (
             lambda: EvalTransform(size=(8, 8), crop="crops", crops_per_image=0),
-            "val_crops_per_image must be at least 1, got 0",
+            r"val_crops_per_image.*\b0\b",
         ),
-        (lambda: as_size((1, 2, 3)), "resolution must be"),
-        (lambda: as_size(0), "resolution must be"),
+        (lambda: as_size((1, 2, 3)), r"resolution.*1, 2, 3"),
+        (lambda: as_size(0), r"resolution.*\b0\b"),
     ],
 )
 def test_settings_out_of_range_are_named(make, message):

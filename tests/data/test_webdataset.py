@@ -13,7 +13,8 @@ from PIL import Image
 
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.sampling import EvaluationSampler, SampleKey, TrainBatchSampler
-from ldm_lightning.data.shards import find_shards, index_shard
+from ldm_lightning.data.shards import find_shards
+from ldm_lightning.data.tar_index import index_shard
 from ldm_lightning.data.webdataset import webdataset_data_module
 
 SETTINGS = {
@@ -95,7 +96,7 @@ def test_the_index_agrees_with_the_webdataset_library(tmp_path):
             name = f"{'long_folder_name/' * 8}sample{number}"  # beyond a plain tar header
             writer.write({"__key__": name, "png": png(number), "cls": str(number).encode()})
     with path.open("rb") as stream:
-        ours = [(s.key, s.label, s.image.size) for s in index_shard(stream, str(path))]
+        ours = [(s.key, s.label, s.image.size) for s in index_shard(stream, str(path)).samples]
     with path.open("rb") as stream:
         files = wds.tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
         library = list(wds.tariterators.group_by_keys(files))
@@ -152,6 +153,20 @@ def test_class_names_beside_the_shards_are_used(tmp_path):
     module = data_module(tmp_path)
     assert module.class_names == ["a", "b", "c", "d"]
     assert module.num_classes == 4
+
+
+def test_classes_without_an_image_are_known_and_given_names_count(tmp_path):
+    for split in ("train", "val"):
+        members = {}
+        for number in range(12):
+            label = str(number % 2 * 3).encode()
+            members |= {f"{number}.png": png(number), f"{number}.cls": label}
+        write_shard(tmp_path / f"{split}-0.tar", members)
+    module = data_module(tmp_path, classes=["a", "b", "c", "d", "e"])
+    assert (module.num_classes, module.class_names) == (5, ["a", "b", "c", "d", "e"])
+    assert module.classes_without_images() == [1, 2, 4]
+    with pytest.raises(ValueError, match="data.classes must be a list of at least 4"):
+        data_module(tmp_path, classes=["a", "b"])
 
 
 def names(shards: list[Path]) -> list[str]:
@@ -213,17 +228,17 @@ def test_a_damaged_member_is_skipped_and_listed(tmp_path, num_workers):
 def test_settings_that_cannot_work_are_refused(tmp_path):
     root = write_shards(tmp_path, "train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no tar is found under .*empty"):
+    with pytest.raises(ValueError, match=r"/empty\b.*\*\.tar"):
         data_module(tmp_path / "empty")
-    with pytest.raises(ValueError, match="none.tar does not exist"):
+    with pytest.raises(ValueError, match=r"none\.tar"):
         data_module(tmp_path / "none.tar")
-    with pytest.raises(ValueError, match=r"train-0000\.tar belongs to data.root and to"):
+    with pytest.raises(ValueError, match=r"train-0000\.tar.*data\.root.*data\.val_root"):
         data_module(root, val_root=str(root / "train-0000.tar"))
     without = write_shard(tmp_path / "no_images" / "a.tar", {"0.cls": b"1"})
-    with pytest.raises(ValueError, match="hold no image"):
+    with pytest.raises(ValueError, match=r"no_images.*image"):
         data_module(without)
     wrong = write_shard(tmp_path / "wrong" / "a.tar", {"0.png": png(0), "0.cls": b"dog"})
-    with pytest.raises(ValueError, match=r"0\.cls holds b'dog'; expected a whole number"):
+    with pytest.raises(ValueError, match=r"0\.cls.*'dog'"):
         data_module(wrong)
 
 
@@ -232,7 +247,7 @@ def test_a_truncated_shard_is_refused_by_name(tmp_path, share):
     path = write_shards(tmp_path, "train", count=1) / "train-0000.tar"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match=r"shard .*train-0000\.tar cannot be read"):
+    with pytest.raises(ValueError, match=r"train-0000\.tar"):
         data_module(path)
 
 
@@ -241,7 +256,7 @@ def test_a_compressed_shard_is_refused(tmp_path):
         info = tarfile.TarInfo("0.png")
         info.size = len(png(0))
         shard.addfile(info, io.BytesIO(png(0)))
-    with pytest.raises(ValueError, match="Expected an uncompressed, complete tar"):
+    with pytest.raises(ValueError, match=r"\.tar.*uncompressed"):
         data_module(tmp_path)
 
 

@@ -19,12 +19,12 @@ def test_the_record_says_whose_each_folder_is(tmp_path):
 
 def test_jobs_of_another_module_or_other_threads_are_refused(tmp_path):
     keep_record(tmp_path, [], module="m", threads=2)
-    with pytest.raises(ValueError, match="2 threads each.* asks for 1.*hydra.launcher.threads=2"):
+    with pytest.raises(ValueError, match=r"\b2 threads\b.*\b1\b.*hydra\.launcher\.threads=2"):
         keep_record(tmp_path, [], module="m", threads=1)
-    with pytest.raises(ValueError, match="run m, and this command asks for other"):
+    with pytest.raises(ValueError, match=r"\bm\b.*\bother\b.*sweep_name"):
         keep_record(tmp_path, [], module="other", threads=2)
     (tmp_path / "sweep.json").write_text('{"threads": 2')
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=r"sweep\.json"):
         keep_record(tmp_path, [], module="m", threads=2)
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -83,33 +84,33 @@ def test_scalars_of_other_libraries_and_paths_are_accepted(tmp_path):
 def test_values_without_a_json_form_are_refused_by_name_and_nothing_is_lost(tmp_path):
     folder = RunFolder(tmp_path)
     folder.update_summary({"state": "finished"})
-    with pytest.raises(TypeError, match="config > model: Linear is not a JSON value"):
+    with pytest.raises(TypeError, match="config > model: Linear"):
         folder.update_summary({"config": {"model": torch.nn.Linear(1, 1)}})
     assert strict(folder.summary) == {"state": "finished"}
 
 
 def test_refuses_unknown_states(tmp_path):
-    with pytest.raises(ValueError, match="state must be one of running, finished.*'done'"):
+    with pytest.raises(ValueError, match="state.*running, finished.*'done'"):
         RunFolder(tmp_path).update_summary({"state": "done"})
 
 
 def test_a_path_below_a_file_is_refused_and_the_file_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match=r"cannot be created: \S*/file is a file, not a folder"):
+    with pytest.raises(ValueError, match=r"/file/run/now.*: \S*/file\b"):
         RunFolder(tmp_path / "file" / "run" / "now")
-    with pytest.raises(ValueError, match="is a file, not a folder"):
+    with pytest.raises(ValueError, match=r"/file\b.*\bfolder\b"):
         RunFolder(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="is not writable"):
+    with pytest.raises(ValueError, match=f"{tmp_path}.*writable"):
         RunFolder(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="cannot be created"):
+    with pytest.raises(ValueError, match="/proc/run"):
         RunFolder("/proc/run")
 
 
@@ -119,7 +120,7 @@ def test_a_full_disk_keeps_the_previous_summary(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=rf"\[Errno {errno.EFBIG}\]"):
             folder.update_summary({"config": {"text": "x" * 5000}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -174,16 +175,14 @@ def test_a_summary_that_is_no_object_is_refused(tmp_path):
     folder = RunFolder(tmp_path)
     folder.summary.write_text("[1]")
     for read in (folder.read_summary, lambda: folder.update_summary({})):
-        with pytest.raises(ValueError, match="summary.json holds no object but a list"):
+        with pytest.raises(ValueError, match=r"summary\.json.*\blist\b"):
             read()
 
 
 def test_a_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
     folder = RunFolder(tmp_path)
     best, last = folder.checkpoints / "best.ckpt", folder.checkpoints / "last.ckpt"
-    with pytest.raises(
-        ValueError, match=r"without a checkpoint: neither \S*best.ckpt nor \S*last.ckpt"
-    ):
+    with pytest.raises(ValueError, match=r"best\.ckpt.*last\.ckpt"):
         find_checkpoint(tmp_path)
     last.touch()
     assert find_checkpoint(tmp_path) == last
@@ -194,7 +193,7 @@ def test_a_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"checkpoint=\S*nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"checkpoint=\S*nowhere\b"):
         find_checkpoint(tmp_path / "nowhere")
 
 
@@ -205,8 +204,8 @@ def test_importing_it_does_not_import_torch():
 
 def test_a_new_state_drops_the_reason_of_the_one_before(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.update_summary({"state": "failed", "reason": "the disk was full"})
+    folder.update_summary({"state": "failed", "reason": "ENOSPC"})
     folder.update_summary({"step": 3})
-    assert folder.read_summary()["reason"] == "the disk was full"
+    assert folder.read_summary()["reason"] == "ENOSPC"
     folder.update_summary({"state": "running"})
     assert "reason" not in folder.read_summary()

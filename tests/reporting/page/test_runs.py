@@ -152,7 +152,8 @@ def test_kinds_are_told_by_what_was_built(tmp_path):
 def test_parts_of_a_chain_say_so(tmp_path):
     write_chain(tmp_path / "chain", samples="finished")
     runs = {run.kind: run for run in find_runs([str(tmp_path)])}
-    assert runs["first stage"].relations == (("part of run", runs["chain"].number),)
+    ((_, number),) = runs["first stage"].relations
+    assert number == runs["chain"].number
     assert runs["chain"].relations == ()
 
 
@@ -196,14 +197,13 @@ def test_numbers_that_nothing_measures_are_no_metrics(tmp_path, value):
     assert run.seconds is None
 
 
-def test_a_configuration_without_end_is_cut(tmp_path):
+def test_a_summary_without_end_is_unreadable(tmp_path):
     deep = {}
     for _ in range(300):
         deep = {"a": deep}
     edit(write_run(tmp_path / "run"), config=deep)
-    ((key, value),) = read_run(tmp_path / "run").settings.items()
-    assert key.count(".") < 30
-    assert value.startswith("{")
+    run = read_run(tmp_path / "run")
+    assert (run.state, run.settings) == ("unreadable", {})
 
 
 def test_a_summary_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
@@ -212,7 +212,7 @@ def test_a_summary_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
     def refused(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.open", refused)
+    monkeypatch.setattr("os.open", refused)
     run = read_run(tmp_path / "run")
     assert (run.state, "[Errno 13]" in run.reason) == ("unreadable", True)
 
