@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ldm_lightning import second_stage
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
+from ldm_lightning.data.class_names import trained_classes
 from ldm_lightning.diffusion.process import Process
 from ldm_lightning.first_stage import open_first_stage
 from ldm_lightning.sampler.images import ImageSampler
@@ -43,6 +44,17 @@ class OpenedSecondStage:
     weights_hash: str
     path: Path
     step: int | None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes by id, where they are known."""
+        return (self.description.get("classes") or {}).get("names")
+
+    @property
+    def trained_classes(self) -> tuple[int, ...]:
+        """Ids of the classes it has seen images of; none without classes."""
+        num_classes = self.networks.conditioner.num_classes
+        return trained_classes(self.description, num_classes) or ()
 
 
 def open_second_stage(

@@ -24,6 +24,8 @@ from ldm_lightning.processes import end_with_parent, every_process, first_cause_
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import lightning.pytorch as pl
 
     from ldm_lightning.data.module import MapDataModule
@@ -97,7 +99,8 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
 
     from ldm_lightning import build
     from ldm_lightning.hardware import prepare_networks
-    from ldm_lightning.utils.checkpoint import check_fits, stored_weights
+    from ldm_lightning.update_loop import check_length
+    from ldm_lightning.utils.checkpoint import check_fits, stored_content
     from ldm_lightning.utils.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
 
@@ -106,21 +109,24 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         torch.cuda.set_device(launched().local_rank)  # for what is measured before training
     features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
     torch.manual_seed(cfg.seed)
-    data = build.build_data(cfg)
+    last = run_folder.checkpoints / "last.ckpt"
+    resumes = continues and last.is_file()
+    data = _build_data(cfg, last if resumes else None)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
     trainer = build.build_trainer(cfg, run_folder)
+    data.check_workers(training=cfg.train, num_devices=trainer.num_devices)
     if cfg.train and trainer.is_global_zero:
         counts = data.counts(trainer.world_size)
         log.info("%s", counts)
         run_folder.update_summary({"data": asdict(counts)})
     build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
     module = build_module(cfg, data, features, trainer, run_folder)
-    last = run_folder.checkpoints / "last.ckpt"
-    resumes = continues and last.is_file()
     loaded = None
     if resumes:  # before config.yaml is replaced by one that may not fit
-        check_fits(module, stored_weights(last), last)
+        content = stored_content(last)
+        check_fits(module, content["state_dict"], last)
+        check_length(cfg.max_steps, done=content["global_step"], path=last)
     elif cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
     if cfg.train:
@@ -163,6 +169,17 @@ def _first_stage_module(
     return build.build_module(
         cfg, protocol=data.protocol("val"), num_devices=trainer.world_size, features=features
     )
+
+
+def _build_data(cfg: DictConfig, last: Path | None) -> MapDataModule:
+    """Build the data; a second stage goes on with the class ids of its checkpoint, if any."""
+    from ldm_lightning import build, second_stage
+    from ldm_lightning.utils.run_folder import find_checkpoint
+
+    if cfg.stage == "first":
+        return build.build_data(cfg)
+    given = None if cfg.checkpoint is None else find_checkpoint(cfg.checkpoint)
+    return second_stage.build_data(cfg, start=last or given)
 
 
 def _second_stage_module(
@@ -229,6 +246,7 @@ def _report(module: pl.LightningModule, run_folder: RunFolder, *, facts: dict[st
     """Print the final metrics and where everything is; ``facts`` go into their protocol."""
     from ldm_lightning.metrics.names import METRICS
     from ldm_lightning.reporting.table import print_metrics
+    from ldm_lightning.utils.facts import count_told
 
     summary = run_folder.read_summary()
     protocol: dict[str, Any] = {}
@@ -243,7 +261,7 @@ def _report(module: pl.LightningModule, run_folder: RunFolder, *, facts: dict[st
         summary.get("metrics", {}),
         {name: metric.meaning for name, metric in METRICS.items()},
         title=f"{summary.get('state', 'done')} at update {summary.get('step', 0)}",
-        counts={name: entry["num_images"] for name, entry in protocol.items()},
+        counts={name: count_told(entry) for name, entry in protocol.items()},
     )
     for name, file in (("Reconstructions", "reconstruction"), ("Samples", "samples")):
         grid = run_folder.images / f"{file}_latest.png"

@@ -21,6 +21,7 @@ LATENT_DATA_KEYS = (
     "data.batch_size",
     "data.val_batch_size",
     "data.num_workers",
+    "data.worker_timeout_seconds",
     "data.max_val_images",
 )
 """What ``data=latents`` takes of the words about data."""

@@ -26,6 +26,7 @@ from ldm_lightning.metrics.precision_recall import NEAREST, precision_and_recall
 from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.metrics.reference_cache import ReferenceStatistics, TensorCache
 from ldm_lightning.utils.distributed import all_reduce_sum, num_processes, process_rank
+from ldm_lightning.utils.facts import count_fact
 from ldm_lightning.utils.image import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class GenerationMetrics:
             return MetricReport({}, {}, len(samples))
         names, extractor = self.features.set_names, self.features.extractor
         common: Protocol = {
-            **self._protocol,
+            **_of_references(self._protocol),
             "num_images": len(samples),
             "num_references": len(references.features),
             "feature_network": extractor.feature_network,
@@ -194,7 +195,7 @@ class GenerationMetrics:
         if len(features) < 2:
             return None
         references = _References.of(features)
-        if len(features) == self._protocol.get("num_images"):
+        if len(features) == self._protocol.get(count_fact(self._protocol)):
             self._kept = references
             if self._cache is not None and process_rank() == 0:
                 self._cache.save({"features": features})
@@ -208,3 +209,11 @@ class GenerationMetrics:
 
     def _embed(self, images: Tensor) -> Tensor:
         return self.features.extractor(to_uint8(images)).to(self._dtype)
+
+
+def _of_references(protocol: Protocol) -> Protocol:
+    """What describes the references, under names that do not count samples."""
+    if "num_windows" not in protocol:
+        return protocol
+    facts = {name: value for name, value in protocol.items() if name != "num_windows"}
+    return {**facts, "num_reference_images": protocol["num_images"]}

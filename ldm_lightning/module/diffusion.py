@@ -22,6 +22,7 @@ from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.module.generation import Generated, GenerationValidation
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
+from ldm_lightning.utils.facts import count_fact
 from ldm_lightning.utils.random import RowDraws, generator_for
 
 NUM_NOISE_LEVELS = 10
@@ -204,7 +205,11 @@ class DiffusionModule(UpdatingModule):
         num_images = sum(mean.num_images for mean in seen.values())
         # every level alike, as the training times have it
         scalars["loss"] = sum(mean.mean for mean in seen.values()) / len(seen)
-        entry = {**self.protocol, "num_images": num_images, "noise_levels": NUM_NOISE_LEVELS}
+        entry = {
+            **self.protocol,
+            count_fact(self.protocol): num_images,
+            "noise_levels": NUM_NOISE_LEVELS,
+        }
         named = {f"val/{name}": value for name, value in scalars.items()}
         protocol: dict[str, Protocol] = {name: dict(entry) for name in named}
         if self.generation is not None:

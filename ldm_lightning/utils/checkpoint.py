@@ -67,14 +67,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return with_shards(load_file(path), path, whole_tensors)
 
 
-def stored_weights(path: Path) -> dict[str, Tensor]:
-    """Names, shapes and types of a module's stored weights, on the meta device.
+def stored_content(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, its tensors on the meta device: names, shapes and types.
 
     Raises:
         CheckpointError: As ``load_checkpoint`` does; shards are read for their checksums alone.
     """
-    content = with_shards(load_file(path, device="meta"), path, tensors_without_values)
-    return content["state_dict"]
+    return with_shards(load_file(path, device="meta"), path, tensors_without_values)
 
 
 def with_shards(

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.sampling import EvaluationSampler, SampleKey, TrainBatchSampler
-from ldm_lightning.data.shards import find_shards, index_shard
+from ldm_lightning.data.shards import find_shards
+from ldm_lightning.data.tar_index import index_shard
 from ldm_lightning.data.webdataset import webdataset_data_module
 
 SETTINGS = {
@@ -95,7 +96,7 @@ def test_the_index_agrees_with_the_webdataset_library(tmp_path):
             name = f"{'long_folder_name/' * 8}sample{number}"  # beyond a plain tar header
             writer.write({"__key__": name, "png": png(number), "cls": str(number).encode()})
     with path.open("rb") as stream:
-        ours = [(s.key, s.label, s.image.size) for s in index_shard(stream, str(path))]
+        ours = [(s.key, s.label, s.image.size) for s in index_shard(stream, str(path)).samples]
     with path.open("rb") as stream:
         files = wds.tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
         library = list(wds.tariterators.group_by_keys(files))
@@ -152,6 +153,20 @@ def test_class_names_beside_the_shards_are_used(tmp_path):
     module = data_module(tmp_path)
     assert module.class_names == ["a", "b", "c", "d"]
     assert module.num_classes == 4
+
+
+def test_classes_without_an_image_are_known_and_given_names_count(tmp_path):
+    for split in ("train", "val"):
+        members = {}
+        for number in range(12):
+            label = str(number % 2 * 3).encode()
+            members |= {f"{number}.png": png(number), f"{number}.cls": label}
+        write_shard(tmp_path / f"{split}-0.tar", members)
+    module = data_module(tmp_path, classes=["a", "b", "c", "d", "e"])
+    assert (module.num_classes, module.class_names) == (5, ["a", "b", "c", "d", "e"])
+    assert module.classes_without_images() == [1, 2, 4]
+    with pytest.raises(ValueError, match="data.classes must be a list of at least 4"):
+        data_module(tmp_path, classes=["a", "b"])
 
 
 def names(shards: list[Path]) -> list[str]:

@@ -16,7 +16,7 @@ from ldm_lightning.utils.checkpoint import (
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
-    stored_weights,
+    stored_content,
 )
 from ldm_lightning.utils.sharded_checkpoint import link_checkpoint, load_sharded, save_sharded
 
@@ -67,11 +67,11 @@ def assert_holds(path, step):
 
 def test_reads_as_if_it_were_one_file(path):
     assert_holds(path, 1)
-    assert {name: tuple(t.shape) for name, t in stored_weights(path).items()} == {
+    assert {name: tuple(t.shape) for name, t in stored_content(path)["state_dict"].items()} == {
         "weight": (3, 10_000),
         "count": (),
     }
-    assert all(tensor.is_meta for tensor in stored_weights(path).values())
+    assert all(tensor.is_meta for tensor in stored_content(path)["state_dict"].values())
 
 
 def test_a_process_reads_its_part_alone(path, mesh):
@@ -109,7 +109,9 @@ def test_a_full_disk_is_explained_and_keeps_the_previous_one(path, content):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"last\.ckpt"):
+        with pytest.raises(
+            OSError, match=r"last.ckpt could not be written.*disk is full.*still valid"
+        ):
             save_sharded(content(2), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -155,15 +157,15 @@ def cut_off(file):
 @pytest.mark.parametrize("damage", [flip, cut_off])
 def test_a_damaged_shard_is_noticed(path, damage):
     damage(shard_of(path))
-    with pytest.raises(CheckpointError, match=r"last\.ckpt.*shard"):
+    with pytest.raises(CheckpointError, match=r"last.ckpt is damaged.*shard\S* is not what was"):
         load_checkpoint(path)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt"):
-        stored_weights(path)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        stored_content(path)
 
 
 def test_a_missing_shard_is_named(path):
     shard_of(path).unlink()
-    with pytest.raises(CheckpointError, match=r"last\.ckpt.*\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"is incomplete: \S*safetensors is missing"):
         load_checkpoint(path)
 
 
@@ -178,7 +180,7 @@ def test_a_missing_shard_is_named(path):
 )
 def test_a_file_that_says_something_else_is_refused(path, shards):
     save_checkpoint({"state_dict": {}, "shards": shards}, path)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         load_checkpoint(path)
 
 
@@ -195,13 +197,13 @@ def test_the_pickle_of_another_format_is_not_looked_at(path, mesh, tmp_path):
     metadata.write_bytes(pickle.dumps(Evil(tmp_path)))
     assert_holds(path, 1)
     load_sharded(path, mesh)
-    stored_weights(path)
+    stored_content(path)
     assert not (tmp_path / "was_run").exists()
     pickle.loads(metadata.read_bytes())
     assert (tmp_path / "was_run").exists()  # so the file was dangerous
 
 
-@pytest.mark.parametrize("read", [load_checkpoint, stored_weights])
+@pytest.mark.parametrize("read", [load_checkpoint, stored_content])
 def test_pickled_code_in_the_file_is_refused_and_not_run(path, tmp_path, read):
     torch.save({"state_dict": {}, "shards": Evil(tmp_path)}, path)
     with pytest.raises(CheckpointError, match="refused"):
