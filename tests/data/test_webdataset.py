@@ -165,7 +165,7 @@ def test_classes_without_an_image_are_known_and_given_names_count(tmp_path):
     module = data_module(tmp_path, classes=["a", "b", "c", "d", "e"])
     assert (module.num_classes, module.class_names) == (5, ["a", "b", "c", "d", "e"])
     assert module.classes_without_images() == [1, 2, 4]
-    with pytest.raises(ValueError, match="data.classes must be a list of at least 4"):
+    with pytest.raises(ValueError, match=r"data\.classes\b.*\b4\b"):
         data_module(tmp_path, classes=["a", "b"])
 
 
