@@ -103,10 +103,9 @@ KINDS: Mapping[str, Kind] = {
     "resume": PATH,
     "images": PATH,
     "reference": PATH,
-    "cache_dir": PATH,
+    "*cache_dir": PATH,
     "data.root": PATH,
     "data.val_root": PATH,
-    "data.shard_cache_dir": PATH,
     "*weights_dir": PATH,
     "runs": replace(PATH, is_list=True, or_one=True),
     # one value or several

@@ -88,6 +88,31 @@ def resolve_condition(cfg: DictConfig, *, num_classes: int | None) -> None:
                 conditioner.width = instantiate(cfg.denoiser).vector_width
 
 
+def check_labels(cfg: DictConfig, data: MapDataModule) -> None:
+    """Refuse images without labels, of either split, where the conditioner needs them.
+
+    Raises:
+        ValueError: Saying for how many and for which they are missing, or which label is too many.
+    """
+    if "num_classes" not in cfg.conditioner:
+        return
+    for split, dataset in (("training", data.train_dataset), ("validation", data.val_dataset)):
+        if dataset.num_classes is None:
+            gap = dataset.label_gap or "none has one"
+            raise ValueError(
+                f"conditioner=class_label needs images with labels, and not every {split} image "
+                f"has one: {gap}. Use data with class folders or .cls entries, the same classes in "
+                "both splits, or conditioner=none."
+            )
+    classes = cfg.conditioner.num_classes or data.num_classes
+    if data.val_dataset.num_classes > classes:
+        raise ValueError(
+            f"The validation images have {data.val_dataset.num_classes} classes, labels 0 to "
+            f"{data.val_dataset.num_classes - 1}, but {classes} are trained: give validation "
+            "images of the classes that are trained on."
+        )
+
+
 def build_data(cfg: DictConfig, *, start: Path | None) -> MapDataModule:
     """Build the data of a second stage, with the class ids of the checkpoint it goes on from.
 

@@ -99,7 +99,8 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
 
     from ldm_lightning import build
     from ldm_lightning.hardware import prepare_networks
-    from ldm_lightning.utils.checkpoint import check_fits, stored_weights
+    from ldm_lightning.module.contents import check_continues
+    from ldm_lightning.update_loop import check_length
     from ldm_lightning.utils.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
 
@@ -121,9 +122,12 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         run_folder.update_summary({"data": asdict(counts)})
     build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
     module = build_module(cfg, data, features, trainer, run_folder)
+    if cfg.train:
+        build.check_monitors(trainer, module, data)
     loaded = None
     if resumes:  # before config.yaml is replaced by one that may not fit
-        check_fits(module, stored_weights(last), last)
+        content = check_continues(last, trainer=trainer, module=module)
+        check_length(cfg.max_steps, done=content["global_step"], path=last)
     elif cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
     if cfg.train:
@@ -191,6 +195,7 @@ def _second_stage_module(
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.gate import run_gate
 
+    second_stage.check_labels(cfg, data)
     second_stage.resolve_condition(cfg, num_classes=data.num_classes)
     first_stage = second_stage.build_first_stage(cfg, data)
     module = second_stage.build_module(

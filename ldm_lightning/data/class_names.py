@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm_lightning.utils.checkpoint import load_file
+from ldm_lightning.utils.contents import CLASSES, IfThere, check
+from ldm_lightning.utils.errors import CheckpointError
 from ldm_lightning.utils.launch import launched
 
 log = logging.getLogger(__name__)
@@ -113,5 +115,10 @@ def class_names_in(path: Path) -> list[str] | None:
     Raises:
         CheckpointError: If the file is missing or damaged.
     """
-    stored = load_file(path, device="meta").get("second_stage", {})
-    return (stored.get("classes") or {}).get("names")
+    stored = load_file(path, device="meta").get("second_stage")
+    try:
+        check(stored, {"classes": IfThere(CLASSES)}, "second_stage")
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint={path} does not name its classes: {error}.") from error
+    assert isinstance(stored, dict)  # as was checked
+    return stored["classes"]["names"] if "classes" in stored else None

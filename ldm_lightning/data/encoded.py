@@ -39,6 +39,7 @@ class ImageSource(Protocol):
     split: str
     num_classes: int | None
     class_names: list[str] | None
+    label_gap: str
 
     def __len__(self) -> int:
         """Images of the source."""
@@ -107,6 +108,7 @@ class EncodedImages(Dataset[Sample | None]):
         self.split = source.split
         self.num_classes = source.num_classes
         self.class_names = source.class_names
+        self.label_gap = source.label_gap
         self.identified_by = source.identified_by
         self.bad_file_log = BadFileLog(
             split=source.split, num_files=len(source), max_bad_share=max_bad_share

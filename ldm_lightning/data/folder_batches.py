@@ -55,5 +55,5 @@ class FolderSizes:
         """The size as ``HxW``; of several, the most common one and how many others there are."""
         counts = Counter(self.each)
         height, width = max(sorted(counts), key=lambda size: counts[size])
-        others = f" and {len(counts) - 1} other sizes" if len(counts) > 1 else ""
+        others = f" and {len(counts) - 1} other size(s)" if len(counts) > 1 else ""
         return f"{height}x{width}{others}"

@@ -40,6 +40,7 @@ class FolderSource:
         class_names: Sorted names of the classes; None where there are none.
         split: Which split these files are.
         hashes: Knows what the files hold.
+        label_gap: Why there are no classes, where another split has some.
     """
 
     data_name = "image_folder"
@@ -53,7 +54,9 @@ class FolderSource:
         class_names: list[str] | None,
         split: str,
         hashes: FileHashes,
+        label_gap: str = "",
     ) -> None:
+        self.label_gap = label_gap
         self.root = str(root)
         self._hashes = hashes
         self._identity: str | None = None
@@ -156,15 +159,27 @@ def image_folder_data_module(
     else:
         check_class_names(class_names, listing.names, root=root)
     # Validation images keep their labels where all of them are of classes that are trained on.
-    known = {name.split("/", 1)[0] for name in val_names} <= set(class_names or [])
-    val_class_names = class_names if known else None
+    known = set(class_names or [])
+    unknown = [name for name in val_names if name.split("/", 1)[0] not in known]
+    label_gap = ""
+    if class_names and unknown:
+        label_gap = (
+            f"{len(val_names) - len(unknown)} of {len(val_names)} are of a class that is trained "
+            f"on; not {unknown[0]}"
+        )
+    val_class_names = None if unknown else class_names
     hashes = FileHashes(cache_dir)
     return encoded_data_module(
         FolderSource(
             listing.root, train_names, class_names=class_names, split="train", hashes=hashes
         ),
         FolderSource(
-            val_listing.root, val_names, class_names=val_class_names, split="val", hashes=hashes
+            val_listing.root,
+            val_names,
+            class_names=val_class_names,
+            split="val",
+            hashes=hashes,
+            label_gap=label_gap,
         ),
         resolution=resolution,
         image_channels=image_channels,

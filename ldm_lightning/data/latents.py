@@ -81,6 +81,7 @@ class LatentDataset(Dataset[LatentSample]):
         self.split = str(self.index.made_of["split"])
         self.num_classes = self.index.num_classes
         self.class_names = self.index.class_names
+        self.label_gap = ""
         self._made_of_hash = self.index.made_of_hash
         self._ends = np.cumsum([shard.num_samples for shard in self.index.shards])
         self._readers: dict[int, ShardReader] = {}

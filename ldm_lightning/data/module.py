@@ -1,6 +1,5 @@
-"""The LightningDataModules of all data sets; their loaders resume at any image."""
+"""The LightningDataModules of all data sets."""
 
-import logging
 import math
 import os
 import tempfile
@@ -24,8 +23,6 @@ from ldm_lightning.data.shard_order import ShardBatchSampler, ShardShuffle
 from ldm_lightning.data.train_loader import TrainLoader
 from ldm_lightning.data.workers import TIMEOUT_SECONDS, check_shared_memory
 from ldm_lightning.utils.distributed import num_processes, process_rank
-
-logger = logging.getLogger(__name__)
 
 DatasetT = TypeVar("DatasetT", bound=MapDataset)
 
@@ -159,7 +156,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         )
         return EvaluationLoader(
             self.val_dataset,  # type: ignore[arg-type]
-            batch_sampler=BatchSampler(own, self.val_batch_size, drop_last=False),
+            batch_sampler=BatchSampler(own, self.val_batch_size, drop_last=False),  # type: ignore[arg-type]
             collate=self.collate_fn,
             num_workers=self.num_workers,
             timeout_seconds=self.worker_timeout_seconds,
@@ -309,7 +306,7 @@ class ImageDataModule(MapDataModule[ImageDataset]):
         return EvaluationLoader(
             self.train_dataset.without_augmentation(),  # type: ignore[arg-type]
             batch_sampler=BatchSampler(
-                EvaluationSampler(self.indices("train"), rank=0, num_processes=1),
+                EvaluationSampler(self.indices("train"), rank=0, num_processes=1),  # type: ignore[arg-type]
                 self.val_batch_size,
                 drop_last=False,
             ),

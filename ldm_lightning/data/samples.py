@@ -26,12 +26,14 @@ class MapDataset(Protocol):
     """A map-style data set of one split, prepared for training or for evaluation.
 
     ``digest`` says which samples they are: it changes with what their files hold, with their names
-    and with their labels, and with nothing else.
+    and with their labels, and with nothing else. ``label_gap`` says why ``num_classes`` is None
+    although some samples have labels; else it is empty.
     """
 
     split: str
     num_classes: int | None
     class_names: list[str] | None
+    label_gap: str
 
     @property
     def windows_per_image(self) -> int:

@@ -115,6 +115,7 @@ class Shapes(Dataset[Sample]):
         self.num_images = num_images
         self.num_classes: int | None = len(CLASS_NAMES)
         self.class_names: list[str] | None = CLASS_NAMES
+        self.label_gap = ""
         self.bad_file_log: BadFileLog | None = None
         palette = COLORS if image_channels == 3 else GREYS
         self._color_names = list(palette)

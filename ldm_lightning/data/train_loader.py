@@ -31,7 +31,7 @@ class TrainLoader(WorkerLoader):
 
     def __init__(self, data_module: MapDataModule, batch_sampler: TrainBatchSampler) -> None:
         super().__init__(
-            data_module.train_dataset,  # type: ignore[arg-type]
+            data_module.train_dataset,
             batch_sampler=batch_sampler,
             collate=data_module.collate_fn,
             num_workers=data_module.num_workers,

@@ -72,6 +72,7 @@ class TarSource:
         labels = [sample.label for sample in samples if sample.label is not None]
         # A class is known for all images or counts for none, so that every batch looks the same.
         self.num_classes = max(labels) + 1 if len(labels) == len(samples) else None
+        self.label_gap = _label_gap(samples, len(labels))
         self.class_names = _class_names(store, samples[0].shard, self.num_classes, classes)
         if self.class_names is not None:
             self.num_classes = len(self.class_names)
@@ -159,6 +160,17 @@ class TarSource:
 def _caption_of(content: bytes, name: str) -> str | None:
     caption = parse_json(content, dict, name=f"{name}.json").get("caption")
     return None if caption is None else str(caption)
+
+
+def _label_gap(samples: list[TarSample], num_labelled: int) -> str:
+    """Say how many samples have a label, and which has none; empty where all or none have one."""
+    if num_labelled in (0, len(samples)):
+        return ""
+    lacking = next(sample for sample in samples if sample.label is None)
+    return (
+        f"{num_labelled} of {len(samples)} have a label; missing for "
+        f"{sample_name(lacking.shard, lacking.key)}"
+    )
 
 
 def _class_names(

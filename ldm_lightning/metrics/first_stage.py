@@ -73,6 +73,16 @@ class FirstStageMetrics:
         self._kl = MeanOverImages()
         self._codebook = None if num_codes is None else CodebookUsage(num_codes)
 
+    def names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
+        """Names of all scalars that a pass over so many images of height and width measures.
+
+        Whether there is a KL divergence, the bottleneck decides.
+        """
+        names = self.reconstruction.names(num_images=num_images, size=size)
+        if self._codebook is not None:
+            names |= {"codebook_usage", "codebook_perplexity"}
+        return names
+
     def reset(self) -> None:
         """Begin a pass over the set; call it on every process."""
         self.reconstruction.reset()

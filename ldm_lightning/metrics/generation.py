@@ -100,6 +100,13 @@ class GenerationMetrics:
         """Whether this pass must be shown the real images; ask after ``reset``."""
         return self._kept is None
 
+    def names(self, *, num_samples: int) -> set[str]:
+        """Names of what a pass over so many samples measures, where no image is unreadable."""
+        names = self.features.set_names
+        least = min(num_samples, int(self._protocol.get("num_images", num_samples)))
+        found = {names.frechet, names.kernel} if least >= 2 else set()
+        return found | ({names.precision, names.recall} if least > NEAREST else set())
+
     def reset(self) -> None:
         """Begin a pass. Call it on every process: they agree here on whether a cache is used."""
         self._samples.reset()

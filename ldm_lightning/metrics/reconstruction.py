@@ -21,7 +21,12 @@ from ldm_lightning.metrics.pixels import (
     peak_signal_to_noise_ratio,
     structural_similarity,
 )
-from ldm_lightning.metrics.power_spectrum import SMALLEST_SIZE, PowerSpectrum
+from ldm_lightning.metrics.power_spectrum import (
+    DEFICIT_NAME,
+    OCTAVE_NAMES,
+    SMALLEST_SIZE,
+    PowerSpectrum,
+)
 from ldm_lightning.utils.facts import count_fact
 from ldm_lightning.utils.image import to_uint8
 
@@ -79,6 +84,17 @@ class ReconstructionMetrics:
         self._means = {name: MeanOverImages() for name in ("psnr", "ssim", *features.perceptual)}
         self._spectrum = PowerSpectrum()
         self._network_dtype = torch.float32
+
+    def names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
+        """Names of what a pass over so many images of height and width measures."""
+        names = {"psnr", *self.features.perceptual}
+        if min(size) >= WINDOW_SIZE:
+            names.add("ssim")
+        if min(size) >= SMALLEST_SIZE:
+            names |= {DEFICIT_NAME, *OCTAVE_NAMES}
+        if num_images >= 2:
+            names.add(self.features.frechet_name)
+        return names
 
     def reset(self) -> None:
         """Begin a pass over the set; call it on every process."""

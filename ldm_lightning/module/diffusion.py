@@ -109,6 +109,13 @@ class DiffusionModule(UpdatingModule):
         """What a moving average is taken of."""
         return self.model
 
+    def validation_names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
+        """Full names of what a validation on so many images measures, whatever their size."""
+        names = {"val/loss", *(f"val/loss_level_{index}" for index in range(NUM_NOISE_LEVELS))}
+        if self.generation is None:
+            return names
+        return names | {f"gen/{name}" for name in self.generation.names}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Let device and precision changes reach the first stage too."""
         super()._apply(fn, recurse)

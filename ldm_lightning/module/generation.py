@@ -72,6 +72,11 @@ class GenerationValidation:
         self._prior: Tensor | None = None  # likewise
 
     @property
+    def names(self) -> set[str]:
+        """Names of what is measured."""
+        return self.metrics.names(num_samples=self.num_samples)
+
+    @property
     def num_columns(self) -> int:
         """Images in a row of the pictures: one a class, where that fits."""
         num_classes = len(self.image_sampler.classes or ())
