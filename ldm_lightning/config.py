@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ldm_lightning.command import misspelt
 from ldm_lightning.metrics.gate import check_mode
 from ldm_lightning.metrics.names import METRICS
-from ldm_lightning.utils import launch
+from ldm_lightning.run_dir import run_dir
 from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -63,48 +62,6 @@ def _width_multipliers(factor: int, family: str = "kl") -> ListConfig:
     return OmegaConf.create(widths[factor])
 
 
-def _run_dir(name: str, resume: str | None) -> str:
-    """Folder of the run: a new one, or the one that is continued; the same on every process."""
-    root = Path("outputs") / str(name)
-    if resume is None:
-        return launch.agreed(lambda: str(_new_folder(root)))
-    if resume == "auto":
-        return launch.agreed(lambda: str(_unfinished_folder(root) or _new_folder(root)))
-    path = Path(resume)
-    folder = path.parent.parent if path.suffix == ".ckpt" else path
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(
-            f"resume={resume} is no run: {folder / 'config.yaml'} does not exist. Give the folder "
-            f"of a run, or resume=auto."
-        )
-    return str(folder)
-
-
-def _new_folder(root: Path) -> Path:
-    """A folder of the time; of several processes under srun, which agree on no time, of the job."""
-    if (step := launch.slurm_step()) is not None and not launch.launched().is_alone:
-        return root / f"slurm_{step}"
-    now = time.time()
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(now))
-    return root / f"{stamp}-{now % 1 * 1e3:03.0f}"
-
-
-def _unfinished_folder(root: Path) -> Path | None:
-    """The unfinished run that was started last, of this job before all others."""
-    open_states = {"running", "interrupted", "failed"}
-    folders = [path.parent for path in root.glob("*/summary.json")]
-    unfinished = [f for f in folders if RunFolder(f).read_summary().get("state") in open_states]
-    if (own := _new_folder(root)) in unfinished:
-        return own
-    return max(unfinished, key=_started, default=None)
-
-
-def _started(folder: Path) -> tuple[float, str]:
-    """When a run wrote its configuration; those that did not get so far come first."""
-    config = folder / "config.yaml"
-    return (config.stat().st_mtime if config.is_file() else 0.0, folder.name)
-
-
 def _higher_is_better(name: str) -> bool:
     """Which way a metric such as ``val/psnr`` improves."""
     metric = METRICS.get(name.removeprefix("val/").removeprefix("gen/"))
@@ -127,7 +84,7 @@ def register_resolvers() -> None:
     resolvers: dict[str, Callable[..., Any]] = {
         "width_multipliers": _width_multipliers,
         "output_of": lambda pixel: "logits" if pixel == "bernoulli" else "images",
-        "run_dir": _run_dir,
+        "run_dir": run_dir,
         "created": lambda path: str(RunFolder(path).path),
         "cache_dir": lambda: str(Path(cache_root) / "ldm_lightning"),
         "higher_is_better": _higher_is_better,
@@ -201,6 +158,8 @@ def check_values(cfg: DictConfig) -> list[str]:
         raise ValueError(
             "train=false validates the weights of a checkpoint: give checkpoint=..., and no resume."
         )
+    if cfg.dry_run and cfg.resume is not None:
+        raise ValueError(f"dry_run=true builds a run anew: leave resume={cfg.resume} out.")
     for key in ("max_steps", "accumulate_batches", "log_every_steps", "validation.every_steps"):
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < 1:

@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -19,7 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from ldm_lightning.command import errors_told_plainly, quiet_lightning, sole_writer
 from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
 from ldm_lightning.processes import end_with_parent, every_process, first_cause_told
+from ldm_lightning.resume import composition_of, continued_arguments
+from ldm_lightning.run_dir import resumed_folder
+from ldm_lightning.stored import read_composition
 from ldm_lightning.utils.launch import launched
+from ldm_lightning.utils.run_folder import RunFolder, has_begun
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -27,7 +33,6 @@ if TYPE_CHECKING:
     from ldm_lightning.data.module import MapDataModule
     from ldm_lightning.metrics.features import FeatureSet
     from ldm_lightning.module.updating import UpdatingModule
-    from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -48,37 +53,44 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
     Returns:
         The final value of ``cfg.monitor``, for sweeps; None where nothing was validated.
     """
-    # Imported here, because importing torch takes seconds and help should not.
     quiet_lightning()
-    from ldm_lightning.utils.run_folder import RunFolder
-
     check_keys(cfg, runtime.runtime.choices)
     run_folder = RunFolder(runtime.runtime.output_dir)
     is_first = launched().is_first
     if is_first:
-        _refuse_another_run(cfg, run_folder)
+        _check_folder(cfg, run_folder)
     else:
         logging.getLogger().setLevel(logging.WARNING)  # one of them tells what all do
     with sole_writer(run_folder, is_first=is_first), first_cause_told(run_folder):
         return _run(cfg, runtime, run_folder)
 
 
-def _refuse_another_run(cfg: DictConfig, run_folder: RunFolder) -> None:
-    """Refuse to overwrite a run."""
-    if cfg.resume is None and (run_folder.checkpoints / "last.ckpt").is_file():
+def _check_folder(cfg: DictConfig, run_folder: RunFolder) -> None:
+    """Refuse to overwrite a run, and to continue one in the folder of another."""
+    if cfg.resume is None and has_begun(run_folder.path):
         raise ValueError(
             f"{run_folder.path} holds a run already. Continue it with resume={run_folder.path}, or "
             f"choose another output_dir."
         )
+    if cfg.resume not in (None, "auto"):
+        folder = resumed_folder(str(cfg.resume))
+        if folder.resolve() != run_folder.path.resolve():
+            raise ValueError(
+                f"resume={cfg.resume} goes on in its own folder, not in {run_folder.path}: leave "
+                "output_dir and hydra.run.dir out."
+            )
 
 
 def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | None:
     """Check, build, and train or validate."""
     continues = cfg.resume is not None and run_folder.config.is_file()
-    if continues:
-        cfg = _continued(cfg, runtime, run_folder)
     cfg.output_dir = str(run_folder.path)
     alarms = check_values(cfg)
+    resumed = None
+    if continues:
+        from ldm_lightning.resume_point import resumed_from
+
+        resumed = resumed_from(cfg, run_folder)
     if not continues:
         choices = runtime.runtime.choices
         log.info("scale=%s shrinks %s.", choices["scale"], cfg.scale_description)
@@ -94,6 +106,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
 
     from ldm_lightning import build
     from ldm_lightning.hardware import prepare_networks
+    from ldm_lightning.resume_point import go_back
     from ldm_lightning.utils.checkpoint import check_fits, stored_weights
     from ldm_lightning.utils.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
@@ -112,31 +125,31 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         log.info("%s", counts)
         run_folder.update_summary({"data": asdict(counts)})
     build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
-    module = build_module(cfg, data, features, trainer, run_folder)
-    last = run_folder.checkpoints / "last.ckpt"
-    resumes = continues and last.is_file()
+    module = build_module(cfg, data, features, trainer, run_folder, resumed)
     loaded = None
-    if resumes:  # before config.yaml is replaced by one that may not fit
-        check_fits(module, stored_weights(last), last)
+    if resumed is not None:  # before config.yaml is replaced by one that may not fit
+        check_fits(module, stored_weights(resumed), resumed)
     elif cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
     prepare_networks(cfg, module.networks)
     if trainer.is_global_zero:
+        if resumed is not None:
+            go_back(run_folder, resumed)
+        before = read_composition(run_folder.path) if continues else None
+        composition_of(runtime, before).write(run_folder.path)
         with atomic_writer(run_folder.config) as file:  # others may be reading it
             file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
         run_folder.update_summary({"name": cfg.name, "config": build.plain(cfg)})
         for logger in trainer.loggers:
             logger.log_hyperparams(build.plain(cfg))
-    if continues and not resumes:
-        log.info("There is no checkpoint yet: the run starts anew.")
     with every_process(trainer, run_folder):
         if cfg.train:
-            trainer.fit(module, data, ckpt_path=last if resumes else None)
+            trainer.fit(module, data, ckpt_path=resumed)
         else:
             trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         _report(module, run_folder, facts={} if cfg.train else {"weights": loaded})
-        if cfg.get("page", True):  # not in the configuration of older runs that are continued
+        if cfg.page:
             from ldm_lightning.reporting.page.write import write_own_page
 
             write_own_page(run_folder.path)
@@ -149,6 +162,7 @@ def _first_stage_module(
     features: FeatureSet,
     trainer: pl.Trainer,
     run_folder: RunFolder,
+    resumed: Path | None,
 ) -> UpdatingModule:
     from ldm_lightning import build
     from ldm_lightning.data.module import ImageDataModule
@@ -166,17 +180,21 @@ def _second_stage_module(
     features: FeatureSet,
     trainer: pl.Trainer,
     run_folder: RunFolder,
+    resumed: Path | None,
 ) -> UpdatingModule:
     """Build the diffusion model, judge its first stage, measure its latents; quick checks first."""
     from ldm_lightning import second_stage
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.gate import run_gate
+    from ldm_lightning.utils.checkpoint import load_file
 
     second_stage.resolve_condition(cfg, num_classes=data.num_classes)
     first_stage = second_stage.build_first_stage(cfg, data)
     module = second_stage.build_module(
         cfg, data=data, first_stage=first_stage, features=features, num_devices=trainer.world_size
     )
+    if resumed is not None:  # its latents are normalized already
+        module.use_first_stage_of(load_file(resumed, device="meta")["second_stage"])
     if launched().is_first:
         run_gate(
             cfg.gate,
@@ -187,23 +205,9 @@ def _second_stage_module(
             cache_dir=cfg.cache_dir,
             run_folder=run_folder,
         )
-    second_stage.fit_normalizer(cfg, first_stage, data)  # last: it may read every image
+    if resumed is None:
+        second_stage.fit_normalizer(cfg, first_stage, data)  # last: it may read every image
     return module
-
-
-def _continued(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> DictConfig:
-    """The stored configuration of a run that is continued, with this command's values on top."""
-    groups = set(runtime.runtime.choices)
-    values = [
-        override
-        for override in runtime.overrides.task
-        if override.partition("=")[0].lstrip("+") not in groups
-    ]
-    stored = OmegaConf.load(run_folder.config)
-    merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(values))
-    assert isinstance(merged, DictConfig)
-    log.info("Continuing the run in %s.", run_folder.path)
-    return merged
 
 
 def _dry_run(cfg: DictConfig, run_folder: RunFolder) -> None:
@@ -260,6 +264,7 @@ def main() -> None:
     end_with_parent()
     register_resolvers()
     with errors_told_plainly():
+        sys.argv[1:] = continued_arguments(sys.argv[1:])
         _train()
 
 

@@ -11,11 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from ldm_lightning.sweep.jobs import CHAIN
+from ldm_lightning.utils.small_files import read_yaml
 
 DONE = ("finished", "early_stopped", "validated", "dry_run")
 """States of a run that is not started again."""
@@ -126,15 +123,15 @@ def _mapping(path: Path) -> dict[str, Any]:
 def _config(path: Path) -> dict[str, Any]:
     try:
         return _read_config(path, path.stat().st_mtime_ns)
-    except (OSError, YAMLError, OmegaConfBaseException):  # shown only: nothing is shown
+    except (OSError, ValueError):  # shown only: nothing is shown
         return {}
 
 
 @functools.lru_cache(maxsize=4096)
 def _read_config(path: Path, changed: int) -> dict[str, Any]:
     """Values that are shown; the file is read again where it has changed."""
-    config = OmegaConf.load(path)
-    return {key: OmegaConf.select(config, key) for key in ("monitor", "max_steps")}
+    config = read_yaml(path)
+    return {key: config.get(key) for key in ("monitor", "max_steps")}
 
 
 def _last_step(metrics: Path) -> int:

@@ -77,6 +77,18 @@ def stored_weights(path: Path) -> dict[str, Tensor]:
     return content["state_dict"]
 
 
+def stored_step(path: Path) -> int:
+    """Update after which a checkpoint was written.
+
+    Raises:
+        CheckpointError: As ``load_checkpoint`` does, or if it says no update; shards are not read.
+    """
+    step = load_file(path, device="meta").get("global_step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise CheckpointError(f"checkpoint={path} says no update (global_step={step!r}).")
+    return step
+
+
 def with_shards(
     content: dict[str, Any], path: Path, read: Callable[[Path], Mapping[str, Tensor]]
 ) -> dict[str, Any]:
