@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-browser test-full lint format bench
+.PHONY: help install demo test test-slow test-kills test-browser test-full lint format bench
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -22,10 +22,13 @@ demo: install  ## Train first stage and diffusion model on embedded data, genera
 	$(BIN)/python -m ldm_lightning.pipeline experiment=ldm_shapes name=demo data.num_train_images=16000 samples.num_samples=400 "first_stage.overrides=['discriminator=none','max_steps=700','validation.every_steps=350']"
 
 test: install  ## Run the tests that take minutes
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not kills and not gpu and not browser"
 
 test-slow: install  ## Run the tests that take longer, many processes of them
-	$(BIN)/python -m pytest -n 2 -m "slow and not gpu and not browser"
+	$(BIN)/python -m pytest -n 2 -m "slow and not kills and not gpu and not browser"
+
+test-kills: install  ## Kill trainings sixty times, continue them, compare the ends (half an hour)
+	$(BIN)/python -m pytest -s -m kills
 
 test-browser: install  ## Open a report in headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
@@ -33,11 +36,12 @@ test-browser: install  ## Open a report in headless Chromium, which must be inst
 test-full: install  ## Run every test this machine can run
 	$(BIN)/python -m pytest -n 2 $(if $(shell sh -c 'command -v chromium'),,-m "not browser")
 
-lint: install  ## Check style, types and the direction of imports
+lint: install  ## Check style, types, the direction of imports and known weaknesses
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet -ll --recursive ldm_lightning hydra_plugins experiments benchmarks
 
 format: install  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

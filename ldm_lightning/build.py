@@ -28,6 +28,7 @@ from ldm_lightning.metrics.first_stage import FirstStageMetrics
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary, Optimization, OptimizerFactory
 from ldm_lightning.optim.schedule import WarmupDecay
+from ldm_lightning.update_loop import use_update_loop
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
 from ldm_lightning.utils.run_folder import RunFolder, find_checkpoint
 
@@ -227,7 +228,7 @@ def build_loggers(cfg: DictConfig, run_folder: RunFolder) -> list[Logger]:
 
 def build_trainer(cfg: DictConfig, run_folder: RunFolder) -> pl.Trainer:
     """Build the Trainer of a training run; see ``trainer_settings`` for device and precision."""
-    return pl.Trainer(
+    trainer = pl.Trainer(
         **trainer_settings(cfg),
         max_steps=cfg.max_steps,
         max_epochs=-1,
@@ -242,3 +243,4 @@ def build_trainer(cfg: DictConfig, run_folder: RunFolder) -> pl.Trainer:
         callbacks=build_callbacks(cfg, run_folder),
         logger=build_loggers(cfg, run_folder),
     )
+    return use_update_loop(trainer, accumulate_batches=cfg.accumulate_batches)

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 
 from hydra.conf import HydraConf
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
@@ -24,8 +24,9 @@ from omegaconf.errors import (
 )
 
 from ldm_lightning.utils.errors import ContactLostError, error_line
-from ldm_lightning.utils.launch import launched
+from ldm_lightning.utils.launch import check_environment, launched
 from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.utils.small_files import SmallFileError
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +77,11 @@ def errors_told_plainly() -> Iterator[None]:
     because Hydra prints the whole command line before an error leaves it.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing in its own words
-    here = launched()
-    whose = "" if here.is_alone else f"Process {here.rank}: "
+    whose = ""
     try:
+        check_environment()
+        if not (here := launched()).is_alone:
+            whose = f"Process {here.rank}: "
         yield
     except EXPECTED_ERRORS as error:
         log.debug("Traceback:", exc_info=True)  # hydra.verbose=true shows it
@@ -136,28 +139,43 @@ def misspelt(key: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def sole_writer(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
-    """Keep other commands out of a folder, and note in its summary what ended this one too early.
+    """Keep other commands out of a folder.
+
+    Everything that looks at what the folder holds, or writes to it, belongs into the block.
 
     Args:
         run_folder: What is written to.
-        is_first: Whether this is the one of its processes that writes ``summary.json``.
+        is_first: Whether this is the first of its processes, which holds the folder for all.
 
     Raises:
         ValueError: If another command is writing to it.
     """
-    if is_first and (other := run_folder.other_process()) is not None:
-        raise ValueError(
-            f"Process {other} is writing to {run_folder.path} already; wait for it, end it, or "
-            "choose another folder."
-        )
+    with run_folder.only_writer() if is_first else nullcontext():
+        yield
+
+
+@contextmanager
+def end_noted(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
+    """Note in a folder's summary what ended this command too early.
+
+    Args:
+        run_folder: Whose ``summary.json`` it is.
+        is_first: Whether this is the one of its processes that writes it.
+    """
     try:
         yield
     except BaseException as error:
-        # Training says itself how it ended, unless it only lost contact with the process that
-        # failed; and what was refused is as it was.
-        state = run_folder.read_summary().get("state", "running") if is_first else None
-        if state == "running" or (state == "failed" and isinstance(error, ContactLostError)):
-            stopped = isinstance(error, KeyboardInterrupt)
-            reason = {} if stopped else {"reason": error_text(error)}
-            run_folder.update_summary({"state": "interrupted" if stopped else "failed", **reason})
+        if is_first:
+            with suppress(SmallFileError):  # a damaged summary is no reason to hide the error
+                _note_end(run_folder, error)
         raise
+
+
+def _note_end(run_folder: RunFolder, error: BaseException) -> None:
+    # Training says itself how it ended, unless it only lost contact with the process that failed;
+    # and what was refused is as it was.
+    state = run_folder.read_summary().get("state", "running")
+    if state == "running" or (state == "failed" and isinstance(error, ContactLostError)):
+        stopped = isinstance(error, KeyboardInterrupt)
+        reason = {} if stopped else {"reason": error_text(error)}
+        run_folder.update_summary({"state": "interrupted" if stopped else "failed", **reason})

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.command import misspelt
 from ldm_lightning.metrics.gate import check_mode
 from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.run_dir import run_dir
+from ldm_lightning.utils.home import cache_folder, expanded
 from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -28,15 +27,6 @@ CONF_DIR = next(
     path for path in (_HERE / "conf", _HERE.parent / "conf") if (path / "train.yaml").is_file()
 )
 """The configuration folder: inside an installed wheel, else beside the package in a checkout."""
-
-GROUPS_OF_VALUES = (
-    *("experiment", "scale", "scale/stage", "scale/denoiser", "tuned"),
-    "hparams_search",
-)
-"""Groups whose files only change values of keys that stand elsewhere."""
-
-FOLLOWING_GROUP = "features/stage"
-"""Follows from two other groups, which Hydra allows in train.yaml alone."""
 
 PUBLISHED_WIDTHS = {
     "kl": {1: [1], 2: [1, 2], 4: [1, 2, 4], 8: [1, 2, 4, 4], 16: [1, 1, 2, 2, 4], 32: [1, 1, 2, 2,
@@ -80,13 +70,12 @@ def _threads_of_a_job(n_jobs: int) -> int:
 
 def register_resolvers() -> None:
     """Make the resolvers of conf/ known; harmless when repeated."""
-    cache_root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     resolvers: dict[str, Callable[..., Any]] = {
         "width_multipliers": _width_multipliers,
         "output_of": lambda pixel: "logits" if pixel == "bernoulli" else "images",
         "run_dir": run_dir,
-        "created": lambda path: str(RunFolder(path).path),
-        "cache_dir": lambda: str(Path(cache_root) / "ldm_lightning"),
+        "created": lambda path: str(RunFolder(expanded(path, key="output_dir")).path),
+        "cache_dir": lambda: str(cache_folder()),
         "higher_is_better": _higher_is_better,
         "search_direction": lambda name: "maximize" if _higher_is_better(name) else "minimize",
         "threads_of_a_job": _threads_of_a_job,
@@ -100,44 +89,6 @@ def register_resolvers() -> None:
 
 
 # Checks
-
-
-def check_keys(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
-    """Refuse keys that no file of conf/ declares.
-
-    Hydra refuses unknown keys on the command line, but merges whatever an experiment file holds, so
-    that a misspelt key there silently changes nothing.
-
-    Args:
-        cfg: The composed configuration.
-        choices: Hydra's group choices.
-
-    Raises:
-        ValueError: Naming the key, and the nearest one there is.
-    """
-    overrides = [
-        f"{'+' if group == FOLLOWING_GROUP else ''}{group}={choice}"
-        for group, choice in choices.items()
-        if choice and group not in GROUPS_OF_VALUES and not group.startswith("hydra/")
-    ]
-    reference = compose(config_name="base", overrides=overrides)
-    unknown = _unknown_keys(
-        OmegaConf.to_container(cfg), OmegaConf.to_container(reference), prefix=""
-    )
-    if unknown:
-        raise ValueError(misspelt(*unknown[0]))
-
-
-def _unknown_keys(value: Any, reference: Any, *, prefix: str) -> list[tuple[str, list[str]]]:
-    """Keys of nested mappings that the reference lacks, each with those it has at that place."""
-    if not isinstance(value, dict) or not isinstance(reference, dict):
-        return []
-    unknown = [
-        (f"{prefix}{key}", sorted(map(str, reference))) for key in value if key not in reference
-    ]
-    for key in value.keys() & reference.keys():
-        unknown += _unknown_keys(value[key], reference[key], prefix=f"{prefix}{key}.")
-    return unknown
 
 
 def check_values(cfg: DictConfig) -> list[str]:
@@ -160,14 +111,10 @@ def check_values(cfg: DictConfig) -> list[str]:
         )
     if cfg.dry_run and cfg.resume is not None:
         raise ValueError(f"dry_run=true builds a run anew: leave resume={cfg.resume} out.")
-    for key in ("max_steps", "accumulate_batches", "log_every_steps", "validation.every_steps"):
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key} must be a positive whole number, got {value!r}.")
     size = [cfg.resolution] * 2 if isinstance(cfg.resolution, int) else list(cfg.resolution)
     second = cfg.stage == "second"
     factor = cfg.downsampling_factor if second else cfg.autoencoder.downsampling_factor
-    if len(size) != 2 or any(side % factor for side in size):
+    if any(side % factor for side in size):
         raise ValueError(
             f"resolution={cfg.resolution} is not divisible by "
             f"{'' if second else 'autoencoder.'}downsampling_factor={factor}; "
@@ -216,10 +163,6 @@ def _check_denoiser_size(cfg: DictConfig, size: list[int]) -> None:
 
 def _check_second_stage(cfg: DictConfig) -> list[str]:
     check_mode(cfg.gate.mode)
-    for key in ("validation.num_samples", "sampler.num_steps"):
-        value, least = OmegaConf.select(cfg, key), int(key.startswith("sampler"))
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{key} must be a whole number of at least {least}, got {value!r}.")
     if not cfg.validation.num_samples and str(cfg.monitor).startswith("gen/"):
         raise ValueError(
             f"monitor={cfg.monitor} needs samples, and validation.num_samples=0 generates none; "

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, sole_writer
-from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
+from ldm_lightning.config import CONF_DIR
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from ldm_lightning.data.latent_writing import Encode, SplitWriter
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.first_stage import OpenedFirstStage
+    from ldm_lightning.utils.content import FileHashes
     from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -38,6 +42,7 @@ SPLITS = ("train", "val")
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="encode")
 def _encode(cfg: DictConfig) -> None:
     with errors_told_plainly():
+        check_keys(cfg, HydraConfig.get().runtime.choices, command="encode")
         encode(cfg)
 
 
@@ -55,11 +60,12 @@ def encode(cfg: DictConfig) -> None:
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
     is_first = launched().is_first
-    with sole_writer(run_folder, is_first=is_first), joined_processes():
-        changes = _encode_splits(cfg, run_folder)
-    if is_first:
-        run_folder.update_summary({"state": "finished", **changes})
-        log.info("Latent cache: data=latents data.root=%s", run_folder.path)
+    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+        with joined_processes():
+            changes = _encode_splits(cfg, run_folder)
+        if is_first:
+            run_folder.update_summary({"state": "finished", **changes})
+            log.info("Latent cache: data=latents data.root=%s", run_folder.path)
 
 
 def _check(cfg: DictConfig) -> None:
@@ -70,18 +76,16 @@ def _check(cfg: DictConfig) -> None:
         raise ValueError(f"splits must be some of {list(SPLITS)}, got {cfg.splits}.")
     if cfg.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
-    if not isinstance(cfg.images_per_shard, int) or cfg.images_per_shard < 1:
-        raise ValueError(
-            f"images_per_shard must be a positive whole number, got {cfg.images_per_shard!r}."
-        )
 
 
 def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Write the splits, one after the other; returns what to put into the summary."""
     from ldm_lightning import build, measure
     from ldm_lightning.autoencoder.frozen import Moments
+    from ldm_lightning.data.latent_cache import LatentIndex
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.first_stage import open_first_stage
+    from ldm_lightning.utils.content import FileHashes
     from ldm_lightning.utils.provenance import git_commit, package_versions, peak_memory
 
     opened = open_first_stage(cfg.checkpoint, weights=cfg.weights)
@@ -106,14 +110,15 @@ def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
             )
 
     log.info("Weights: %s of %s. Precision: %s.", opened.weights, opened.path, computing.precision)
+    hashes = FileHashes(cfg.cache_dir)
     changes: dict[str, Any] = {"latents": {}, "metrics": {}, "timing": {}}
     for writer in writers:
         split = writer.split
-        speed = _fill(writer, moments, bad_files=run_folder.path / "unreadable_files.tsv")
+        speed = _fill(writer, moments, hashes, bad_files=run_folder.path / "unreadable_files.tsv")
         if speed is not None:
             changes["timing"][f"{split}_images_per_s"] = speed
         changes["latents"][split] = {
-            "num_samples": writer.finished_index().num_samples,
+            "num_samples": LatentIndex.load(writer.folder).num_samples,
             **writer.index.made_of,
             **writer.index.made_at,
         }
@@ -199,7 +204,9 @@ def _writer(
     )
 
 
-def _fill(writer: SplitWriter, encode: Encode, *, bad_files: Path) -> float | None:
+def _fill(
+    writer: SplitWriter, encode: Encode, hashes: FileHashes, *, bad_files: Path
+) -> float | None:
     """Write what is missing, then the index; returns images a second of this process."""
     from ldm_lightning.data.latent_cache import INDEX
     from ldm_lightning.utils.distributed import wait_for_all
@@ -217,34 +224,23 @@ def _fill(writer: SplitWriter, encode: Encode, *, bad_files: Path) -> float | No
         len(writer.own_shards),
         len(pending),
     )
-    speed = _show_progress(writer, pending, encode) if pending else None
+    speed = _write_shards(writer, pending, encode) if pending else None
     wait_for_all()
     if writer.rank == 0:
-        writer.finished_index().save(writer.folder)
+        writer.finished_index(hashes).save(writer.folder)
+    wait_for_all()  # all read the index
     return speed
 
 
-def _show_progress(
-    writer: SplitWriter, pending: list[int], encode: Encode, *, every_seconds: float = 30
-) -> float:
-    """Write shards under a bar with the time left, or with a line now and then where none shows."""
-    from rich.console import Console
-    from rich.progress import Progress
+def _write_shards(writer: SplitWriter, pending: list[int], encode: Encode) -> float:
+    """Write shards under a bar with the time left; returns images a second."""
+    from ldm_lightning.utils.progress import long_task
 
-    console = Console(stderr=True)
-    name, total, done = f"encoding {writer.split}", writer.num_images(pending), 0
-    start = told = time.monotonic()
-    shows_bar = console.is_terminal and writer.rank == 0
-    with Progress(console=console, disable=not shows_bar) as progress:
-        task = progress.add_task(name, total=total)
+    total, done, start = writer.num_images(pending), 0, time.monotonic()
+    with long_task(f"encoding {writer.split}", total=total, unit="images") as advance:
         for number in writer.write(pending, encode):
             done += number
-            progress.advance(task, number)
-            now = time.monotonic()
-            if not shows_bar and now - told >= every_seconds:
-                told = now
-                left = (now - start) / done * (total - done)
-                log.info("%s: %d of %d images, %.0f s left.", name, done, total, left)
+            advance(number)
     return done / (time.monotonic() - start)
 
 
@@ -281,9 +277,7 @@ def _statistics(writer: SplitWriter, run_folder: RunFolder) -> dict[str, Any]:
 def main() -> None:
     """Entry point of ``ldm-encode`` and ``python -m ldm_lightning.encode``."""
     end_with_parent()
-    register_resolvers()
-    with errors_told_plainly():
-        _encode()
+    run_entry_point(_encode)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, sole_writer
-from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
+from ldm_lightning.config import CONF_DIR
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
@@ -34,7 +36,9 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 def _evaluate(cfg: DictConfig) -> None:
     with errors_told_plainly():
-        evaluate(cfg, Path(HydraConfig.get().runtime.output_dir))
+        runtime = HydraConfig.get().runtime
+        check_keys(cfg, runtime.choices, command="evaluate")
+        evaluate(cfg, Path(runtime.output_dir))
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
@@ -50,12 +54,13 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
 
     keep_freed_memory()
     run_folder, is_first = RunFolder(folder), launched().is_first
-    with sole_writer(run_folder, is_first=is_first), joined_processes():
+    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+        with joined_processes():
+            if is_first:
+                run_folder.update_summary({"state": "running", "name": "evaluate"})
+            changes = measure(cfg, run_folder)
         if is_first:
-            run_folder.update_summary({"state": "running", "name": "evaluate"})
-        changes = measure(cfg, run_folder)
-    if is_first:
-        _finish(changes, run_folder)
+            _finish(changes, run_folder)
     return dict(changes["metrics"])
 
 
@@ -148,7 +153,14 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     from ldm_lightning.data.folder_batches import folder_batches
     from ldm_lightning.data.image_folder import list_images
     from ldm_lightning.metrics.features import tiny_features
-    from ldm_lightning.metrics.folders import ImagePair, compare_pairs, compare_sets
+    from ldm_lightning.metrics.folders import (
+        ImagePair,
+        compare_pairs,
+        compare_sets,
+        measured_facts,
+        reference_facts,
+    )
+    from ldm_lightning.utils.content import FileHashes
     from ldm_lightning.utils.distributed import num_processes, process_rank
 
     features = instantiate(cfg.features) if cfg.get("features") else tiny_features()
@@ -156,7 +168,11 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     channels = cfg.image_channels or 3
     roots = [Path(cfg.images), Path(cfg.reference)]
     names = [list_images(roots[0], key="images"), list_images(roots[1], key="reference")]
-    protocol = {"images": str(roots[0]), "reference": str(roots[1])}
+    hashes = FileHashes(cfg.cache_dir)
+    protocol = {
+        **measured_facts(roots[0], names[0], hashes),
+        **reference_facts(roots[1], names[1], hashes),
+    }
     paired = names[0] == names[1]
     names = [listed[process_rank() :: num_processes()] for listed in names]
     if paired:
@@ -190,7 +206,8 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     from ldm_lightning.data.image_folder import list_images
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.metrics.features import tiny_features
-    from ldm_lightning.metrics.folders import compare_sets
+    from ldm_lightning.metrics.folders import compare_sets, measured_facts
+    from ldm_lightning.utils.content import FileHashes
     from ldm_lightning.utils.distributed import num_processes, process_rank
 
     root, cfg = Path(cfg.images), cfg.copy()
@@ -215,7 +232,10 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
         (batch["image"] for batch in data.val_dataloader()),
         features,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        protocol={**data.protocol("val"), "images": str(root)},
+        protocol={
+            **data.protocol("val"),
+            **measured_facts(root, names, FileHashes(cfg.cache_dir)),
+        },
     )
     return {
         "metrics": {f"gen/{name}": value for name, value in report.scalars.items()},
@@ -243,9 +263,7 @@ def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
 def main() -> None:
     """Entry point of ``ldm-evaluate`` and ``python -m ldm_lightning.evaluate``."""
     end_with_parent()
-    register_resolvers()
-    with errors_told_plainly():
-        _evaluate()
+    run_entry_point(_evaluate)
 
 
 if __name__ == "__main__":

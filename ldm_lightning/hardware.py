@@ -4,13 +4,19 @@
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig
 from torch import nn
@@ -18,7 +24,7 @@ from torch import nn
 from ldm_lightning.config import PRECISIONS, check_batch_norm
 from ldm_lightning.module.sharded_strategy import ShardedStrategy
 from ldm_lightning.module.strategy import AnsweringDDP
-from ldm_lightning.utils.launch import launched, slurm_step
+from ldm_lightning.utils.launch import by_torchrun, launched, slurm_step
 from ldm_lightning.utils.provenance import device_name
 
 log = logging.getLogger(__name__)
@@ -185,9 +191,19 @@ def _check_launch(devices: int, num_nodes: int) -> None:
     )
 
 
-def _environment() -> list[SLURMEnvironment]:
-    """What tells processes of srun from each other; elsewhere Lightning finds it itself.
+def _environment() -> list[ClusterEnvironment]:
+    """Return what tells processes of a run from each other, as ``launched`` reads it.
 
-    Its own requeueing would save wherever the signal arrives, between two networks' updates too.
+    Lightning's own search would take a shell in an allocation of SLURM for one of its tasks.
     """
-    return [SLURMEnvironment(auto_requeue=False)] if slurm_step() is not None else []
+    if by_torchrun():
+        return [TorchElasticEnvironment()]
+    if slurm_step() is None:
+        return [LightningEnvironment()]
+    if "SLURM_NTASKS_PER_NODE" not in os.environ and launched().num_processes > 1:
+        raise ValueError(
+            f"The environment says SLURM_NTASKS={os.environ['SLURM_NTASKS']}, but not how many are "
+            "on a machine: ask srun for --ntasks-per-node instead of --ntasks."
+        )
+    # Its own requeueing would save wherever the signal arrives, between two networks' updates too.
+    return [SLURMEnvironment(auto_requeue=False)]

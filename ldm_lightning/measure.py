@@ -88,7 +88,7 @@ def with_run_defaults(cfg: DictConfig, first_stage: OpenedFirstStage) -> DictCon
 
     Args:
         cfg: With ``data``, ``features``, ``resolution``, ``image_channels``, ``eval_crop`` and
-            ``precision``; None where the run's are wanted.
+            ``precision``, None where the run's are wanted, and ``cache_dir``.
         first_stage: What is going to be measured.
 
     Raises:
@@ -119,6 +119,8 @@ def with_run_defaults(cfg: DictConfig, first_stage: OpenedFirstStage) -> DictCon
         cfg[group] = run[group]
     if "data" in absent:
         cfg.data.resolution = cfg.resolution
+        if "cache_dir" in cfg.data:
+            cfg.data.cache_dir = cfg.cache_dir  # not where the run's machine had it
     if missing := sorted(OmegaConf.missing_keys(cfg.data)):
         raise ValueError(f"No value for {missing[0]}: give {missing[0]}=VALUE.")
     return cfg

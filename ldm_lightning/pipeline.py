@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +25,16 @@ from omegaconf import DictConfig, OmegaConf
 from ldm_lightning.chain.process import run_command
 from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
 from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, key_of, trainings
-from ldm_lightning.command import check_alone, config_dir_words, errors_told_plainly
-from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.chain.words import check_words
+from ldm_lightning.command import (
+    check_alone,
+    config_dir_words,
+    errors_told_plainly,
+    sole_writer,
+)
+from ldm_lightning.config import CONF_DIR, check_values
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.run_folder import RunFolder
 
@@ -57,11 +65,18 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
     Raises:
         ValueError: Before any step, on words that make no sense, or a folder that holds a chain.
     """
-    folder = Path(runtime.runtime.output_dir).absolute()
+    check_keys(cfg, runtime.runtime.choices, command="pipeline")
+    run_folder = RunFolder(runtime.runtime.output_dir)
+    with sole_writer(run_folder, is_first=True):
+        return _start_or_continue(cfg, runtime, run_folder.path, run=run)
+
+
+def _start_or_continue(cfg: DictConfig, runtime: HydraConf, folder: Path, *, run: Runner) -> int:
     words = [word for word in runtime.overrides.task if key_of(word) != "resume"]
     if cfg.resume is not None and (cfg.resume != "auto" or (folder / CHAIN_FILE).is_file()):
         chain = Chain.load(folder / CHAIN_FILE)
         _check_same_words(words, chain)
+        _check_stored(chain, runtime, folder / CHAIN_FILE)
         log.info("Continuing the chain in %s.", folder)
     else:
         if (folder / CHAIN_FILE).exists():
@@ -69,7 +84,11 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
                 f"{folder} holds a chain already. Continue it with resume={folder}, or choose "
                 "another output_dir."
             )
-        chain = _new_chain(cfg, runtime, words, folder)
+        check_words(words, source="The command line")
+        steps = _steps(
+            cfg, runtime.runtime.choices, words, folder, tuple(config_dir_words(runtime))
+        )
+        chain = Chain(tuple(words), str(Path.cwd()), str(folder), steps)
         if cfg.dry_run:
             return _dry_run(chain, run)
         chain.save(folder / CHAIN_FILE)
@@ -91,9 +110,24 @@ def _check_same_words(words: list[str], chain: Chain) -> None:
         )
 
 
-def _new_chain(cfg: DictConfig, runtime: HydraConf, words: list[str], folder: Path) -> Chain:
+def _check_stored(chain: Chain, runtime: HydraConf, path: Path) -> None:
+    """Refuse a file whose words a chain may not hold, or whose commands do not follow from them."""
+    check_words(chain.words, source=path)
+    options = tuple(config_dir_words(runtime))
+    chain.check_options(options, path)
+    cfg, choices = _composed("pipeline", chain.words)
+    chain.check_steps(_steps(cfg, choices, chain.words, Path(chain.folder), options), path)
+
+
+def _steps(
+    cfg: DictConfig,
+    choices: Mapping[str, str | None],
+    words: Sequence[str],
+    folder: Path,
+    options: tuple[str, ...],
+) -> tuple[Step, ...]:
     """The steps that the words ask for, after checking what can be checked without waiting."""
-    experiment = str(runtime.runtime.choices["experiment"])
+    experiment = str(choices["experiment"])
     if cfg.stage != "second":
         raise ValueError(
             f"experiment={experiment} is a first stage, and the pipeline is named by the second: "
@@ -106,15 +140,10 @@ def _new_chain(cfg: DictConfig, runtime: HydraConf, words: list[str], folder: Pa
             f"first stage. On a trained one: python -m ldm_lightning.train experiment={experiment} "
             f"first_stage.checkpoint={cfg.first_stage.checkpoint}."
         )
-    if runtime.runtime.choices["data"] == "latents":
+    if choices["data"] == "latents":
         raise ValueError(
             "data=latents: the pipeline encodes the images itself; give these, such as "
             "data=image_folder data.root=PHOTOS."
-        )
-    num_samples = cfg.samples.num_samples
-    if not isinstance(num_samples, int) or num_samples < 2:
-        raise ValueError(
-            f"samples.num_samples must be a whole number of at least 2, got {num_samples!r}."
         )
     request = Request(
         experiment=experiment,
@@ -122,7 +151,7 @@ def _new_chain(cfg: DictConfig, runtime: HydraConf, words: list[str], folder: Pa
         words=tuple(words),
         first_stage_overrides=tuple(cfg.first_stage.overrides),
         encode_overrides=tuple(cfg.encode.overrides),
-        num_samples=num_samples,
+        num_samples=cfg.samples.num_samples,
         sample_overrides=tuple(cfg.samples.overrides),
     )
     first, second = trainings(request, folder, dry_run=cfg.dry_run)
@@ -131,9 +160,7 @@ def _new_chain(cfg: DictConfig, runtime: HydraConf, words: list[str], folder: Pa
     for step in steps:
         if step.name in ("latents", "samples", "evaluation"):  # the others hold no word of the user
             compose(config_name=step.command, overrides=list(step.words))
-    options = tuple(config_dir_words(runtime))
-    steps = tuple(replace(step, options=options) for step in steps)
-    return Chain(tuple(words), str(Path.cwd()), str(folder), steps)
+    return tuple(replace(step, options=options) for step in steps)
 
 
 def _dry_run(chain: Chain, run: Runner) -> int:
@@ -149,18 +176,18 @@ def _dry_run(chain: Chain, run: Runner) -> int:
 # Checks, before anything is waited for
 
 
-def _checked(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
-    """Compose what ``train`` would and check it; returns it with Hydra's group choices.
+def _composed(command: str, words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """Compose the configuration of a command and check its keys; returns it with group choices.
 
     Raises:
-        ValueError: On a misspelt key, or values that do not go together.
+        ValueError: On a misspelt key, or a value of another type.
     """
-    cfg = compose(config_name="train", overrides=list(words), return_hydra_config=True)
+    cfg = compose(config_name=command, overrides=list(words), return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     OmegaConf.set_struct(cfg, True)
-    check_keys(cfg, choices)
+    check_keys(cfg, choices, command=command)
     return cfg, choices
 
 
@@ -173,14 +200,14 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
     Raises:
         ValueError: Naming what to change.
     """
-    cfg, choices = _checked(first.words)
+    cfg, choices = _composed("train", first.words)
     if cfg.stage != "first":
         raise ValueError(
             f"first_stage.experiment={choices['experiment']} is a second stage; name a first one, "
             "such as kl_f4."
         )
     check_values(cfg)
-    second_cfg, _ = _checked(second.words)
+    second_cfg, _ = _composed("train", second.words)
     of_first = {
         "resolution": cfg.resolution,
         "image_channels": cfg.image_channels,
@@ -198,7 +225,7 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
     if differing:
         words = [f"{key}={value}" for key, value in differing.items()]
         second = replace(second, words=(*second.words, *words))
-        second_cfg, _ = _checked(second.words)
+        second_cfg, _ = _composed("train", second.words)
     check_values(second_cfg)
     facts = ImageFacts(
         data=choices["data"],
@@ -209,17 +236,16 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
     return second, facts
 
 
+def _pipeline_alone() -> None:
+    check_alone("pipeline", instead="start it alone; its trainings start the others (trainer=ddp).")
+    _pipeline()
+
+
 def main() -> None:
     """Entry point of ``ldm-pipeline`` and ``python -m ldm_lightning.pipeline``."""
     end_with_parent()
-    register_resolvers()
     try:
-        with errors_told_plainly():
-            check_alone(
-                "pipeline",
-                instead="start it alone; its trainings start the others (trainer=ddp).",
-            )
-            _pipeline()
+        run_entry_point(_pipeline_alone)
     except KeyboardInterrupt:  # outside the steps, which say how to go on
         sys.exit(INTERRUPTED)
 

@@ -22,13 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm_lightning.command import errors_told_plainly, quiet_lightning
-from ldm_lightning.config import (
-    CONF_DIR,
-    check_keys,
-    check_values,
-    discriminator_start,
-    register_resolvers,
-)
+from ldm_lightning.config import CONF_DIR, check_values, discriminator_start
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 
 if TYPE_CHECKING:
     from ldm_lightning.data.module import MapDataModule
@@ -66,17 +62,16 @@ def plan(cfg: DictConfig, runtime: HydraConf) -> dict[str, Any]:
         ValueError: On words that ``train`` would refuse.
     """
     quiet_lightning()
-    own, choices = {key: cfg[key] for key in OWN_KEYS}, runtime.runtime.choices
+    choices = runtime.runtime.choices
+    check_keys(cfg, choices, command="plan")
+    own = {key: cfg[key] for key in OWN_KEYS}
     with open_dict(cfg):
         for key in OWN_KEYS:
             del cfg[key]
     cfg.dry_run = True  # data and first stage may be missing
-    check_keys(cfg, choices)
     for alarm in check_values(cfg):
         log.warning(alarm)
     num_images = own["plan"].num_images
-    if num_images is not None and (not isinstance(num_images, int) or num_images < 1):
-        raise ValueError(f"plan.num_images must be a positive whole number, got {num_images!r}.")
     output = None if own["output"] is None else Path(own["output"])
     if output is not None and not output.absolute().parent.is_dir():
         raise ValueError(f"output={output}: the folder {output.absolute().parent} does not exist.")
@@ -207,9 +202,7 @@ def _validation_flops(run: _Run) -> int | None:
 
 def main() -> None:
     """Entry point of ``ldm-plan`` and ``python -m ldm_lightning.plan``."""
-    register_resolvers()
-    with errors_told_plainly():
-        _plan()
+    run_entry_point(_plan)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,7 @@ class _Command:
 
     def continuing(self, folder: Path) -> list[str]:
         """The words that compose the run's configuration with this command's on top."""
-        trusted = value_of(self.words, "trusted_packages") or ()
-        stored = read_config(folder, trusted=trusted)
+        stored = read_config(folder, trusted=self._trusted())
         composition = read_composition(folder)
         chosen = self._chosen(composition, folder)
         own = self._own_files(composition, folder)
@@ -134,6 +133,11 @@ class _Command:
             for word in self._own_words()
         ]
         return [*kept, *restored, *found]
+
+    def _trusted(self) -> set[str]:
+        """Packages that this command trusts, and classes that it names itself."""
+        named = (word.value() for word in self.words if word.key_or_group.endswith("_target_"))
+        return {*(value_of(self.words, "trusted_packages") or ()), *map(str, named)}
 
     def _own_words(self) -> list[str]:
         return [word.input_line for word in self.words if word.input_line]

@@ -7,17 +7,19 @@ checkpoint loses no later one.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.changes import check_changes
 from ldm_lightning.reporting.metrics_file import read_metrics
-from ldm_lightning.stored import read_config
 from ldm_lightning.utils.checkpoint import remove_shards, stored_step
 from ldm_lightning.utils.errors import CheckpointError
 from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.sharded_checkpoint import link_checkpoint
+from ldm_lightning.utils.small_files import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +31,8 @@ def resumed_from(cfg: DictConfig, run_folder: RunFolder) -> Path | None:
         ValueError: Naming the key that cannot be changed, or the checkpoint that is not there.
     """
     log.info("Continuing the run in %s.", run_folder.path)
-    stored = OmegaConf.create(read_config(run_folder.path, trusted=cfg.trusted_packages))
-    saves = ("validation.every_steps", "callbacks.checkpointing.every_num_steps", "max_steps")
-    updates = [OmegaConf.select(stored, key) for key in saves]
-    checkpoint = resume_point(
-        run_folder,
-        str(cfg.resume),
-        first_save=min(number for number in updates if isinstance(number, int)),
-    )
+    stored = read_yaml(run_folder.config)  # checked before Hydra composed this command
+    checkpoint = resume_point(run_folder, str(cfg.resume), first_save=_first_save(stored))
     if checkpoint is None:
         log.warning(
             "There is no checkpoint yet: the run starts anew, and rows of metrics.csv, up to "
@@ -45,13 +41,25 @@ def resumed_from(cfg: DictConfig, run_folder: RunFolder) -> Path | None:
         )
         return None
     now = OmegaConf.to_container(cfg, resolve=True)
-    check_changes(OmegaConf.to_container(stored), now, run_folder.path)
+    check_changes(stored, now, run_folder.path)
     if (step := stored_step(checkpoint)) > cfg.max_steps:
         raise ValueError(
             f"max_steps={cfg.max_steps}, but {checkpoint} is at update {step} already: give "
             f"max_steps={step} or more, or an earlier checkpoint."
         )
     return checkpoint
+
+
+def _first_save(stored: Mapping[str, Any]) -> int:
+    """Update after which a run has a checkpoint."""
+    places = (("validation", "every_steps"), ("callbacks", "checkpointing", "every_num_steps"))
+    updates = [stored.get("max_steps")]
+    for place in places:
+        value: Any = stored
+        for name in place:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        updates.append(value)
+    return min((value for value in updates if isinstance(value, int)), default=0)
 
 
 def resume_point(run_folder: RunFolder, resume: str, *, first_save: int) -> Path | None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from pathlib import Path
 
 from ldm_lightning.utils import launch
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.utils.run_folder import read_summary
+from ldm_lightning.utils.small_files import SmallFileError
+
+log = logging.getLogger(__name__)
 
 
 def run_dir(name: str, resume: str | None) -> str:
@@ -47,11 +52,20 @@ def _new_folder(root: Path) -> Path:
 def _unfinished_folder(root: Path) -> Path | None:
     """The unfinished run that was started last, of this job before all others."""
     open_states = {"running", "interrupted", "failed"}
-    folders = [path.parent for path in root.glob("*/summary.json")]
-    unfinished = [f for f in folders if RunFolder(f).read_summary().get("state") in open_states]
+    folders = [path for path in root.glob("*/") if os.path.lexists(path / "summary.json")]
+    unfinished = [folder for folder in folders if _state(folder) in open_states]
     if (own := _new_folder(root)) in unfinished:
         return own
     return max(unfinished, key=_started, default=None)
+
+
+def _state(folder: Path) -> str | None:
+    """What a run says of itself; None, with a warning, where its summary is damaged."""
+    try:
+        return read_summary(folder).get("state")
+    except SmallFileError as err:
+        log.warning("resume=auto passes over a run: %s", err)
+        return None
 
 
 def _started(folder: Path) -> tuple[float, str]:

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, sole_writer
-from ldm_lightning.config import CONF_DIR, register_resolvers
+from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
+from ldm_lightning.config import CONF_DIR
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
@@ -36,6 +39,7 @@ NUM_SHOWN = 100
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="sample")
 def _sample(cfg: DictConfig) -> None:
     with errors_told_plainly():
+        check_keys(cfg, HydraConfig.get().runtime.choices, command="sample")
         sample(cfg)
 
 
@@ -53,21 +57,19 @@ def sample(cfg: DictConfig) -> None:
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
     is_first = launched().is_first
-    with sole_writer(run_folder, is_first=is_first), joined_processes():
-        changes = _make_images(cfg, run_folder)
-    if is_first:
-        run_folder.update_summary({"state": "finished", **changes})
-        log.info("Grid: %s", run_folder.path / "grid.png")
-        log.info("Images: %s", run_folder.images)
+    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+        with joined_processes():
+            changes = _make_images(cfg, run_folder)
+        if is_first:
+            run_folder.update_summary({"state": "finished", **changes})
+            log.info("Grid: %s", run_folder.path / "grid.png")
+            log.info("Images: %s", run_folder.images)
 
 
 def _check(cfg: DictConfig) -> None:
     for key, what in (("checkpoint", "RUN, a run folder or a .ckpt"), ("output", "DIR")):
         if OmegaConf.is_missing(cfg, key):
             raise ValueError(f"No value for {key}: give {key}={what}.")
-    for key in ("num_samples", "batch_size"):
-        if not isinstance(cfg[key], int) or cfg[key] < 1:
-            raise ValueError(f"{key} must be a positive whole number, got {cfg[key]!r}.")
 
 
 def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
@@ -232,7 +234,9 @@ def _summarise(
     from ldm_lightning.utils.image import from_uint8, save_grid
 
     shown = range(min(NUM_SHOWN, cfg.num_samples))
-    arrays = [np.asarray(Image.open(_path(run_folder, number))) for number in shown]
+    arrays = [
+        np.asarray(Image.open(_path(run_folder, number), formats=("PNG",))) for number in shown
+    ]
     tiles = torch.stack([torch.from_numpy(np.atleast_3d(a).copy()) for a in arrays])
     columns = num_classes if num_classes is not None and 2 <= num_classes <= 16 else 10
     save_grid(
@@ -240,7 +244,9 @@ def _summarise(
     )
     if cfg.npz:
         numbers = range(cfg.num_samples)
-        everything = np.stack([np.asarray(Image.open(_path(run_folder, n))) for n in numbers])
+        everything = np.stack(
+            [np.asarray(Image.open(_path(run_folder, n), formats=("PNG",))) for n in numbers]
+        )
         contents = [everything]  # ADM's evaluator reads arr_0, and class labels from arr_1
         if num_classes is not None and not cfg.prior:
             contents.append(np.asarray(labels))
@@ -250,9 +256,7 @@ def _summarise(
 def main() -> None:
     """Entry point of ``ldm-sample`` and ``python -m ldm_lightning.sample``."""
     end_with_parent()
-    register_resolvers()
-    with errors_told_plainly():
-        _sample()
+    run_entry_point(_sample)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,12 @@ from torch import nn
 
 from ldm_lightning import build, measure
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
-from ldm_lightning.autoencoder.normalizer import MODES, LatentNormalizer, StoredStatistics
+from ldm_lightning.autoencoder.normalizer import (
+    MODES,
+    LatentNormalizer,
+    StoredStatistics,
+    statistics_path,
+)
 from ldm_lightning.conditioner.base import Conditioner
 from ldm_lightning.data.latents import LatentDataModule
 from ldm_lightning.data.module import ImageDataModule, MapDataModule
@@ -148,7 +153,7 @@ def fit_normalizer(cfg: DictConfig, first_stage: FrozenFirstStage, data: MapData
     """Give a first stage the normalizer of its training data.
 
     Raises:
-        ValueError: If stored statistics were made with other weights, data or transforms.
+        ValueError: If the statistics of a latent cache are of other latents.
     """
     first_stage.set_normalizer(_normalizer(cfg.first_stage.normalizer, first_stage, data))
 
@@ -171,17 +176,25 @@ def _normalizer(
 
 
 def _stored_or_measured(first_stage: FrozenFirstStage, data: ImageDataModule) -> StoredStatistics:
-    """Statistics of the training images: those stored beside the first stage, or measured now."""
+    """Statistics of the training images: those stored beside the first stage, or measured now.
+
+    Other images, transforms and weights have files of their own.
+    """
     loader = data.unaugmented_dataloader()
     facts = image_facts(data.train_dataset.without_augmentation(), data.indices("train"))
     protocol = {name: value for name, value in facts.items() if name != "root"}
-    path = first_stage.path.with_suffix(".latents.json")
+    path = statistics_path(
+        first_stage.path, first_stage_hash=first_stage.weights_hash, protocol=protocol
+    )
     if path.is_file():
-        statistics = StoredStatistics.load(path)
-        LatentNormalizer.from_statistics(statistics, mode="scalar").check(
-            first_stage.weights_hash, protocol=protocol
-        )
-        return statistics
+        try:
+            statistics = StoredStatistics.load(path)
+            LatentNormalizer.from_statistics(statistics, mode="identity").check(
+                first_stage.weights_hash, protocol=protocol
+            )  # the name says so; the content must too
+            return statistics
+        except ValueError as error:
+            log.warning("%s is not used, the latents are measured anew: %s", path, error)
     batches = track(loader, description="latent statistics")
     device = measure.choose_computing("32").device
     statistics = measure_statistics(
@@ -278,6 +291,7 @@ def real_images(cfg: DictConfig, first_stage: FrozenFirstStage) -> ImageDataModu
     """
     opened = open_first_stage(first_stage.path, weights=first_stage.weights)
     unknown = dict.fromkeys(("data", "resolution", "image_channels", "eval_crop", "precision"))
-    known = {"features": OmegaConf.to_container(cfg.features, resolve=True)}
+    features = OmegaConf.to_container(cfg.features, resolve=True)
+    known = {"features": features, "cache_dir": cfg.cache_dir}
     defaults = measure.with_run_defaults(OmegaConf.create({**unknown, **known}), opened)
     return build.build_data(defaults)

@@ -18,8 +18,10 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.command import errors_told_plainly, quiet_lightning, sole_writer
-from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.command import end_noted, errors_told_plainly, quiet_lightning, sole_writer
+from ldm_lightning.config import CONF_DIR, check_values
+from ldm_lightning.entry import run_entry_point
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent, every_process, first_cause_told
 from ldm_lightning.resume import composition_of, continued_arguments
 from ldm_lightning.run_dir import resumed_folder
@@ -57,12 +59,13 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
     check_keys(cfg, runtime.runtime.choices)
     run_folder = RunFolder(runtime.runtime.output_dir)
     is_first = launched().is_first
-    if is_first:
-        _check_folder(cfg, run_folder)
-    else:
+    if not is_first:
         logging.getLogger().setLevel(logging.WARNING)  # one of them tells what all do
-    with sole_writer(run_folder, is_first=is_first), first_cause_told(run_folder):
-        return _run(cfg, runtime, run_folder)
+    with sole_writer(run_folder, is_first=is_first):
+        if is_first:
+            _check_folder(cfg, run_folder)
+        with end_noted(run_folder, is_first=is_first), first_cause_told(run_folder):
+            return _run(cfg, runtime, run_folder)
 
 
 def _check_folder(cfg: DictConfig, run_folder: RunFolder) -> None:
@@ -131,6 +134,8 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         check_fits(module, stored_weights(resumed), resumed)
     elif cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
+    if cfg.train:
+        data.identify()  # last of the checks: it may read every file, once
     prepare_networks(cfg, module.networks)
     if trainer.is_global_zero:
         if resumed is not None:
@@ -259,13 +264,15 @@ def _monitored(cfg: DictConfig, module: pl.LightningModule) -> float | None:
     return scalars.get(name, scalars.get(name.removeprefix("val/")))
 
 
+def _complete_and_train() -> None:
+    sys.argv[1:] = continued_arguments(sys.argv[1:])
+    _train()
+
+
 def main() -> None:
     """Entry point of ``ldm-train`` and ``python -m ldm_lightning.train``."""
     end_with_parent()
-    register_resolvers()
-    with errors_told_plainly():
-        sys.argv[1:] = continued_arguments(sys.argv[1:])
-        _train()
+    run_entry_point(_complete_and_train)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_a_judge_that_was_trained_and_stored_judges_samples(tmp_path, monkeypatc
     write_split(tmp_path / "data", "train", range(NUM_TRAIN))
     write_split(tmp_path / "data", "test", test)
     paths = {"data": tmp_path / "data", "weights": tmp_path / "made" / "judge.safetensors"}
-    with pytest.raises(SystemExit, match=r"judge.safetensors does not exist; make it with"):
+    with pytest.raises(SystemExit, match=r"judge\.safetensors"):
         run_judge(monkeypatch, "measure", **paths, samples=tmp_path)
 
     settings = {"epochs": 15, "batch-size": 20, "learning-rate": 0.03, "max-steps": 28}

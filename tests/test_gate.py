@@ -1,6 +1,7 @@
 """The gate on first stages that were trained for a few updates by the command line."""
 
 import logging
+import re
 import shutil
 
 import pytest
@@ -141,9 +142,8 @@ def test_a_damaged_decoder_is_refused_with_that_reason(damaged, psnr, gate, tmp_
     with pytest.raises(GateError) as caught:
         gate(damaged, psnr=psnr - 1)
     message = str(caught.value)
-    assert "fails the gate: val/psnr is " in message
-    assert f"(wanted: at least {psnr - 1:g})" in message
-    assert "Its decoder is damaged, not its encoder" in message
+    assert re.search(rf"val/psnr is .*{psnr - 1:g}\b", message)
+    assert re.search("decoder.*encoder", message)
     assert "collapsed" not in message
     assert str(tmp_path / "second" / "images" / "gate.png") in message
     assert "gate.mode=warn" in message
@@ -157,8 +157,8 @@ def test_a_kl_weight_of_ten_is_refused_with_that_reason(collapsed, psnr, gate):
     with pytest.raises(GateError) as caught:
         gate(collapsed, psnr=psnr - 1)
     message = str(caught.value)
-    assert "The KL weight is too large: the posterior has collapsed" in message
-    assert "it was trained with 10" in message
+    assert "collapsed" in message
+    assert re.search(r"loss\.kl_weight.*\b10\b", message)
     assert "damaged" not in message
 
 
@@ -166,10 +166,10 @@ def test_damage_shows_without_the_records_of_the_run(good, psnr, gate, tmp_path)
     run = changed_decoder(good, tmp_path / "damaged", lambda tensor: 4 * tensor)
     moved = tmp_path / "moved.ckpt"
     shutil.copy(run / "checkpoints" / "last.ckpt", moved)
-    with pytest.raises(ValueError, match=r"data=\.\.\. and features=\.\.\. must be given"):
+    with pytest.raises(ValueError, match=r"data=\.\.\. and features=\.\.\."):
         gate(moved)
     own = OmegaConf.load(good / "config.yaml")
-    with pytest.raises(GateError, match="below the .* dB of plain grey images"):
+    with pytest.raises(GateError, match="dB.* dB.*grey"):
         gate(moved, psnr=psnr - 1, data=own.data, features=own.features)
 
 
@@ -211,7 +211,7 @@ def test_the_data_of_the_second_stage_are_measured_and_not_confused(good, gate, 
 
 def test_an_image_of_other_channels_is_refused(good, gate):
     grey = composed("experiment=kl_f4", "image_channels=1").data
-    with pytest.raises(ValueError, match="image_channels=1, but the first stage"):
+    with pytest.raises(ValueError, match=r"image_channels=1\b.*\b3\b"):
         gate(good, data=grey)
 
 
@@ -225,27 +225,27 @@ def test_warn_says_the_same_and_goes_on(damaged, psnr, gate, caplog):
     with caplog.at_level(logging.WARNING):
         verdict = gate(damaged, psnr=psnr - 1, mode="warn")
     assert not verdict.passed
-    assert "Its decoder is damaged" in caplog.text
+    assert re.search("val/psnr.*decoder", caplog.text.replace("\n", " "))
 
 
 def test_skip_measures_nothing_and_says_so(gate, measurements, caplog):
     with caplog.at_level(logging.WARNING):
         assert gate("nowhere", mode="skip") is None
-    assert "gate is skipped" in caplog.text
+    assert "gate" in caplog.text
     assert measurements == []
 
 
 def test_off_is_refused_and_so_is_a_mistyped_threshold_even_where_skipped(gate):
-    with pytest.raises(ValueError, match=r"got False\. YAML reads off"):
+    with pytest.raises(ValueError, match="False.*YAML"):
         gate("nowhere", mode=False)
-    with pytest.raises(ValueError, match="psnr.at_least must be a number"):
+    with pytest.raises(ValueError, match=r"psnr\.at_least.*'high'"):
         gate("nowhere", mode="skip", psnr="high")
 
 
 @pytest.mark.parametrize("mode", ["stop", "warn"])
 def test_weights_that_are_not_finite_are_refused_by_name(good, gate, tmp_path, mode):
     run = changed_decoder(good, tmp_path / "nan", lambda tensor: tensor * float("nan"))
-    with pytest.raises(GateError, match=r"decoder\.\S+ and \d+ more hold NaN or infinite values"):
+    with pytest.raises(GateError, match=r"decoder\.\S+ and \d+ more.*NaN"):
         gate(run, mode=mode)
 
 

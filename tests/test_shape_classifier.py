@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_shares_are_those_of_the_images(tmp_path):
         "held_out_accuracy_blurred": 0.5,
         "blur_sigma": 0.8,
     }
-    assert "66.67% of n = 3" in report(record, result)
+    assert re.search(r"66\.67%.*n = 3\b", report(record, result))
 
 
 def test_images_without_labels_are_counted_by_what_is_read(tmp_path):
@@ -58,7 +59,7 @@ def test_images_without_labels_are_counted_by_what_is_read(tmp_path):
 
 def test_classes_in_names(tmp_path):
     assert labels_of(["ring/7.png", "bar_2.png"], tmp_path, "names") == [6, 7]
-    with pytest.raises(ValueError, match="'disc' is no class"):
+    with pytest.raises(ValueError, match="'disc'"):
         labels_of(["disc_1.png"], tmp_path, "names")
 
 
@@ -84,7 +85,7 @@ def test_kept_weights_are_those_that_were_trained(tmp_path, monkeypatch):
     with torch.no_grad():
         assert torch.equal(first(images), again(images))
     monkeypatch.setitem(shape_classifier.SETTINGS, "epochs", 2)
-    with pytest.raises(ValueError, match="delete it"):
+    with pytest.raises(ValueError, match=str(path)):
         trained_classifier(path)
 
 

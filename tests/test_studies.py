@@ -35,11 +35,9 @@ def test_a_table_stands_between_its_marks():
     text = "a\n<!-- results -->\nold\n<!-- end of results -->\nb\n"
     table = markdown_table(("x", "y"), [("1", "2")])
     filled = fill(text, "results", table)
-    assert filled == (
-        "a\n<!-- results -->\n| x | y |\n| --- | --- |\n| 1 | 2 |\n<!-- end of results -->\nb\n"
-    )
+    assert filled == text.replace("old\n", "| x | y |\n| --- | --- |\n| 1 | 2 |\n")
     assert fill(filled, "results", table) == filled
-    with pytest.raises(ValueError, match="no place for 'other'"):
+    with pytest.raises(ValueError, match="'other'"):
         fill(text, "other", table)
 
 
@@ -59,5 +57,5 @@ def test_a_row_holds_what_is_there():
 
 def test_only_finished_runs_make_a_study(tmp_path):
     (tmp_path / "summary.json").write_text('{"state": "failed"}')
-    with pytest.raises(ValueError, match="is failed; a study is made of finished runs"):
+    with pytest.raises(ValueError, match="failed.*finished"):
         summary(tmp_path)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ldm_lightning.utils.facts import Fact, check_facts
 from ldm_lightning.utils.files import atomic_writer
+from ldm_lightning.utils.hashing import hash_json
+from ldm_lightning.utils.small_files import read_json
 
 MODES = ("identity", "scalar", "channel")
 
@@ -99,12 +101,26 @@ class StoredStatistics:
             ValueError: If it is missing or damaged.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(read_json(path, dict))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"The statistics of latents in {path} cannot be read ({error}). Run "
-                f"ldm_lightning.encode again with the words that made them."
+                f"The statistics of latents in {path} cannot be read ({error}). Delete the "
+                f"file and run the command again that made it."
             ) from error
+
+
+def statistics_path(
+    checkpoint: Path, *, first_stage_hash: str, protocol: Mapping[str, Fact]
+) -> Path:
+    """Where statistics lie beside a first stage: one file for each weights, data and transform.
+
+    Args:
+        checkpoint: The first stage's file.
+        first_stage_hash: SHA-256 of the weights in use.
+        protocol: Data and transform, by name.
+    """
+    key = hash_json({**protocol, "first_stage_hash": first_stage_hash})
+    return checkpoint.with_name(f"{checkpoint.stem}.latents_{key[:16]}.json")
 
 
 @dataclass(frozen=True)

@@ -55,3 +55,14 @@ class Bottleneck(nn.Module, ABC):
 
     def after_update(self, *, step: int, seed: int) -> None:  # noqa: B027 - most bottlenecks need nothing
         """Keep house after generator update ``step``, counted from 0; alike on every process."""
+
+    def take_assigned(self) -> dict[str, Tensor]:
+        """Return which rows ``after_update`` has set since the last call, past the optimizer.
+
+        A moving average takes such rows over as they are, instead of gliding from where they were.
+
+        Returns:
+            By name of a parameter below this module: bool, one a row of its first dimension. Empty
+            where nothing was assigned. Alike on every process.
+        """
+        return {}

@@ -62,16 +62,19 @@ class VectorQuantizer(Bottleneck):
         self.is_quantising: Tensor
         self.counts: Tensor
         self.pool: Tensor
+        self.num_pooled: Tensor
         self.register_buffer("is_quantising", torch.tensor(unquantised_steps == 0))
         # Uses of each code since the last restart, over all processes.
         self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.int64))
-        # Encoder outputs of the last unquantised updates, for k-means; empty where that is not
-        # asked for.
-        num_pooled = KMEANS_VECTORS_PER_CODE * num_codes if unquantised_steps else 0
-        self.register_buffer("pool", torch.full((num_pooled, latent_channels), torch.nan))
+        # Encoder outputs of the last unquantised updates, the newest first, for k-means; no places
+        # where that is not asked for.
+        num_places = KMEANS_VECTORS_PER_CODE * num_codes if unquantised_steps else 0
+        self.register_buffer("pool", torch.zeros(num_places, latent_channels))
+        self.register_buffer("num_pooled", torch.tensor(0))
         # Of the running update only, so not in the state.
         self._batch_vectors: Tensor | None = None
         self._batch_counts: Tensor | None = None
+        self._assigned: Tensor | None = None  # bool [K]: codes that were placed, not learnt
 
     def codes(self) -> Tensor:
         """The codebook as it is used, [K, c]: of unit length where normalised."""
@@ -136,20 +139,38 @@ class VectorQuantizer(Bottleneck):
             order = torch.randperm(len(vectors), generator=generator_for(seed, "pool", step))
             vectors = vectors[order[:limit].to(vectors.device)]
         self.pool.copy_(torch.cat([vectors, self.pool[: len(self.pool) - len(vectors)]]))
+        self.num_pooled.add_(len(vectors)).clamp_(max=len(self.pool))
 
     def _place_codes(self, *, step: int, seed: int) -> None:
-        filled = self.pool[~self.pool.isnan().any(dim=1)]
+        filled = self.pool[: int(self.num_pooled)]
         centres = kmeans(filled, self.num_codes, generator=generator_for(seed, "kmeans", step))
         # On a GPU sums depend on the order of its threads: each process would keep its own codes.
         self.embedding.weight.copy_(of_first(centres))
         self.is_quantising.fill_(True)
+        self._note_assigned(torch.ones(self.num_codes, dtype=torch.bool))
 
     def _restart_dead_codes(self, vectors: Tensor, *, step: int, seed: int) -> None:
         """Move dead codes to encoder outputs, each to another one.
 
         Of two codes at one place rounding would decide which is used, and one would stay dead. Dead
         codes beyond the number of vectors wait for the next restart.
+
+        Adam's moments of a code stay: without gradients for R updates its first moment has shrunk
+        to beta_1^R, 1e-5 after 100 updates at 0.9, so that there is nothing left to forget.
         """
         order = torch.randperm(len(vectors), generator=generator_for(seed, "restart", step))
         dead = (self.counts == 0).nonzero().flatten()[: len(vectors)]
         self.embedding.weight[dead] = vectors[order[: len(dead)].to(vectors.device)]
+        moved = torch.zeros_like(self.counts, dtype=torch.bool)
+        moved[dead] = True
+        self._note_assigned(moved)
+
+    def _note_assigned(self, rows: Tensor) -> None:
+        """Add rows, bool [K], to those that ``take_assigned`` returns."""
+        rows = rows.to(self.embedding.weight.device)
+        self._assigned = rows if self._assigned is None else self._assigned | rows
+
+    def take_assigned(self) -> dict[str, Tensor]:
+        """Return the codes that k-means or a restart has placed since the last call."""
+        rows, self._assigned = self._assigned, None
+        return {} if rows is None else {"embedding.weight": rows}

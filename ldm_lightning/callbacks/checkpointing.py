@@ -1,9 +1,13 @@
 """Checkpoints of a run: ``last.ckpt`` to continue from, ``best.ckpt`` to evaluate.
 
-When ``last.ckpt`` is written: every ``every_num_steps`` updates, after each validation, at the end,
-and on Ctrl-C or SIGTERM. An interrupted run always stops between two updates: a checkpoint from the
-middle of one would hold a stepped generator beside a discriminator that has not moved, or lack the
-gradients of the batches accumulated so far. A second Ctrl-C stops at once and saves nothing.
+When ``last.ckpt`` is written: every ``every_num_steps`` updates, before and after each validation,
+at the end, and on Ctrl-C or SIGTERM. An interrupted run always stops between two updates: a
+checkpoint from the middle of one would hold a stepped generator beside a discriminator that has not
+moved, or lack the gradients of the batches accumulated so far. A second Ctrl-C stops at once and
+saves nothing.
+
+Every file says which update was last validated. A run continued from one that was saved before the
+validation due after its update begins with that validation (see ``update_loop.py``).
 
 Of several processes one signal is enough, wherever it arrives: they agree after every batch.
 
@@ -26,6 +30,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ldm_lightning.callbacks.comparison import differing, protocol_of
+from ldm_lightning.update_loop import validation_is_missing
 from ldm_lightning.utils.checkpoint import load_checkpoint, remove_shards, save_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.sharded_checkpoint import link_checkpoint
@@ -96,7 +101,6 @@ class Checkpointing(Checkpoint):
         self._saved_step = -1  # the update that last.ckpt holds
         self._seen_step = 0
         self._between_updates = True  # no batch of the next update has been seen
-        self._validation_pending = False
         self._signal = 0  # the one that asked this process to stop
         self._agreed_signal = 0  # the one that asked any process to stop, since the last batch
         self._previous_handlers: dict[int, Any] = {}
@@ -154,17 +158,16 @@ class Checkpointing(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save every ``every_num_steps`` updates, and before an interrupted run stops."""
+        """Save every ``every_num_steps`` updates, before validating, and before a run stops."""
         if trainer.world_size > 1:
             asked = torch.tensor(self._signal, device=trainer.strategy.root_device)
             self._agreed_signal = int(trainer.strategy.reduce(asked, reduce_op="max"))
         step = trainer.global_step
         self._between_updates = updated = step != self._seen_step
         self._seen_step = step
-        # A validation that follows now saves afterwards. Saving before it would make a run
-        # continued from that file skip it.
-        due = updated and step % self.every_num_steps == 0 and not _validation_follows(trainer)
-        if due or (updated and self._stop_signal(trainer)):
+        # Before a validation too, which may fail or be killed, or show nothing but NaN.
+        due = step % self.every_num_steps == 0 or validation_is_missing(trainer)
+        if updated and (due or self._stop_signal(trainer)):
             self._save_last(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -214,25 +217,13 @@ class Checkpointing(Checkpoint):
             return
         if not self._between_updates:
             return
-        self._validation_pending = trainer.validating
-        if self._saved_step == trainer.global_step and not self._validation_pending:
+        if self._saved_step == trainer.global_step:
             return
         try:
             self._save_last(trainer)
-        except OSError as err:  # the run is ending anyway; what stopped it must stay the reason
+        except (OSError, FloatingPointError) as err:
+            # the run is ending anyway; what stopped it must stay the reason
             logger.error("%s", err)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Note a validation that was left, so that the continued run repeats all of it."""
-        if not self._validation_pending:
-            return
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-        # Lightning reads "one batch begun, none finished" as a validation to go back to.
-        progress["current"] = dict.fromkeys(progress["current"], 0)
-        progress["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        progress["is_last_batch"] = False
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.last_path, weights_only=False)
@@ -292,11 +283,3 @@ class Checkpointing(Checkpoint):
             if handler is not None:  # None: not set by Python
                 signal.signal(number, handler)
         self._previous_handlers = {}
-
-
-def _validation_follows(trainer: pl.Trainer) -> bool:
-    """Whether Lightning validates after the batch that has just ended."""
-    if not trainer.enable_validation or trainer.check_val_every_n_epoch is not None:
-        return False
-    interval = trainer.val_check_batch
-    return interval is not None and (trainer.fit_loop.total_batch_idx + 1) % interval == 0

@@ -20,7 +20,9 @@ class Ema(pl.Callback):
     After update t (counted from 1) each parameter's average moves by ``1 - decay`` of the way to
     its value; with ``warm_up`` the decay is min(decay, (1 + t) / (10 + t)), so that the random
     start is forgotten in short runs too. The average begins at the values before the first update.
-    Buffers are not averaged but taken from the network as they are.
+    Buffers are not averaged but taken from the network as they are, and so are rows that were
+    assigned rather than learnt (``pl_module.take_assigned``), such as codes placed by k-means: what
+    jumps is not followed by gliding after it.
 
     That is the autoencoder in a first stage, denoiser and conditioner in a second: no
     discriminator, loss or metric network. Checkpoints keep the raw weights in ``state_dict`` and
@@ -83,6 +85,18 @@ class Ema(pl.Callback):
         self.num_updates += 1
         weight = 1 - self.decay_at(self.num_updates)
         torch._foreach_lerp_(self._own_averages, self._followed, weight)
+        self._take_over(pl_module)
+
+    def _take_over(self, pl_module: pl.LightningModule) -> None:
+        """Copy the rows that this update has assigned."""
+        assigned: dict[str, Tensor] = pl_module.take_assigned()  # type: ignore[operator]
+        if not assigned:
+            return
+        parameters = _parameters(pl_module)
+        for name in assigned.keys() & parameters.keys():  # buffers are not averaged
+            value = parameters[name]
+            rows = assigned[name].view(-1, *[1] * (value.ndim - 1))
+            self._averages[name].copy_(torch.where(rows, value, self._averages[name]))
 
     @torch.no_grad()
     def _swap_in(self) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from ldm_lightning.callbacks.codebook_alarm import CodebookAlarm
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.stall_stopping import StallStopping
+from ldm_lightning.update_loop import validation_is_missing
 from ldm_lightning.utils.errors import error_line
 from ldm_lightning.utils.provenance import device_name, git_commit, package_versions, peak_memory
 from ldm_lightning.utils.run_folder import RunFolder
@@ -28,8 +29,13 @@ CallbackT = TypeVar("CallbackT", bound=pl.Callback)
 class ContinuedLog(Protocol):
     """A logger that drops what a continued run will write again."""
 
-    def drop_rows_after(self, step: int) -> None:
-        """Forget everything logged after update ``step``."""
+    def drop_rows_after(self, step: int, *, validated: bool) -> None:
+        """Forget everything logged after update ``step``.
+
+        Args:
+            step: The update that the run is continued from.
+            validated: Whether it includes the validation after that update, where there is one.
+        """
 
 
 class RunSummary(pl.Callback):
@@ -79,9 +85,10 @@ class RunSummary(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the loggers drop what is going to be written again."""
+        validated = not validation_is_missing(trainer)
         for log in trainer.loggers:
             if isinstance(log, ContinuedLog):
-                log.drop_rows_after(trainer.global_step)
+                log.drop_rows_after(trainer.global_step, validated=validated)
         self._mark = time.monotonic()
 
     def on_train_batch_start(

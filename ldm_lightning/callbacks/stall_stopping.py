@@ -51,6 +51,10 @@ class StallStopping(pl.Callback):
         self._measured_as: dict[str, dict[str, Any]] = {}
         self._is_comparable = True  # False: to be found out, after loading
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once where the continued run had stalled, but was ended before it could stop."""
+        self._stop_if_stalled(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare every metric with its best, and stop when all have stalled."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -67,6 +71,9 @@ class StallStopping(pl.Callback):
         self._forget_what_is_measured_otherwise(pl_module)
         for name in self.monitors:
             self._compare(name, float(trainer.callback_metrics[name]))
+        self._stop_if_stalled(trainer)
+
+    def _stop_if_stalled(self, trainer: pl.Trainer) -> None:
         stop = min(self._stalled.values()) >= self.patience
         if trainer.strategy.reduce_boolean_decision(stop, all=False):
             best = ", ".join(f"{name} {value:.4g}" for name, value in sorted(self._best.items()))

@@ -24,6 +24,9 @@ def run_command(step: Step, working_folder: Path) -> int:
     """
     command = [sys.executable, "-m", f"ldm_lightning.{step.command}", *step.line_words]
     environment = {**os.environ, STARTER: str(os.getpid())}
+    # A folder that a stored chain names lends no modules, unless this process has it too.
+    if working_folder.resolve() not in {Path(entry).resolve() for entry in sys.path}:
+        environment["PYTHONSAFEPATH"] = "1"
     process = subprocess.Popen(command, cwd=working_folder, env=environment)
     with _forwarding(signal.SIGTERM, process):
         try:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.reporting.table import print_metrics
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.utils.small_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ class StepError(Exception):
 class Chain:
     """What ``chain.json`` holds: a chain continues with the very commands it was started with.
 
+    The file may come from somewhere else: what it says is not run, but compared with what its words
+    lead to.
+
     Attributes:
         words: As the user gave them.
         working_folder: Relative paths among the words count from here.
@@ -88,19 +93,24 @@ class Chain:
                 f"with python -m ldm_lightning.train resume={path.parent}."
             )
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path, dict)
             steps = tuple(
                 Step(
-                    step["name"],
-                    step["command"],
-                    tuple(step["words"]),
-                    tuple(step.get("options", ())),  # chains of older versions have none
+                    _text(step["name"]),
+                    _text(step["command"]),
+                    tuple(map(_text, step["words"])),
+                    tuple(map(_text, step["options"])),
                 )
                 for step in stored["steps"]
             )
-            chain = cls(tuple(stored["words"]), stored["working_folder"], stored["folder"], steps)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); start a new chain.") from error
+            chain = cls(
+                tuple(map(_text, stored["words"])),
+                _text(stored["working_folder"]),
+                _text(stored["folder"]),
+                steps,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); start a new chain.") from error
         # The runs in it name each other by their paths.
         if Path(chain.folder).resolve() != path.parent.resolve():
             raise ValueError(
@@ -109,6 +119,49 @@ class Chain:
             )
         return chain
 
+    def check_steps(self, steps: tuple[Step, ...], path: Path) -> None:
+        """Refuse stored steps that are not those which the words lead to.
+
+        Args:
+            steps: What the words lead to now.
+            path: Of the file, for the message.
+
+        Raises:
+            ValueError: Naming the first step that differs, with both commands.
+        """
+        if self.steps == steps:
+            return
+        pairs = zip_longest(self.steps, steps)
+        stored, wanted = next(pair for pair in pairs if pair[0] != pair[1])
+        raise ValueError(
+            f"{path} holds other commands than its words lead to: {stored and stored.line} instead "
+            f"of {wanted and wanted.line}. The file or conf/ has changed: start a new chain."
+        )
+
+    def check_options(self, options: tuple[str, ...], path: Path) -> None:
+        """Refuse to take a folder of configurations from a file: the command line gives it again.
+
+        Args:
+            options: ``--config-dir`` and its folder, as this command has them.
+            path: Of the file, for the message.
+
+        Raises:
+            ValueError: With the options of the file.
+        """
+        other = {step.options for step in self.steps} - {options}
+        if other:
+            stored, given = (shlex.join(words) or "no option" for words in (min(other), options))
+            raise ValueError(
+                f"{path} was started with {stored}, and this command has {given}: continue it with "
+                "the same, if you trust what is in that folder."
+            )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
 
 # Running
 
@@ -116,16 +169,12 @@ class Chain:
 def run_chain(chain: Chain, *, run: Runner) -> int:
     """Run the steps that are not done; returns the exit code, keeps ``summary.json``.
 
-    Raises:
-        ValueError: If another process runs this chain.
+    One process does it at a time.
     """
     run_folder = RunFolder(chain.folder)
-    if (pid := run_folder.other_process()) is not None:
-        raise ValueError(f"Process {pid} is running the chain in {run_folder.path} already.")
     run_folder.update_summary({"state": "running", "name": run_folder.path.parent.name})
-    resume = shlex.join(
-        ["python", "-m", "ldm_lightning.pipeline", path_word("resume", run_folder.path)]
-    )
+    words = [*chain.steps[0].options, path_word("resume", run_folder.path)]
+    resume = shlex.join(["python", "-m", "ldm_lightning.pipeline", *words])
     try:
         for number, step in enumerate(chain.steps, start=1):
             _run_step(step, f"{number}/{len(chain.steps)} {step.name}", chain, run_folder, run)

@@ -209,8 +209,9 @@ def all_steps(
 ) -> tuple[Step, ...]:
     """Every step in its order, around the two trainings."""
     trained = path_word("checkpoint", folder / "first_stage")
+    cache = [word for word in first.words if key_of(word) == "cache_dir"]
     latents = overridden(
-        [trained, path_word("output", folder / "latents")], request.encode_overrides
+        [trained, path_word("output", folder / "latents"), *cache], request.encode_overrides
     )
     prior_overrides = [
         word for word in request.sample_overrides if _head(word) not in NOT_FOR_THE_PRIOR
@@ -227,7 +228,7 @@ def all_steps(
 
     return (
         first,
-        evaluation("first_stage_evaluation", trained),
+        evaluation("first_stage_evaluation", trained, *cache),
         Step("latents", "encode", tuple(latents)),
         second,
         samples("samples", [], request.sample_overrides),

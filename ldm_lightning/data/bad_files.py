@@ -4,6 +4,8 @@ import logging
 import os
 from pathlib import Path
 
+from ldm_lightning.utils.terminal import one_line
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,6 +46,7 @@ class BadFileLog:
         Raises:
             ValueError: If more than ``max_bad_share`` of the split is unreadable by now.
         """
+        name = one_line(name)  # a tab or a new line would break the file's lines
         if name not in self._known:
             self._known[name] = reason = " ".join(reason.split())
             logger.warning("Left out an unreadable file of the %s split: %s", self.split, reason)

@@ -1,22 +1,51 @@
 """The one place where an image file becomes a tensor."""
 
+import re
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from ldm_lightning.data.formats import PILLOW_FORMATS
+from ldm_lightning.utils.files import read_regular
 
 # Pillow's own limit, about 89 million pixels: a file of a few kilobytes can claim any size.
 MAX_PIXELS = 89_478_485
+
+MAX_FILE_BYTES = 2**29
+"""Largest encoded image; 81 million pixels of 3 x 16 bits without compression are 486 MB."""
+
+MAX_ORDINARY_PIXELS = 2**25
+"""Of JPEG files with more pixels a smaller version is decoded where that suffices."""
+
+MAX_SCANS = 100
+"""A JPEG file with more passes over its pixels was made to take hours; ordinary ones have ten."""
+
+ROWS_AT_ONCE = 256
+
+# EXIF's orientations other than 1: whether to transpose, then to mirror vertically, horizontally.
+ORIENTATION = 0x0112
+TURNS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 
 
 class UnreadableImageError(ValueError):
     """A file that cannot be decoded; the message names the file and the reason."""
 
 
-def decode_image(file: Path | bytes, *, channels: int, name: str | None = None) -> Tensor:
+def decode_image(
+    file: Path | bytes, *, channels: int, name: str | None = None, least_side: int | None = None
+) -> Tensor:
     """Decode an image file.
 
     The EXIF orientation is applied. Transparency, in an alpha channel or a palette, is composited
@@ -29,6 +58,9 @@ def decode_image(file: Path | bytes, *, channels: int, name: str | None = None) 
         channels: Channels of the result. 1 and 3 can be had from every file; any other number only
             from 8-bit files that hold exactly so many, which are then returned as stored.
         name: What errors call the file; by default its path.
+        least_side: A JPEG file of more than ``MAX_ORDINARY_PIXELS`` is decoded at a half, a quarter
+            or an eighth of its size as long as both sides keep so many pixels, which takes as much
+            less memory; None decodes it at its own size.
 
     Returns:
         uint8 in [0, 255], [C, H, W], in memory with the channels of a pixel side by side.
@@ -39,22 +71,28 @@ def decode_image(file: Path | bytes, *, channels: int, name: str | None = None) 
     """
     name = name or (str(file) if isinstance(file, Path) else "image")
     try:
-        data = file.read_bytes() if isinstance(file, Path) else file
-        with Image.open(BytesIO(data)) as image:
+        data = read_regular(file, max_bytes=MAX_FILE_BYTES) if isinstance(file, Path) else file
+        with Image.open(BytesIO(data), formats=PILLOW_FORMATS) as image:
             _check_size(image)
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(data)
+            if least_side is not None and image.width * image.height > MAX_ORDINARY_PIXELS:
+                image.draft(image.mode, (least_side, least_side))
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            orientation = image.getexif().get(ORIENTATION)
             pixels = _to_pixels(image, channels)
+            kind = f"{len(image.getbands())} channel(s) ({image.mode})"
     except Exception as err:  # decoders raise nearly anything on damaged bytes
         reason = str(err) or type(err).__name__
         raise UnreadableImageError(f"Cannot read {name}: {reason}") from err
     if pixels is None:
         raise ValueError(
-            f"{name} holds {len(image.getbands())} channel(s) ({image.mode}), but "
-            f"image_channels={channels} were asked for. Every file can be read with 1 or 3."
+            f"{name} holds {kind}, but image_channels={channels} were asked for. Every file can be "
+            "read with 1 or 3."
         )
+    del image  # a large one and a turned copy of its pixels would take twice the memory
     # A view: laying out the channels one by one would take as long as resizing.
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(_turned(pixels, orientation)).permute(2, 0, 1)
 
 
 def _check_size(image: Image.Image) -> None:
@@ -63,8 +101,51 @@ def _check_size(image: Image.Image) -> None:
         raise ValueError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}.")
 
 
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG file of a few kilobytes that is decoded for hours."""
+    if data.count(b"\xff\xda") <= MAX_SCANS:
+        return  # the usual case; what follows the image, as in moving pictures, may hold more
+    place = 2
+    scans = 0
+    while found := re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])").search(data, place):
+        marker, place = found[1][0], found.end()
+        if marker == 0xD9:  # end of image
+            return
+        scans += marker == 0xDA
+        if scans > MAX_SCANS:
+            raise ValueError(f"more than {MAX_SCANS} passes over the pixels (JPEG scans).")
+        place += int.from_bytes(data[place : place + 2], "big")
+
+
 def _to_pixels(image: Image.Image, channels: int) -> np.ndarray | None:
-    """Return uint8 [H, W, C], or None where the file does not have ``channels`` channels."""
+    """Return uint8 [H, W, C], or None where the file does not have ``channels`` channels.
+
+    Some rows at a time: converting a large image as a whole takes three times its memory.
+    """
+    pixels: np.ndarray | None = None
+    for top in range(0, image.height, ROWS_AT_ONCE):
+        bottom = min(top + ROWS_AT_ONCE, image.height)
+        rows = _strip_to_pixels(image.crop((0, top, image.width, bottom)), channels)
+        if rows is None:
+            return None
+        if pixels is None:
+            pixels = np.empty((image.height, *rows.shape[1:]), dtype=np.uint8)
+        pixels[top:bottom] = rows
+    return pixels
+
+
+def _turned(pixels: np.ndarray, orientation: object) -> np.ndarray:
+    """Apply an EXIF orientation to [H, W, C]; one that EXIF does not know changes nothing."""
+    if orientation not in TURNS:
+        return pixels
+    transposes, flips_rows, flips_columns = TURNS[orientation]
+    turned = pixels.transpose(1, 0, 2) if transposes else pixels
+    turned = turned[::-1] if flips_rows else turned
+    return np.ascontiguousarray(turned[:, ::-1] if flips_columns else turned)
+
+
+def _strip_to_pixels(image: Image.Image, channels: int) -> np.ndarray | None:
+    """Return uint8 [H, W, C] of some rows, or None where they do not have ``channels`` channels."""
     if channels not in (1, 3):
         bands = np.array(image)
         if bands.dtype != np.uint8 or bands.ndim != 3 or bands.shape[2] != channels:

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from ldm_lightning.data.bad_files import BadFileLog
 from ldm_lightning.data.decoding import UnreadableImageError, decode_image
 from ldm_lightning.data.module import ImageDataModule
-from ldm_lightning.data.samples import Sample, digest_of
+from ldm_lightning.data.samples import Sample
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.shard_order import ShardShuffle
 from ldm_lightning.data.transforms import (
@@ -41,8 +41,13 @@ class ImageSource(Protocol):
         """Name of an image, unique, relative to the root."""
         ...
 
-    def size_bytes(self, index: int) -> int:
-        """Size of the encoded image."""
+    @property
+    def identified_by(self) -> str:
+        """What ``identity`` follows: ``content``, or in words what is weaker about it."""
+        ...
+
+    def identity(self) -> str:
+        """Short hash of what the files hold, of names and labels; may read every file."""
         ...
 
     def read(self, index: int) -> bytes:
@@ -63,50 +68,50 @@ class EncodedImages(Dataset[Sample | None]):
 
     Args:
         source: Where the encoded images come from.
-        resolution: Height and width of the samples.
+        transform: Crop to the size of the samples.
         image_channels: Channels of the samples.
         max_bad_share: Share of the source that may be unreadable before the run is stopped.
     """
-
-    crop: str
 
     def __init__(
         self,
         source: ImageSource,
         *,
-        resolution: tuple[int, int],
+        transform: TrainTransform | EvalTransform,
         image_channels: int,
         max_bad_share: float,
     ) -> None:
         self.source = source
-        self.resolution = resolution
+        self.resolution = transform.size
+        self.crop = transform.description
+        self._least_side = transform.least_side
         self.image_channels = image_channels
         self.data_name = source.data_name
         self.root = source.root
         self.split = source.split
         self.num_classes = source.num_classes
         self.class_names = source.class_names
-        self._digest: str | None = None
+        self.identified_by = source.identified_by
         self.bad_file_log = BadFileLog(
             split=source.split, num_files=len(source), max_bad_share=max_bad_share
         )
 
     def digest(self) -> str:
-        """Short hash of names and sizes of the files, as they were at the first call."""
-        if self._digest is None:
-            self._digest = digest_of(
-                f"{self.source.name(index)}\x1e{self.source.size_bytes(index)}"
-                for index in range(len(self.source))
-            )
-        return self._digest
+        """Short hash of the files' contents, names and labels, as they were at the first call."""
+        return self.source.identity()
 
     def _decode(self, index: int) -> Tensor | None:
         """Decode an image, uint8 [C, H, W]; None, kept in the log, where that is impossible."""
         name = self.source.name(index)
         try:
-            return decode_image(self.source.read(index), channels=self.image_channels, name=name)
-        except (OSError, UnreadableImageError) as err:
-            self.bad_file_log.add(name, str(err))
+            return decode_image(
+                self.source.read(index),
+                channels=self.image_channels,
+                name=name,
+                least_side=self._least_side,
+            )
+        except (OSError, UnreadableImageError, MemoryError) as err:
+            self.bad_file_log.add(name, str(err) or type(err).__name__)
             return None
 
     def _sample(self, image: Tensor, index: int, key: str) -> Sample:
@@ -143,14 +148,13 @@ class TrainImages(EncodedImages):
     ) -> None:
         super().__init__(
             source,
-            resolution=transform.size,
+            transform=transform,
             image_channels=image_channels,
             max_bad_share=max_bad_share,
         )
         self.transform = transform
         self.eval_transform = eval_transform
         self.seed = seed
-        self.crop = transform.description
 
     def __len__(self) -> int:
         return len(self.source)
@@ -211,12 +215,11 @@ class EvalImages(EncodedImages):
     ) -> None:
         super().__init__(
             source,
-            resolution=transform.size,
+            transform=transform,
             image_channels=image_channels,
             max_bad_share=max_bad_share,
         )
         self.transform = transform
-        self.crop = transform.description
         # Windows of one image follow one another: keep the image instead of decoding it for each.
         self._latest: tuple[int, Tensor | None] | None = None
 

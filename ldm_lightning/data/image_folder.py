@@ -1,12 +1,16 @@
 """Any folder of images, flat or with sub-folders for classes."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 
+from ldm_lightning.data.decoding import MAX_FILE_BYTES
 from ldm_lightning.data.encoded import check_split, encoded_data_module, is_validation_name
 from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.utils.content import FileHashes, combined_hash
+from ldm_lightning.utils.files import read_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -21,14 +25,24 @@ class FolderSource:
         names: Paths of the files, relative to it.
         class_names: Sorted names of the classes; None where there are none.
         split: Which split these files are.
+        hashes: Knows what the files hold.
     """
 
     data_name = "image_folder"
+    identified_by = "content"
 
     def __init__(
-        self, root: Path, names: list[str], *, class_names: list[str] | None, split: str
+        self,
+        root: Path,
+        names: list[str],
+        *,
+        class_names: list[str] | None,
+        split: str,
+        hashes: FileHashes,
     ) -> None:
         self.root = str(root)
+        self._hashes = hashes
+        self._identity: str | None = None
         self.split = split
         # One array, because worker processes would each copy millions of strings bit by bit.
         self._names = np.array([name.encode() for name in names])
@@ -43,16 +57,19 @@ class FolderSource:
         """Path relative to the root, with forward slashes."""
         return self._names[index].decode()
 
-    def size_bytes(self, index: int) -> int:
-        """Size of the file; 0 for one that has gone."""
-        try:
-            return os.stat(os.path.join(self.root, self.name(index))).st_size
-        except OSError:
-            return 0
+    def identity(self) -> str:
+        """Short hash of names, contents and classes, as they were at the first call."""
+        if self._identity is None:
+            names = [self.name(index) for index in range(len(self))]
+            self._identity = combined_hash(
+                json.dumps([names, self.class_names]).encode(),
+                self._hashes.of(self.root, names).tobytes(),
+            )
+        return self._identity
 
     def read(self, index: int) -> bytes:
         """Return the file's content."""
-        return Path(self.root, self.name(index)).read_bytes()
+        return read_regular(Path(self.root, self.name(index)), max_bytes=MAX_FILE_BYTES)
 
     def near(self, index: int) -> range:
         """Return all images: one file is as quick to read as another."""
@@ -126,6 +143,7 @@ def image_folder_data_module(
     num_workers: int,
     max_val_images: int | None,
     seed: int,
+    cache_dir: str | None = None,
 ) -> ImageDataModule:
     """Build the data module; keys as in conf/data/image_folder.yaml.
 
@@ -151,9 +169,12 @@ def image_folder_data_module(
     # Validation images keep their labels where all of them are of classes that are trained on.
     known = {name.split("/", 1)[0] for name in val_names} <= set(class_names or [])
     val_class_names = class_names if known else None
+    hashes = FileHashes(cache_dir)
     return encoded_data_module(
-        FolderSource(folder, train_names, class_names=class_names, split="train"),
-        FolderSource(val_folder, val_names, class_names=val_class_names, split="val"),
+        FolderSource(folder, train_names, class_names=class_names, split="train", hashes=hashes),
+        FolderSource(
+            val_folder, val_names, class_names=val_class_names, split="val", hashes=hashes
+        ),
         resolution=resolution,
         image_channels=image_channels,
         train_crop=train_crop,

@@ -26,8 +26,9 @@ from torch import Tensor
 from ldm_lightning.utils.facts import Fact, check_facts
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.hashing import canonical_json, hash_json, hash_tensors
+from ldm_lightning.utils.small_files import read_json
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever an older reader would misunderstand a newer file."""
 
 INDEX, STATISTICS = "index.json", "statistics.json"
@@ -39,11 +40,12 @@ class LatentCacheError(ValueError):
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the index says about a shard."""
+    """What the index says about a shard; ``content`` is its hash, see ``utils.content``."""
 
     file: str
     num_samples: int
     num_bytes: int
+    content: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,15 @@ class LatentIndex:
     num_classes: int | None
     class_names: list[str] | None
     shards: tuple[ShardEntry, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, kinds in (
+            ("has_variance", self.has_variance, bool),
+            ("num_classes", self.num_classes, int | None),
+            ("class_names", self.class_names, list | None),
+        ):
+            if not isinstance(value, kinds):
+                raise TypeError(f"{name} is {value!r}")
 
     @property
     def num_samples(self) -> int:
@@ -103,7 +114,7 @@ class LatentIndex:
                 f"ldm_lightning.encode checkpoint=... output={folder.parent}"
             )
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path, dict)
             version = stored.pop("format")
             if version != FORMAT:
                 raise LatentCacheError(
@@ -208,6 +219,18 @@ class ShardReader:
         ends = self._column("key_ends")
         content = self._column("key_bytes")[ends[row - 1] if row else 0 : ends[row]]
         return content.tobytes().decode("utf-8", errors="surrogateescape")
+
+    def layout(self, name: str) -> tuple[str, list[int]]:
+        """Type, as safetensors calls it, and shape of a tensor."""
+        return str(self._slices[name].get_dtype()), list(self._slices[name].get_shape())
+
+    def labels(self) -> np.ndarray:
+        """Classes of all samples, int64 [n]."""
+        return self._column("label")
+
+    def key_ends(self) -> np.ndarray:
+        """Where the name of each sample ends, in bytes, int64 [n]."""
+        return self._column("key_ends")
 
     def _column(self, name: str) -> np.ndarray:
         if name not in self._small:

@@ -26,6 +26,7 @@ from ldm_lightning.data.latent_cache import (
 from ldm_lightning.data.module import use_one_thread
 from ldm_lightning.data.samples import ImageDataset, collate
 from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.utils.content import FileHashes
 
 logger = logging.getLogger(__name__)
 
@@ -140,15 +141,22 @@ class SplitWriter:
                     tensors[name] = torch.cat([tensors[name], tensors[f"{name}_flipped"]], dim=-1)
             yield Moments(tensors["mean"], tensors.get("variance"))
 
-    def finished_index(self) -> LatentIndex:
-        """The index with the shards of all processes, once they are written."""
+    def finished_index(self, hashes: FileHashes) -> LatentIndex:
+        """The index with the shards of all processes, once they are written.
+
+        Args:
+            hashes: Knows what files hold; shards that it does not know yet are read.
+        """
+        names = [shard_name(number) for number in range(self.num_shards)]
+        contents = hashes.of(self.folder, names)
         shards = tuple(
             ShardEntry(
-                file=shard_name(number),
+                file=name,
                 num_samples=len(self._reader(number)),
-                num_bytes=(self.folder / shard_name(number)).stat().st_size,
+                num_bytes=(self.folder / name).stat().st_size,
+                content=contents[number].tobytes().hex(),
             )
-            for number in range(self.num_shards)
+            for number, name in enumerate(names)
         )
         return replace(self.index, shards=shards)
 

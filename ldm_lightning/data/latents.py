@@ -21,10 +21,12 @@ from ldm_lightning.data.latent_cache import (
     LatentIndex,
     ShardReader,
 )
+from ldm_lightning.data.latent_checks import check_contents, check_index
 from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.data.samples import digest_of
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.transforms import augmentation_generator, draws_flip
+from ldm_lightning.utils.content import FileHashes
 from ldm_lightning.utils.facts import Fact
 
 ENCODE_ANEW = "Give the first stage and data it was made with, or make another with encode."
@@ -47,14 +49,17 @@ class LatentDataset(Dataset[LatentSample]):
         seed: The run's seed, on which mirroring depends.
         augmented: Take the mirrored copy of half the samples, where the cache has one; for
             training.
+        hashes: Knows what files hold; None remembers nothing.
 
     Raises:
-        LatentCacheError: If the cache is missing, unfinished or damaged.
+        LatentCacheError: If the cache is missing, unfinished, or differs from its index.
     """
 
     bad_file_log: BadFileLog | None = None
 
-    def __init__(self, folder: Path, *, seed: int, augmented: bool) -> None:
+    def __init__(
+        self, folder: Path, *, seed: int, augmented: bool, hashes: FileHashes | None = None
+    ) -> None:
         self.folder = folder
         self.index = LatentIndex.load(folder)
         if self.index.shards is None:
@@ -62,6 +67,7 @@ class LatentDataset(Dataset[LatentSample]):
                 f"The latent cache {folder} is not finished. Run ldm_lightning.encode again with "
                 f"the words that began it: it goes on where it stopped."
             )
+        check_index(self.index, folder)
         self.seed = seed
         self.flips = augmented and self.index.has_flips
         self.split = str(self.index.made_of["split"])
@@ -70,8 +76,8 @@ class LatentDataset(Dataset[LatentSample]):
         self._made_of_hash = self.index.made_of_hash
         self._ends = np.cumsum([shard.num_samples for shard in self.index.shards])
         self._readers: dict[int, ShardReader] = {}
-        for shard in self.index.shards:
-            _check_size(folder / shard.file, shard.num_bytes)
+        self._hashes = hashes or FileHashes()
+        self._digest: str | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -98,14 +104,22 @@ class LatentDataset(Dataset[LatentSample]):
         return reader.key(row)
 
     def digest(self) -> str:
-        """Short hash of what the latents were made of."""
-        return digest_of([self._made_of_hash])
+        """Short hash of the latents and of what they were made of, after verifying the shards.
+
+        Raises:
+            LatentCacheError: If a shard was changed since it was written.
+        """
+        if self._digest is None:
+            contents = check_contents(self.index, self.folder, self._hashes)
+            self._digest = digest_of([self._made_of_hash, *contents])
+        return self._digest
 
     def image_facts(self) -> dict[str, str | int | float]:
         """Describe the images, as their own data set does."""
         made_of = self.index.made_of
         names = ("data", "split", "num_images", "resolution", "channels", "crop", "images")
-        facts = {name: made_of[name] for name in names} | {"root": self.index.made_at["root"]}
+        facts = {name: made_of[name] for name in (*names, "identified_by")}
+        facts["root"] = self.index.made_at["root"]
         return facts | ({"crop": f"{made_of['crop']} + flip"} if self.flips else {})
 
     def _find(self, index: int) -> tuple[ShardReader, int]:
@@ -147,6 +161,7 @@ class LatentDataModule(MapDataModule[LatentDataset]):
         seed: The run's seed.
         max_val_images: Evaluate a fixed subset of at most this many, the one that the images'
             own data module would choose; None evaluates all.
+        cache_dir: Where it is remembered which shards were verified; None remembers nothing.
 
     Raises:
         ValueError: If a number is out of range, or the cache is missing, unfinished or damaged.
@@ -163,10 +178,13 @@ class LatentDataModule(MapDataModule[LatentDataset]):
         num_workers: int,
         max_val_images: int | None,
         seed: int,
+        cache_dir: str | None = None,
     ) -> None:
         folder = Path(root).expanduser()
         train, val = (
-            LatentDataset(folder / split, seed=seed, augmented=split == "train")
+            LatentDataset(
+                folder / split, seed=seed, augmented=split == "train", hashes=FileHashes(cache_dir)
+            )
             for split in ("train", "val")
         )
         train_of = train.index.made_of
@@ -201,11 +219,11 @@ class LatentDataModule(MapDataModule[LatentDataset]):
         """Moments of the training split.
 
         Raises:
-            ValueError: If they are missing, damaged, or of other weights.
+            ValueError: If they are missing, damaged, or of other latents.
         """
         statistics = StoredStatistics.load(self.root / STATISTICS)
         self.train_dataset.index.check(
-            {"first_stage_hash": statistics.first_stage_hash},
+            {**statistics.protocol, "first_stage_hash": statistics.first_stage_hash},
             folder=self.root,
             remedy=f"Delete {self.root / STATISTICS} and run ldm_lightning.encode again.",
         )
@@ -237,14 +255,3 @@ class LatentDataModule(MapDataModule[LatentDataset]):
             digest = digest_of([str(facts["images"]), *map(dataset.key, indices)])
             facts |= {"num_images": len(indices), "images": digest}
         return facts
-
-
-def _check_size(path: Path, num_bytes: int) -> None:
-    """Find a missing or cut-off shard before training does."""
-    found = path.stat().st_size if path.is_file() else None
-    if found != num_bytes:
-        what = "does not exist" if found is None else f"has {found} bytes instead of {num_bytes}"
-        raise LatentCacheError(
-            f"The shard {path} {what}. Run ldm_lightning.encode again with the words that made "
-            f"the cache: it makes this shard anew and keeps the others."
-        )

@@ -1,4 +1,4 @@
-"""The LightningDataModules of all data sets; their loaders resume at any batch."""
+"""The LightningDataModules of all data sets; their loaders resume at any image."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from ldm_lightning.data.position import Position
 from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
 from ldm_lightning.data.sampling import EpochCounts, EvaluationSampler, TrainBatchSampler
 from ldm_lightning.data.shard_order import ShardBatchSampler, ShardShuffle
@@ -50,7 +51,10 @@ class TrainLoader(DataLoader):
 
     Args:
         data_module: Knows the data set and how many batches the trainer has consumed.
-        batch_sampler: Chooses the samples; its ``start`` moves on resuming.
+        batch_sampler: Chooses the samples.
+
+    The position counts images (``data/position.py``), so that a run may be continued with another
+    batch size, other ``accumulate_batches`` and another number of processes.
     """
 
     def __init__(self, data_module: "MapDataModule", batch_sampler: TrainBatchSampler) -> None:
@@ -66,27 +70,37 @@ class TrainLoader(DataLoader):
         self._data_module = data_module
         self._train_sampler = batch_sampler
 
-    def state_dict(self) -> dict[str, int | str]:
-        """Return the position, and what it is a position in."""
-        return {
-            "batches_consumed": self._data_module.batches_consumed(),
-            "images": self._data_module.train_dataset.digest(),
-            **self._train_sampler.facts,
-        }
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the images, and what their order depends on."""
+        num_batches = self._data_module.batches_consumed() - self._train_sampler.num_done
+        return {**self._train_sampler.position_after(num_batches).to_dict(), "order": self._order()}
 
-    def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Continue after the batches that were consumed when the state was stored."""
-        now = self.state_dict()
-        for name in sorted({*state, *now} - {"batches_consumed"}):
-            if state.get(name) != now.get(name):
-                logger.warning(
-                    "The checkpoint was made with %s=%s of the training data, now it is %s: the "
-                    "run continues, but not with the images of an uninterrupted run.",
-                    name,
-                    state.get(name),
-                    now.get(name),
-                )
-        self._train_sampler.start = int(state["batches_consumed"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the images that were seen when the state was stored.
+
+        Where they come in another order by now, no place in it corresponds to the one stored: the
+        run continues with the next epoch, so that none shows an image twice.
+        """
+        position, stored, now = Position.from_dict(state), state["order"], self._order()
+        changed = [name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)]
+        for name in changed:
+            logger.warning(
+                "The checkpoint was made with %s=%s of the training data, now it is %s: the run "
+                "continues, but not with the images of an uninterrupted run; it begins epoch %d.",
+                name,
+                stored.get(name),
+                now.get(name),
+                position.epoch + 1,
+            )
+        self._train_sampler.continue_from(
+            Position(position.epoch + 1) if changed else position,
+            num_done=self._data_module.batches_consumed(),
+        )
+
+    def _order(self) -> dict[str, int | str]:
+        """What the order of an epoch depends on."""
+        images = self._data_module.train_dataset.digest()
+        return {"images": images, **self._train_sampler.order_facts}
 
 
 class MapDataModule(LightningDataModule, Generic[DatasetT]):
@@ -224,6 +238,17 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
             return 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
         return progress.processed  # type: ignore[attr-defined]
+
+    def identify(self) -> None:
+        """Read what has not been read before, so that nothing waits for it later.
+
+        Of images what their files hold; the shards of a latent cache are verified.
+
+        Raises:
+            ValueError: If a shard of a latent cache was changed since it was written.
+        """
+        for dataset in (self.train_dataset, self.val_dataset):
+            dataset.digest()
 
     @abstractmethod
     def protocol(self, split: str) -> dict[str, str | int | float]:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -25,20 +25,43 @@ from ldm_lightning.data.shards import (
     expand_braces,
     index_shard,
 )
+from ldm_lightning.utils.content import hash_stream
 from ldm_lightning.utils.files import atomic_writer
+from ldm_lightning.utils.small_files import read_json
 
 logger = logging.getLogger(__name__)
 
 NUM_REQUESTS = 16  # at a time, for facts about shards
 NUM_FETCHES = 4  # shards at a time and process
 GIB = 1 << 30
-# What stores call a version of a file; the first that is there is taken.
-VERSION_FACTS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "Last-Modified", "created")
+MAX_INDEX_BYTES = 1 << 30
+# What stores call a version of a file, another one for another content.
+VERSION_FACTS = (
+    *("ETag", "etag", "md5Hash", "crc32c", "Content-MD5", "content_md5", "Digest"),
+    *("generation", "VersionId", "version_id"),
+)
+# Without such a version: when it was changed, as far as the store says.
+TIME_FACTS = (
+    "mtime",
+    "Last-Modified",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+    "ino",
+)
 
 
 def is_remote(root: str) -> bool:
     """Whether ``root`` is a URL."""
     return "://" in root
+
+
+class _Index(NamedTuple):
+    """What a shard held when it was fetched to be indexed."""
+
+    content: bytes
+    samples: list[TarSample]
 
 
 class RemoteShards:
@@ -51,6 +74,7 @@ class RemoteShards:
     def __init__(self, cache: ShardCache) -> None:
         self.cache = cache
         self._shards: dict[str, RemoteShard] = {}
+        self._indexes: dict[str, _Index] = {}
 
     def find(self, root: str, *, split: str) -> list[str]:
         """Return the shards of a split; those of a folder by the names ``find_shards`` expects.
@@ -98,7 +122,19 @@ class RemoteShards:
                 self.cache.folder,
             )
         with ThreadPoolExecutor(NUM_FETCHES) as pool:
-            return [sample for part in pool.map(self._index_one, shards) for sample in part]
+            self._indexes |= zip(shards, pool.map(self._index_one, shards), strict=True)
+        return [sample for url in shards for sample in self._indexes[url].samples]
+
+    def contents(self, shards: Sequence[str]) -> list[bytes]:
+        """Hash what shards hold, as it was when they were fetched to be indexed."""
+        return [self._indexes[url].content for url in shards]
+
+    def identified_by(self, shards: Sequence[str]) -> str:
+        """What the store tells another content at the same place by; the weakest of its shards."""
+        validators = {self._shards[url].validator for url in shards}
+        if "size" in validators:
+            return "content, as long as size stays"
+        return "content, as long as time and size stay" if validators != {"version"} else "content"
 
     def open(self, shard: str) -> BinaryIO:
         """Open a shard, fetched now where it is not here."""
@@ -141,7 +177,7 @@ class RemoteShards:
         except ShardUnavailableError as err:
             logger.warning("%s Whoever reads it will try again.", err)
 
-    def _index_one(self, url: str) -> list[TarSample]:
+    def _index_one(self, url: str) -> _Index:
         shard = self._shards[url]
         path = self._index_path(shard)
         with self.cache.locked(path.name):
@@ -152,9 +188,14 @@ class RemoteShards:
                     except ValueError:
                         self.cache.discard(shard)
                         raise
+                    file.seek(0)
+                    content = hash_stream(file).hex()
+                rows = [sample[1:] for sample in samples]
                 with atomic_writer(path) as writer:
-                    writer.write(json.dumps([sample[1:] for sample in samples]).encode())
-        return [_from_json(url, row) for row in json.loads(path.read_bytes())]
+                    writer.write(json.dumps({"content": content, "samples": rows}).encode())
+        stored = read_json(path, dict, max_bytes=MAX_INDEX_BYTES)
+        samples = [_from_json(url, row) for row in stored["samples"]]
+        return _Index(bytes.fromhex(stored["content"]), samples)
 
     def _index_path(self, shard: RemoteShard) -> Path:
         return self.cache.folder / f"{shard.stem}.json"
@@ -189,8 +230,10 @@ def _describe(url: str) -> RemoteShard:
             f"{url} tells no size, without which a copy cannot be checked. Choose a server that "
             "sends Content-Length, or copy the shards to a local disk."
         )
-    versions = [str(facts[name]) for name in VERSION_FACTS if facts.get(name)]
-    return RemoteShard(url, int(facts["size"]), versions[0] if versions else "")
+    versions = [f"{name}={facts[name]}" for name in VERSION_FACTS if facts.get(name)]
+    times = [f"{name}={facts[name]}" for name in TIME_FACTS if facts.get(name)]
+    validator = "version" if versions else "time and size" if times else "size"
+    return RemoteShard(url, int(facts["size"]), " ".join(versions[:1] or times), validator)
 
 
 def _filesystem(url: str) -> tuple[AbstractFileSystem, str]:

@@ -24,7 +24,8 @@ class Sample(TypedDict):
 class MapDataset(Protocol):
     """A map-style data set of one split, prepared for training or for evaluation.
 
-    ``digest`` says which samples they are: it changes when the set of samples changes.
+    ``digest`` says which samples they are: it changes with what their files hold, with their names
+    and with their labels, and with nothing else.
     """
 
     split: str
@@ -49,18 +50,23 @@ class MapDataset(Protocol):
         ...
 
     def digest(self) -> str:
-        """Short hash of the set of samples."""
+        """Short hash of the set of samples, as it was at the first call.
+
+        Reads every file that has not been read before; see ``utils.content``.
+        """
         ...
 
 
 class ImageDataset(MapDataset, Protocol):
     """A data set of images.
 
-    ``data_name`` and ``root`` say where they come from, ``crop`` what is done to them.
+    ``data_name`` and ``root`` say where they come from, ``crop`` what is done to them, and
+    ``identified_by`` what ``digest`` can tell apart.
     """
 
     data_name: str
     root: str
+    identified_by: str
     crop: str
     resolution: tuple[int, int]
     image_channels: int
@@ -77,6 +83,8 @@ class ImageDataset(MapDataset, Protocol):
 def image_facts(dataset: ImageDataset, indices: list[int]) -> dict[str, str | int | float]:
     """Describe what a figure on these samples was measured on; differs for other images.
 
+    ``images`` is a hash of what their files hold, of their names and labels; ``identified_by`` says
+    so, or names what is weaker about it.
     ``num_images`` counts what was listed, also what turns out to be unreadable.
     """
     digest = dataset.digest()
@@ -92,6 +100,7 @@ def image_facts(dataset: ImageDataset, indices: list[int]) -> dict[str, str | in
         "channels": dataset.image_channels,
         "crop": dataset.crop,
         "images": digest,
+        "identified_by": dataset.identified_by,
     }
 
 

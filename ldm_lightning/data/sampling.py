@@ -1,4 +1,4 @@
-"""Which samples make up a batch: a function of (seed, batch), for any number of processes."""
+"""Which samples make up a batch: a function of (seed, place), for any number of processes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
+from ldm_lightning.data.position import Position
 from ldm_lightning.utils.random import generator_for
 
 
@@ -48,20 +49,24 @@ class EpochCounts:
 class TrainBatchSampler(Sampler[list[SampleKey]]):
     """Batches of one long training run, which may begin anywhere.
 
-    The order of an epoch is a permutation drawn from (seed, epoch). Global batch n holds
-    ``batch_size * num_processes`` samples, and process r takes rows [r * batch_size, (r + 1) *
-    batch_size) of it, so that N processes with B samples each see what one process with N * B
-    samples sees. Samples that do not fill a global batch at the end of an epoch are left out of
-    that epoch.
+    The order of an epoch is a permutation drawn from (seed, epoch). A global batch holds the next
+    ``batch_size * num_processes`` samples of it, and process r takes rows [r * batch_size, (r + 1)
+    * batch_size), so that N processes with B samples each see what one process with N * B samples
+    sees. Samples that do not fill a global batch at the end of an epoch are left out of that epoch.
+    So batch size and number of processes may change within an epoch: what follows is the rest of
+    the same permutation.
 
     Args:
         num_samples: Size of the data set.
         batch_size: Samples per process and batch.
-        num_batches: Batches of the whole run, those before ``start`` included.
+        num_batches: Batches of the whole run, those already done included.
         seed: The run's seed.
-        start: First batch to yield; the number of batches already trained on.
         rank: This process's number.
         num_processes: Number of processes.
+
+    Attributes:
+        start: Where the first batch begins; ``continue_from`` sets it.
+        num_done: Batches of the run before it.
 
     Raises:
         ValueError: If the data set cannot fill one global batch.
@@ -74,7 +79,6 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         batch_size: int,
         num_batches: int,
         seed: int,
-        start: int = 0,
         rank: int = 0,
         num_processes: int = 1,
     ) -> None:
@@ -87,49 +91,75 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             )
         self.num_samples = num_samples
         self.batch_size = batch_size
+        self.num_processes = num_processes
         self.global_batch_size = global_batch_size
         self.num_batches = num_batches
         self.seed = seed
-        self.start = start
         self.rank = rank
+        self.start = Position()
+        self.num_done = 0
+
+    def continue_from(self, position: Position, *, num_done: int) -> None:
+        """Begin at a place, with the batch of the run that follows ``num_done`` others."""
+        self.start = position
+        self.num_done = num_done
 
     @property
     def batches_per_epoch(self) -> int:
         """Full global batches in one pass over the data set."""
-        return self.num_samples // self.global_batch_size
+        return self.batches_left(Position())
+
+    @property
+    def order_facts(self) -> dict[str, int]:
+        """What the order of an epoch depends on, besides the data."""
+        return {"seed": self.seed}
+
+    def batches_left(self, position: Position) -> int:
+        """Full global batches from a place to the end of its epoch."""
+        return max(0, self.num_samples - position.num_images) // self.global_batch_size
+
+    def position_after(self, num_batches: int) -> Position:
+        """The place after so many batches from ``start`` on."""
+        place, left = self.start, self.batches_left(self.start)
+        if num_batches > left:
+            epochs, num_batches = divmod(num_batches - left - 1, self.batches_per_epoch)
+            place, num_batches = Position(place.epoch + 1 + epochs), num_batches + 1
+        num_images = num_batches * self.global_batch_size
+        return place.after(num_images, num_processes=self.num_processes)
 
     def order(self, epoch: int) -> list[int]:
         """Return the indices of one epoch in the order of that epoch, of all processes together."""
         generator = generator_for(self.seed, "order", epoch)
         return torch.randperm(self.num_samples, generator=generator).tolist()
 
-    def rows(self, epoch: int) -> list[int]:
-        """Return this process's indices of one epoch, in order: ``batch_size`` for each batch."""
-        order = self.order(epoch)
-        firsts = range(
-            self.rank * self.batch_size,
-            self.batches_per_epoch * self.global_batch_size,
-            self.global_batch_size,
-        )
-        return [index for first in firsts for index in order[first : first + self.batch_size]]
+    def batches_from(
+        self, position: Position, num_batches: int, *, goes_on: bool
+    ) -> Iterator[list[int]]:
+        """Yield this process's indices of batches of one epoch.
 
-    @property
-    def facts(self) -> dict[str, int]:
-        """What the order depends on, besides the data."""
-        return {"global_batch_size": self.global_batch_size, "seed": self.seed}
+        Args:
+            position: Where they begin.
+            num_batches: How many; at most ``batches_left(position)``.
+            goes_on: Whether the run goes on with another epoch.
+        """
+        order = self.order(position.epoch)
+        first = position.num_images + self.rank * self.batch_size
+        for _ in range(num_batches):
+            yield order[first : first + self.batch_size]
+            first += self.global_batch_size
 
     def __len__(self) -> int:
-        """Batches of the whole run: on resuming, Lightning counts those before ``start`` too."""
+        """Batches of the whole run: on resuming, Lightning counts those already done."""
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        current_epoch, rows = -1, []
-        for batch in range(self.start, self.num_batches):
-            epoch, position = divmod(batch, self.batches_per_epoch)
-            if epoch != current_epoch:
-                current_epoch, rows = epoch, self.rows(epoch)
-            first = position * self.batch_size
-            yield [SampleKey(epoch, index) for index in rows[first : first + self.batch_size]]
+        position, left = self.start, self.num_batches - self.num_done
+        while left > 0:
+            number = min(left, self.batches_left(position))
+            left -= number
+            for indices in self.batches_from(position, number, goes_on=left > 0):
+                yield [SampleKey(position.epoch, index) for index in indices]
+            position = Position(position.epoch + 1)
 
 
 class EvaluationSampler(Sampler[SampleKey]):

@@ -84,6 +84,7 @@ class Shapes(Dataset[Sample]):
 
     data_name = "shapes"
     root = "embedded"
+    identified_by = "parameters"
     crop = "none"
 
     def __init__(

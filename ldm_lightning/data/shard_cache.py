@@ -2,19 +2,21 @@
 
 All processes of a machine share one folder, and a file lock lets one of them fetch a shard while
 the others that need it wait. The shards that were read longest ago make room. A process that is
-killed leaves nothing that another takes for a shard.
+killed leaves nothing that another takes for a shard. Whatever else lies in the folder stays: shards
+are kept in a folder of their own in it, under names that nothing else has.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from filelock import FileLock, Timeout
 from fsspec.core import url_to_fs
 
 from ldm_lightning.data.shards import file_name
@@ -24,6 +26,10 @@ logger = logging.getLogger(__name__)
 NUM_ATTEMPTS = 5  # with waits that double: a fetch is given up after 15 s of waiting
 FIRST_WAIT_S = 1.0
 ROOM_POLL_S = 0.2
+MAX_WAIT_S = 3600.0  # for another process that fetches a shard, or for room that others hold
+
+OWN_FOLDER = "ldm_shards"
+OWN_NAME = re.compile(r"[0-9a-f]{16}_.*")  # what RemoteShard.stem gives
 
 
 class RemoteShard(NamedTuple):
@@ -32,12 +38,15 @@ class RemoteShard(NamedTuple):
     Attributes:
         url: Where it lies.
         num_bytes: Its size.
-        version: What its store calls this content, such as an ETag; empty where it says nothing.
+        version: What its store calls this content, such as an ETag, or else when it was changed;
+            empty where it says nothing.
+        validator: What ``version`` is: ``version``, ``time and size``; ``size`` where it is empty.
     """
 
     url: str
     num_bytes: int
     version: str
+    validator: str
 
     @property
     def stem(self) -> str:
@@ -54,12 +63,12 @@ class ShardCache:
     """Whole shards in a folder of at most ``max_bytes``.
 
     Args:
-        folder: On a disk of this machine; made where missing.
+        folder: On a disk of this machine; a folder of its own is made in it.
         max_bytes: Bound on the shards in it, those being fetched included.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
-        self.folder = folder
+        self.folder = folder / OWN_FOLDER
         self.max_bytes = max_bytes
 
     def open(self, shard: RemoteShard) -> BinaryIO:
@@ -93,7 +102,14 @@ class ShardCache:
                 return
             # The size in its name is room that nobody else may take.
             part = self.folder / f"{shard.stem}.{shard.num_bytes}.part"
+            deadline = time.monotonic() + MAX_WAIT_S
             while not self._reserve(part, shard.num_bytes):
+                if time.monotonic() > deadline:
+                    raise ShardUnavailableError(
+                        f"There was no room for the shard {shard.url} in {self.folder} in "
+                        f"{MAX_WAIT_S:g} s: other processes fetch into it. Raise "
+                        "data.shard_cache_gib or give another data.shard_cache_dir."
+                    )
                 time.sleep(ROOM_POLL_S)
             try:
                 _copy(shard, part)
@@ -107,19 +123,26 @@ class ShardCache:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Do something in one process or thread at a time."""
-        with self._lock_path(name).open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                # Closing is not enough: a worker forked meanwhile holds the same lock open.
-                fcntl.flock(lock, fcntl.LOCK_UN)
+        """Do something in one process or thread at a time.
+
+        Raises:
+            ShardUnavailableError: If another one does it for too long.
+        """
+        lock = self._lock(name)
+        try:
+            held = lock.acquire(timeout=MAX_WAIT_S)
+        except Timeout as err:
+            raise ShardUnavailableError(
+                f"Another process has held {lock.lock_file} for {MAX_WAIT_S:g} s; end it, or give "
+                "another data.shard_cache_dir."
+            ) from err
+        with held:
+            yield
 
     def _reserve(self, part: Path, num_bytes: int) -> bool:
         """Begin a file where there is room for it or room can be made."""
         with self.locked("room"):
-            parts = [other for other in self.folder.glob("*.part") if not self._abandoned(other)]
+            parts = [other for other in self._own("*.part") if not self._abandoned(other)]
             taken = sum(int(other.name.split(".")[-2]) for other in parts)
             kept = sorted(self._kept())
             free = self.max_bytes - taken - sum(size for _, size, _ in kept)
@@ -134,26 +157,28 @@ class ShardCache:
 
     def _kept(self) -> Iterator[tuple[int, int, Path]]:
         """When each shard was read last, its size and its place."""
-        for path in self.folder.glob("*.tar"):
+        for path in self._own("*.tar"):
             with suppress(FileNotFoundError):  # a torn copy that was removed meanwhile
                 stat = path.stat()
                 yield stat.st_mtime_ns, stat.st_size, path
 
+    def _own(self, pattern: str) -> Iterator[Path]:
+        """Files that this cache made."""
+        return (path for path in self.folder.glob(pattern) if OWN_NAME.fullmatch(path.name))
+
     def _abandoned(self, part: Path) -> bool:
         """Remove a file whose process was killed while fetching it; says whether it was."""
-        with self._lock_path(part.name.rsplit(".", 2)[0]).open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            part.unlink(missing_ok=True)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            return True
+        try:
+            with self._lock(part.name.rsplit(".", 2)[0]).acquire(blocking=False):
+                part.unlink(missing_ok=True)
+                return True
+        except Timeout:
+            return False
 
-    def _lock_path(self, name: str) -> Path:
+    def _lock(self, name: str) -> FileLock:
         folder = self.folder / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / name
+        return FileLock(folder / name)
 
 
 def _copy(shard: RemoteShard, path: Path) -> None:

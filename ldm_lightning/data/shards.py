@@ -1,11 +1,14 @@
 """Finds tar shards on a local disk and lists what is in them."""
 
+import os
 import re
 import tarfile
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, Protocol
+
+from ldm_lightning.utils.content import FileHashes
 
 BLOCK_BYTES = 512  # a tar's headers begin at multiples of this
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -49,6 +52,14 @@ class ShardStore(Protocol):
         """List the images of shards, in the order of the shards."""
         ...
 
+    def contents(self, shards: Sequence[str]) -> list[bytes]:
+        """Hash what shards hold, as ``utils.content`` does; after ``index``."""
+        ...
+
+    def identified_by(self, shards: Sequence[str]) -> str:
+        """What tells another content at the same place: ``content``, or in words what is weaker."""
+        ...
+
     def open(self, shard: str) -> BinaryIO:
         """Open a shard for reading at any offset."""
         ...
@@ -75,7 +86,15 @@ class ShardStore(Protocol):
 
 
 class LocalShards:
-    """Shards on a local disk, read where they lie."""
+    """Shards on a local disk, read where they lie.
+
+    Args:
+        hashes: Knows what files hold; None remembers nothing.
+    """
+
+    def __init__(self, hashes: FileHashes | None = None) -> None:
+        self._hashes = hashes or FileHashes()
+        self._contents: dict[str, bytes] = {}
 
     def find(self, root: str, *, split: str) -> list[str]:
         """Return the shards of a split; see ``find_shards``."""
@@ -92,6 +111,19 @@ class LocalShards:
             with self.open(shard) as file:
                 samples += index_shard(file, shard)
         return samples
+
+    def contents(self, shards: Sequence[str]) -> list[bytes]:
+        """Hash what shards held at the first call; one that is new or changed is read."""
+        new = [shard for shard in shards if shard not in self._contents]
+        for folder in sorted({os.path.dirname(shard) for shard in new}):
+            here = [shard for shard in new if os.path.dirname(shard) == folder]
+            rows = self._hashes.of(folder, [os.path.basename(shard) for shard in here])
+            self._contents |= {shard: row.tobytes() for shard, row in zip(here, rows, strict=True)}
+        return [self._contents[shard] for shard in shards]
+
+    def identified_by(self, shards: Sequence[str]) -> str:
+        """``content``: a file's state tells when it has to be read again."""
+        return "content"
 
     def open(self, shard: str) -> BinaryIO:
         """Open a shard."""

@@ -19,6 +19,9 @@ from ldm_lightning.utils.random import generator_for
 TRAIN_CROPS = ("random_resized", "random", "center")
 EVAL_CROPS = ("center", "crops")
 
+MAX_EXCESS = 16
+"""A resized image of more pixels than so many windows is not made to cut one window from it."""
+
 
 def as_size(resolution: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     """Return a resolution, one side or (height, width), as (height, width)."""
@@ -35,6 +38,7 @@ def resize(
     size: tuple[int, int],
     *,
     filter_: Image.Resampling = Image.Resampling.BICUBIC,
+    box: tuple[float, float, float, float] | None = None,
 ) -> Tensor:
     """Resize with Pillow, whose filters widen when they shrink (no aliasing).
 
@@ -42,11 +46,12 @@ def resize(
         image: uint8, [C, H, W].
         size: Height and width of the result.
         filter_: Pillow's filter.
+        box: Left, top, right and bottom of the part that is resized; None resizes all of it.
 
     Returns:
         uint8, [C, height, width].
     """
-    if image.shape[1:] == size:
+    if box is None and image.shape[1:] == size:
         return image
     channels = len(image)
     if channels == 3:
@@ -54,7 +59,8 @@ def resize(
     else:
         layers = [channel.contiguous().numpy() for channel in image]
     resized = [
-        np.array(Image.fromarray(layer).resize((size[1], size[0]), filter_)) for layer in layers
+        np.array(Image.fromarray(layer).resize((size[1], size[0]), filter_, box))
+        for layer in layers
     ]
     if channels == 3:
         return torch.from_numpy(resized[0]).permute(2, 0, 1)
@@ -98,9 +104,9 @@ def center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
     while image.shape[1] >= 2 * size[0] and image.shape[2] >= 2 * size[1]:
         half = (image.shape[1] // 2, image.shape[2] // 2)
         image = resize(image, half, filter_=Image.Resampling.BOX)
-    image = resize(image, _covering_size(image, size))
-    top, left = (image.shape[1] - size[0]) // 2, (image.shape[2] - size[1]) // 2
-    return image[:, top : top + size[0], left : left + size[1]]
+    full = _covering_size(image, size)
+    top, left = (full[0] - size[0]) // 2, (full[1] - size[1]) // 2
+    return _resized_window(image, full, top, left, size)
 
 
 def native_crop(image: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -114,11 +120,33 @@ def native_crop(image: Tensor, size: tuple[int, int], generator: torch.Generator
     Returns:
         uint8, [C, height, width].
     """
-    if image.shape[1] < size[0] or image.shape[2] < size[1]:
-        image = resize(image, _covering_size(image, size))
-    top = _draw(image.shape[1] - size[0] + 1, generator)
-    left = _draw(image.shape[2] - size[1] + 1, generator)
-    return image[:, top : top + size[0], left : left + size[1]]
+    full = (image.shape[1], image.shape[2])
+    if full[0] < size[0] or full[1] < size[1]:
+        full = _covering_size(image, size)
+    top = _draw(full[0] - size[0] + 1, generator)
+    left = _draw(full[1] - size[1] + 1, generator)
+    return _resized_window(image, full, top, left, size)
+
+
+def _resized_window(
+    image: Tensor, full: tuple[int, int], top: int, left: int, size: tuple[int, int]
+) -> Tensor:
+    """Cut a window from an image brought to the size ``full``.
+
+    The whole is resized and then cut, unless it would be far larger than the window: 1 x 10,000
+    pixels enlarged to a height of 256 are 655 million. Then the part that the window shows is
+    resized alone; its edges lie between pixels, so that single values may differ by one level.
+    """
+    if full[0] * full[1] <= MAX_EXCESS * size[0] * size[1] or full == image.shape[1:]:
+        return resize(image, full)[:, top : top + size[0], left : left + size[1]]
+    down, across = image.shape[1] / full[0], image.shape[2] / full[1]
+    box = (
+        left * across,
+        top * down,
+        min((left + size[1]) * across, image.shape[2]),
+        min((top + size[0]) * down, image.shape[1]),
+    )
+    return resize(image, size, box=box)
 
 
 def _covering_size(image: Tensor, size: tuple[int, int]) -> tuple[int, int]:
@@ -181,6 +209,14 @@ class TrainTransform:
         scale = f" {self.scale[0]:g}-{self.scale[1]:g}" if self.crop == "random_resized" else ""
         return f"{self.crop}{scale}{' + flip' if self.flip else ''}"
 
+    @property
+    def least_side(self) -> int | None:
+        """Pixels that both sides of a larger version of an image must keep; None: all of them."""
+        if self.crop == "random":
+            return None
+        smallest = self.scale[0] if self.crop == "random_resized" else 1.0
+        return math.ceil(2 * max(self.size) / math.sqrt(smallest))
+
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Transform a uint8 image, [C, H, W], with what ``generator`` draws; [C, height, width]."""
         if self.crop == "center":
@@ -236,6 +272,11 @@ class EvalTransform:
         if self.crop == "center":
             return "adm_center"
         return f"{self.crops_per_image} fixed native crops an image"
+
+    @property
+    def least_side(self) -> int | None:
+        """Pixels that both sides of a larger version of an image must keep; None: all of them."""
+        return 2 * max(self.size) if self.crop == "center" else None
 
     def __call__(self, image: Tensor, *, name: str, number: int) -> Tensor:
         """Cut window ``number`` from the uint8 image [C, H, W] of that name; [C, height, width]."""

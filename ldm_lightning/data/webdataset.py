@@ -25,9 +25,11 @@ from ldm_lightning.data.shards import (
     LocalShards,
     ShardStore,
     TarSample,
+    file_name,
     sample_name,
     shards_of_split,
 )
+from ldm_lightning.utils.content import FileHashes, combined_hash
 
 
 class TarSource:
@@ -64,6 +66,8 @@ class TarSource:
         self._texts = np.array([sample.text or NO_SPAN for sample in samples])
         self._records = np.array([sample.record or NO_SPAN for sample in samples])
         self._labels = np.array([-1 if s.label is None else s.label for s in samples])
+        self.identified_by = store.identified_by(self.shards)
+        self._identity: str | None = None
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -72,9 +76,20 @@ class TarSource:
         """Name of the shard's file and key of the sample."""
         return sample_name(self.shards[self._shard_of[index]], self._keys[index].decode())
 
-    def size_bytes(self, index: int) -> int:
-        """Size of the encoded image."""
-        return int(self._images[index, 1])
+    def identity(self) -> str:
+        """Short hash of the shards' names and contents, of which samples these are, and of classes.
+
+        A shard's content covers its samples' names, images, labels and captions.
+        """
+        if self._identity is None:
+            names = [file_name(shard) for shard in self.shards]
+            self._identity = combined_hash(
+                json.dumps([names, self.num_classes, self.class_names]).encode(),
+                *self.store.contents(self.shards),
+                self._shard_of.astype("<i8").tobytes(),
+                self._images.astype("<i8").tobytes(),
+            )
+        return self._identity
 
     def read(self, index: int) -> bytes:
         """Return the encoded image."""
@@ -143,17 +158,17 @@ def _index(store: ShardStore, shards: list[str], root: str) -> list[TarSample]:
 
 
 def _sources(
-    root: str, val_root: str | None, val_share: float, cache: ShardCache
+    root: str, val_root: str | None, val_share: float, cache: ShardCache, hashes: FileHashes
 ) -> tuple[TarSource, TarSource]:
     """Return the images to train on and those to validate on."""
-    store = _store_of(root, cache)
-    val_store = store if val_root is None else _store_of(val_root, cache)
+    store = _store_of(root, cache, hashes)
+    val_store = store if val_root is None else _store_of(val_root, cache, hashes)
     shards = store.find(root, split="train")
     if val_root is None:
         val_shards = shards_of_split(store.list_folder(root), "val")
         if not val_shards or set(val_shards) == set(shards):
             return _held_out(store, shards, root, val_share)
-        val_store = _store_of(root, cache)
+        val_store = _store_of(root, cache, hashes)
         val_shards = val_store.find(root, split="val")
     else:
         val_shards = val_store.find(val_root, split="val")
@@ -187,8 +202,8 @@ def _held_out(
     )
 
 
-def _store_of(root: str, cache: ShardCache) -> ShardStore:
-    return RemoteShards(cache) if is_remote(root) else LocalShards()
+def _store_of(root: str, cache: ShardCache, hashes: FileHashes) -> ShardStore:
+    return RemoteShards(cache) if is_remote(root) else LocalShards(hashes)
 
 
 def _place(shard: str) -> str:
@@ -217,6 +232,7 @@ def webdataset_data_module(
     num_workers: int,
     max_val_images: int | None,
     seed: int,
+    cache_dir: str | None = None,
 ) -> ImageDataModule:
     """Build the data module; keys as in conf/data/webdataset.yaml.
 
@@ -224,7 +240,8 @@ def webdataset_data_module(
         ValueError: If shards are missing or damaged, or a setting is out of range.
     """
     cache = ShardCache(Path(shard_cache_dir).expanduser(), max_bytes=int(shard_cache_gib * GIB))
-    train_source, val_source = _sources(root, val_root, val_share, cache)
+    hashes = FileHashes(cache_dir)
+    train_source, val_source = _sources(root, val_root, val_share, cache, hashes)
     if shuffle_shards is None:
         train_source.store.check_room(
             len(train_source.shards), "Shuffling all images (data.shuffle_shards=null)"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ldm_lightning.metrics.frechet import Protocol
 from ldm_lightning.utils.hashing import canonical_json, hash_json
+from ldm_lightning.utils.small_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class EvaluationCache:
         if not self.path.is_file() or not self.grid.is_file():
             return None
         try:
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            stored = read_json(self.path, dict)
             if canonical_json(stored["key"]) != canonical_json(self._full_key):
                 raise ValueError("it was made for something else")
             record = stored["record"]

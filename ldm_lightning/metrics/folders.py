@@ -3,7 +3,9 @@
 Files are read elsewhere; these functions take batches.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.generation import GenerationMetrics
 from ldm_lightning.metrics.reconstruction import MetricReport, Protocol, ReconstructionMetrics
+from ldm_lightning.utils.content import FileHashes, combined_hash
 
 
 class ImagePair(NamedTuple):
@@ -19,6 +22,21 @@ class ImagePair(NamedTuple):
 
     images: Tensor
     references: Tensor
+
+
+def measured_facts(folder: Path, names: Sequence[str], hashes: FileHashes) -> dict[str, str]:
+    """What the measured folder is, for a protocol: its path, and a hash of names and contents."""
+    return {"measured": str(folder), "measured_images": _identity(folder, names, hashes)}
+
+
+def reference_facts(folder: Path, names: Sequence[str], hashes: FileHashes) -> dict[str, str]:
+    """What the reference folder is, by the names that data sets use in their protocols."""
+    identity = _identity(folder, names, hashes)
+    return {"root": str(folder), "images": identity, "identified_by": "content"}
+
+
+def _identity(folder: Path, names: Sequence[str], hashes: FileHashes) -> str:
+    return combined_hash(json.dumps(list(names)).encode(), hashes.of(folder, names).tobytes())
 
 
 def compare_pairs(

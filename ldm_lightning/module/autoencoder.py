@@ -119,6 +119,11 @@ class AutoencoderModule(UpdatingModule):
         """What a moving average is taken of."""
         return self.autoencoder
 
+    def take_assigned(self) -> dict[str, Tensor]:
+        """Return what the bottleneck has set past the optimizer, as ``averaged`` names it."""
+        assigned = self.autoencoder.bottleneck.take_assigned()
+        return {f"bottleneck.{name}": rows for name, rows in assigned.items()}
+
     @property
     def adversarial_fully_on_step(self) -> int:
         """First update with the full adversarial weight; 0 without a discriminator."""
@@ -309,4 +314,5 @@ class AutoencoderModule(UpdatingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the autoencoder without this run's configuration."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["first_stage"] = self.stored_config

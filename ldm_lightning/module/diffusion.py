@@ -238,6 +238,7 @@ class DiffusionModule(UpdatingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the denoiser, and which first stage it belongs to."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["second_stage"] = {
             **self.stored_config,
             "first_stage": self.first_stage_used,

@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.update_log import UpdateLog
-from ldm_lightning.utils.checkpoint import check_fits
+from ldm_lightning.utils.checkpoint import check_fits, first_names
 from ldm_lightning.utils.distributed import num_processes, process_rank, whole
+from ldm_lightning.utils.finite import ADVICE, not_finite
 from ldm_lightning.utils.random import RowDraws
 
 Batch = Mapping[str, Any]
@@ -55,6 +56,14 @@ class UpdatingModule(pl.LightningModule):
     @abstractmethod
     def networks(self) -> list[nn.Module]:
         """What an update spends its time in, frozen networks included."""
+
+    def take_assigned(self) -> dict[str, Tensor]:
+        """Return which rows of ``averaged`` the last update has set past the optimizer.
+
+        Returns:
+            By parameter name: bool, one a row of its first dimension.
+        """
+        return {}
 
     # Updates
 
@@ -147,9 +156,7 @@ class UpdatingModule(pl.LightningModule):
         if bad:
             told = self._save_keys(step + 1, bad, keys)
             raise FloatingPointError(
-                f"Update {step + 1} is no longer finite in {', '.join(bad)}.{told} Lower "
-                f"optim.learning_rate, set optim.clip_norm, or use trainer.precision=bf16 or 32 "
-                f"instead of fp16."
+                f"Update {step + 1} is no longer finite in {', '.join(bad)}.{told} {ADVICE}"
             )
         named = {f"train/{name}": value for name, value in values.items()}
         self._publish(named, step=step + 1, sync=False)
@@ -175,6 +182,24 @@ class UpdatingModule(pl.LightningModule):
             logger.log_metrics(row, step=step)
 
     # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save what has diverged since the last row; the file before stays.
+
+        Raises:
+            FloatingPointError: On every process, if one of them holds a value that is NaN or
+                infinite: weights, their average, optimizer states.
+        """
+        bad = not_finite(checkpoint)
+        if self.trainer.strategy.reduce_boolean_decision(not bad, all=True):
+            return
+        where = f"{first_names(bad)}" if bad else "tensors of another process"
+        told = self._save_keys(self.global_step, bad, self._keys)
+        raise FloatingPointError(
+            f"Update {self.global_step} or one since the last row is no longer finite: NaN or "
+            f"infinite values in {where}. It is not saved; an earlier checkpoint stays as it is."
+            f"{told} {ADVICE}"
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture before Lightning lists every key."""

@@ -6,6 +6,7 @@ whenever a new column appears. Long rows need neither.
 
 import csv
 import io
+import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ldm_lightning.reporting.metrics_file import HEADER, read_metrics
-from ldm_lightning.utils.files import atomic_writer
+from ldm_lightning.reporting.metrics_file import HEADER, MAX_BYTES, read_metrics
+from ldm_lightning.utils.files import atomic_writer, read_regular
+from ldm_lightning.utils.small_files import SmallFileError
 
 
 class MetricsCsv(Logger):
@@ -76,14 +78,21 @@ class MetricsCsv(Logger):
             file.write(rows.getvalue())
 
     @rank_zero_only
-    def drop_rows_after(self, step: int) -> None:
+    def drop_rows_after(self, step: int, *, validated: bool) -> None:
         """Remove rows of later updates, which a run continued from ``step`` writes again.
 
+        Unless it is ``validated``, also those of its own validation: all but ``train/*``.
         The file is replaced as a whole: a run that is killed meanwhile loses nothing.
+
+        Raises:
+            SmallFileError: If a row is damaged; names the file and the row.
         """
-        if not self.path.exists():
-            return
-        kept = [row for row in read_metrics(self.path) if row[0] <= step]
+        self._prepare()
+        kept = [
+            row
+            for row in read_metrics(self.path)
+            if row[0] < step or (row[0] == step and (validated or row[1].startswith("train/")))
+        ]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEADER)
@@ -93,9 +102,17 @@ class MetricsCsv(Logger):
 
     def _prepare(self) -> None:
         """Begin the file, or cut off the row that a killed process may have left half written."""
-        content = self.path.read_bytes() if self.path.exists() else b""
-        if not content:
-            self.path.write_text(",".join(HEADER) + "\n", encoding="utf-8")
+        there = os.path.lexists(self.path)
+        content = read_regular(self.path, max_bytes=MAX_BYTES) if there else b""
+        header = ",".join(HEADER).encode() + b"\n"
+        if header.startswith(content):  # none yet, or a process was killed while it began the file
+            with atomic_writer(self.path) as file:
+                file.write(header)
+        elif not content.startswith(header):
+            raise SmallFileError(
+                f"{self.path} begins with {content[:20]!r}; expected {','.join(HEADER)}. Move it "
+                "away to have it begun anew."
+            )
         elif not content.endswith(b"\n"):
             with self.path.open("r+b") as file:
                 file.truncate(content.rfind(b"\n") + 1)

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from ldm_lightning.reporting.table import print_rows
+from ldm_lightning.utils.terminal import one_line, printable
 from ldm_lightning.utils.units import format_bytes, format_flops, format_seconds
 
 Rows = list[tuple[str, str, str]]
@@ -19,8 +20,12 @@ def print_plan(facts: Mapping[str, Any], *, console: Console | None = None) -> N
         console: Where to print; the terminal by default.
     """
     console = Console() if console is None else console
-    console.print(f"{facts['name']}, scale={facts['scale']}: {_shape(facts['image_shape'])} images")
-    console.print(f"Device: {facts['device']}", highlight=False)
+    shape = _shape(facts["image_shape"])
+    for line in (
+        f"{facts['name']}, scale={facts['scale']}: {shape} images",
+        f"Device: {facts['device']}",
+    ):
+        console.print(one_line(line), highlight=False, markup=False)
     for title, rows in (
         ("Parameters (counted)", _parameters(facts)),
         ("Operations on one image (counted; a multiply-add is two)", _operations(facts)),
@@ -37,7 +42,7 @@ def print_plan(facts: Mapping[str, Any], *, console: Console | None = None) -> N
         console.print()
         _print_spaces(facts["denoiser_in"], console)
     if warning := facts["memory"]["warning"]:
-        console.print(f"\n{warning}", highlight=False)
+        console.print(f"\n{printable(warning)}", highlight=False, markup=False)
 
 
 def _parameters(facts: Mapping[str, Any]) -> Rows:

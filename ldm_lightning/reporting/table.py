@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ldm_lightning.metrics.gate import GateRow
+from ldm_lightning.utils.terminal import one_line
 
 
 def print_metrics(
@@ -78,6 +79,7 @@ def print_rows(
         console: Where to print; the terminal by default.
     """
     console = Console() if console is None else console
+    title, rows = one_line(title), [tuple(map(one_line, row)) for row in rows]
     if console.is_terminal:
         console.print(drawn_table(header, rows, title=title))
         return
@@ -96,12 +98,12 @@ def print_rows(
 def drawn_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> Table:
     """The table that ``print_rows`` prints on a terminal."""
     right = _aligned_right(header)
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(one_line(title)), title_justify="left")
     for i, column in enumerate(header):
         # Folded where it is too long: the end of a path is what is looked for.
-        table.add_column(column, justify="right" if i in right else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if i in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     return table
 
 

@@ -78,7 +78,7 @@ class TensorBoardDashboard(Logger):
     @rank_zero_only
     def log_picture(self, name: str, path: Path, *, step: int) -> None:
         """Show a PNG file."""
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             self._begun().add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     @rank_zero_only
@@ -101,10 +101,11 @@ class TensorBoardDashboard(Logger):
         )
 
     @rank_zero_only
-    def drop_rows_after(self, step: int) -> None:
+    def drop_rows_after(self, step: int, *, validated: bool) -> None:
         """Hide events of later updates, which a continued run writes again.
 
-        Only the beginning of a file can say so.
+        Only the beginning of a file can say so. Values of a validation that is repeated stay, and
+        are followed by the same.
         """
         from torch.utils.tensorboard import SummaryWriter
 

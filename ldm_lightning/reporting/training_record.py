@@ -1,12 +1,13 @@
 """What a finished run wrote down about the weights of one of its checkpoints."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ldm_lightning.reporting.metrics_file import read_metrics
+from ldm_lightning.utils.run_folder import read_summary
+from ldm_lightning.utils.small_files import SmallFileError
 
 SAME_IMAGES = ("images", "resolution", "crop", "channels")
 """Entries of a protocol that must agree for two figures to be of the same images."""
@@ -59,11 +60,12 @@ def read_training_record(folder: Path, *, step: int, stage: str = "val") -> Trai
         values["val/psnr"] for _, values in sorted(validations.items()) if "val/psnr" in values
     ]
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        summary = read_summary(folder)
+    except SmallFileError:
         summary = {}
+    protocol = summary.get("protocol", {}).get("val/psnr", {})
     return TrainingRecord(
         validated=validations[step],
         psnr_rise=psnrs[-1] - psnrs[-2] if len(psnrs) > 1 else None,
-        protocol=summary.get("protocol", {}).get("val/psnr", {}),
+        protocol=protocol if isinstance(protocol, dict) else {},
     )

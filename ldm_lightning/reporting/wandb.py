@@ -131,8 +131,8 @@ class WandbDashboard(Logger):
         self._log({name: wandb.Histogram(np_histogram=(heights, edges))}, step=step)
 
     @rank_zero_only
-    def drop_rows_after(self, step: int) -> None:
-        """Continue from ``step``.
+    def drop_rows_after(self, step: int, *, validated: bool) -> None:
+        """Continue from ``step``; ``metrics.csv`` holds only what is not written again.
 
         Offline a continuation is a folder of its own, and which of several folders of one run W&B
         keeps is not documented. So the newest one is made whole: it begins with all that the run

@@ -15,6 +15,7 @@ from ldm_lightning.reporting.table import drawn_table, print_rows
 from ldm_lightning.sweep.reached import DONE
 from ldm_lightning.sweep.remaining import Remaining
 from ldm_lightning.sweep.status import Status
+from ldm_lightning.utils.terminal import printable
 from ldm_lightning.utils.units import format_seconds
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class SweepDisplay:
     def say(self, line: str) -> None:
         """Say what has happened: above the table, or as a log line."""
         if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
         else:
             logger.info("%s", line)
 

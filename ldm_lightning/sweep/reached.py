@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ldm_lightning.sweep.jobs import CHAIN
-from ldm_lightning.utils.small_files import read_yaml
+from ldm_lightning.utils.files import open_regular
+from ldm_lightning.utils.run_folder import read_summary
+from ldm_lightning.utils.small_files import SmallFileError, read_json, read_yaml
 
 DONE = ("finished", "early_stopped", "validated", "dry_run")
 """States of a run that is not started again."""
@@ -58,31 +59,31 @@ class Reached:
 def reached(folder: Path) -> Reached:
     """Read the folder of a job, which may be written meanwhile, be damaged, or not exist."""
     try:
-        summary = _mapping(folder / "summary.json")
-    except (OSError, ValueError) as error:
-        reason = f"summary.json cannot be read ({error}); move it away to go on with this job"
-        return Reached("failed", reason)
+        summary = read_summary(folder)
+    except SmallFileError as error:
+        return Reached("failed", f"{error} To go on with this job, move it away.")
     found = _training(folder, summary)
     if not (folder / CHAIN).is_file():
         return found
     try:
-        steps = _mapping(folder / CHAIN)["steps"]
-        return _chain(folder, found, steps, summary.get("steps") or {})
-    except (OSError, ValueError, LookupError, TypeError):  # going on with it tells
+        steps = read_json(folder / CHAIN, dict)["steps"]
+        return _chain(folder, found, steps, summary.get("steps", {}))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # going on with it tells
         return found
 
 
 def _training(folder: Path, summary: dict[str, Any]) -> Reached:
     config = _config(folder / "config.yaml")
-    monitor = config.get("monitor")
+    monitor = config["monitor"] if isinstance(config.get("monitor"), str) else None
+    max_steps = config.get("max_steps")
     return Reached(
         state=summary.get("state"),
         reason=str(summary.get("reason", "")),
         step=max(int(summary.get("step", 0)), _last_step(folder / "metrics.csv")),
-        max_steps=config.get("max_steps"),
-        seconds=float(summary.get("timing", {}).get("total_s", 0.0)),
+        max_steps=max_steps if isinstance(max_steps, int) else None,
+        seconds=_number(summary.get("timing", {}).get("total_s")) or 0.0,
         monitor=monitor,
-        value=summary.get("metrics", {}).get(monitor),
+        value=_number(summary.get("metrics", {}).get(monitor)),
     )
 
 
@@ -93,7 +94,7 @@ def _chain(
     names = [step["name"] for step in steps]
     left = [name for name in names if begun.get(name, {}).get("state") not in DONE]
     shown = left[0] if left else [s["name"] for s in steps if s["command"] == "train"][-1]
-    own = _training(folder / shown, _mapping(folder / shown / "summary.json"))
+    own = _training(folder / shown, read_summary(folder / shown))
     seconds = sum(float(step.get("seconds", 0.0)) for step in begun.values())
     if not left:
         value = own.value if found.value is None else found.value
@@ -106,18 +107,9 @@ def _chain(
     return replace(found, part=part, seconds=seconds + own.seconds, **now)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file.
-
-    Raises:
-        ValueError: If there is something else.
-    """
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"no object but {type(content).__name__}")
-    return content
+def _number(value: Any) -> float | None:
+    """The value as a float; None for what is no number."""
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -136,11 +128,12 @@ def _read_config(path: Path, changed: int) -> dict[str, Any]:
 
 def _last_step(metrics: Path) -> int:
     """The update of the last whole row; 0 where there is none."""
-    if not metrics.is_file():
+    try:
+        with open_regular(metrics) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = file.read(TAIL_BYTES).decode(errors="replace")
+    except OSError:
         return 0
-    with metrics.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        text = file.read().decode(errors="replace")
     whole = text[: text.rfind("\n") + 1].splitlines()
     rows = list(csv.reader(whole[-1:]))
     return int(rows[0][0]) if rows and rows[0] and rows[0][0].isdigit() else 0

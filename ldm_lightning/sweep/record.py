@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ldm_lightning.sweep.jobs import Job
 from ldm_lightning.utils.files import atomic_writer
-
-logger = logging.getLogger(__name__)
+from ldm_lightning.utils.locking import sole_holder
+from ldm_lightning.utils.small_files import read_json
 
 
 @contextmanager
@@ -20,24 +19,14 @@ def only_one(sweep_folder: Path) -> Iterator[None]:
     """Keep other sweeps out of a folder; the lock goes with the process, however it ends.
 
     Raises:
-        ValueError: If another process runs the sweep.
+        LockedError: If another process runs the sweep.
     """
     sweep_folder.mkdir(parents=True, exist_ok=True)
-    with (sweep_folder / ".lock").open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"Another process runs the sweep in {sweep_folder} already; wait for it, end it, "
-                "or choose another sweep_name."
-            ) from error
-        except OSError as error:  # a file system of a cluster that has no locks
-            logger.warning(
-                "Nothing keeps other processes from running the sweep in %s too (%s): start it "
-                "only once.",
-                sweep_folder,
-                error.strerror,
-            )
+    with sole_holder(
+        sweep_folder / ".lock",
+        what=f"running the sweep in {sweep_folder}",
+        remedy="Wait for it, end it, or choose another sweep_name.",
+    ):
         yield
 
 
@@ -50,9 +39,9 @@ def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, module: str, threads
     """
     path = sweep_folder / "sweep.json"
     stored: dict[str, dict[str, list[str]]] = {}
-    if path.is_file():
+    if os.path.lexists(path):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path, dict)
             before, stored = int(record["threads"]), dict(record["jobs"])
             module_before = record.get("module", module)  # records of older versions have none
         except (KeyError, TypeError, ValueError) as error:

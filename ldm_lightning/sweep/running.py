@@ -167,12 +167,12 @@ class _Schedule:
     def _is_free(self, job: Job) -> bool:
         """Whether nobody writes to a job's folder, such as a job that outlives a killed sweep."""
         try:
-            other = RunFolder(job.folder).other_process() if job.folder.exists() else None
-        except (OSError, ValueError):  # damaged, or not to be read or written; starting it tells
+            other = RunFolder(job.folder).writer() if job.folder.exists() else None
+        except ValueError:  # no folder, or not to be written; starting it tells
             return True
         if other is not None and job.folder not in self._said_to_wait:
             self._said_to_wait.add(job.folder)
-            self._display.say(f"{job.name} waits for process {other}, which writes to it.")
+            self._display.say(f"{job.name} waits: {other} writes to it.")
         return other is None
 
     def _stop(self, asked: int, number: int) -> int:

@@ -204,7 +204,7 @@ def check_fits(module: nn.Module, state_dict: Mapping[str, Tensor], path: str | 
         if name in state_dict and state_dict[name].shape != own[name].shape
     ]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-    told = [f"{len(names)} {what} ({_first(names)})" for what, names in problems if names]
+    told = [f"{len(names)} {what} ({first_names(names)})" for what, names in problems if names]
     if told:
         raise CheckpointError(
             f"checkpoint={path} is of another architecture than {type(module).__name__}; tensors: "
@@ -228,7 +228,7 @@ def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], path: str |
     module.load_state_dict(state_dict, strict=True)
 
 
-def _first(names: list[str], count: int = 3) -> str:
+def first_names(names: list[str], count: int = 3) -> str:
     """Join the first few of many names."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 

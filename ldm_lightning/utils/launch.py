@@ -35,15 +35,59 @@ class Launch:
 
 
 def launched() -> Launch:
-    """What the environment says about this process."""
+    """Return what the environment says about this process.
+
+    Raises:
+        ValueError: Naming the variable that is no number.
+    """
     if slurm_step() is not None:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        rank, num_processes, local_rank = (int(os.environ[name]) for name in names)
-        return Launch(rank, num_processes, local_rank)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return Launch(_number("SLURM_PROCID"), _number("SLURM_NTASKS"), _number("SLURM_LOCALID"))
+    local_rank = _number("LOCAL_RANK", 0)
     # Without RANK, only whether it is the first is right: how many a machine has is not known.
-    rank = int(os.environ.get("RANK", int(os.environ.get("NODE_RANK", "0")) + local_rank))
-    return Launch(rank, int(os.environ.get("WORLD_SIZE", "1")), local_rank)
+    rank = _number("RANK", _number("NODE_RANK", 0) + local_rank)
+    return Launch(rank, _number("WORLD_SIZE", 1), local_rank)
+
+
+def check_environment() -> None:
+    """Refuse an environment that says only half of which process this is; asked once, at the start.
+
+    Raises:
+        ValueError: Naming the variables and their values.
+    """
+    here = launched()
+    if slurm_step() is not None:
+        return
+    ranks = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
+    said = ", ".join(
+        f"{name}={os.environ[name]}" for name in (*ranks, "WORLD_SIZE") if name in os.environ
+    )
+    missing = ""
+    if "WORLD_SIZE" not in os.environ and any(_number(name) > 0 for name in ranks):
+        missing = "WORLD_SIZE"
+    elif here.num_processes != 1 and not ranks:
+        missing = "RANK"
+    if missing:
+        raise ValueError(
+            f"The environment says {said}, but not {missing}: unset it to run alone, or start the "
+            "processes by torchrun or srun."
+        )
+    if "WORLD_SIZE" in os.environ and here.rank >= here.num_processes:
+        raise ValueError(
+            f"The environment says {said}: this would be process {here.rank} of "
+            f"{here.num_processes}, which are counted from 0. Unset both to run alone."
+        )
+
+
+def _number(name: str, default: int | None = None) -> int:
+    """Return the value of an environment variable; ``default`` where it is not set."""
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isascii() or not text.isdigit():
+        raise ValueError(
+            f"The environment says {name}={text}; expected a whole number. Unset it to run alone."
+        )
+    return int(text)
 
 
 def slurm_step() -> str | None:
@@ -51,8 +95,10 @@ def slurm_step() -> str | None:
 
     A job that SLURM starts again keeps its number.
     """
-    # Lightning's own conditions: torchrun may run in a job, and a shell in one is no task of it.
-    if _by_torchrun() or "SLURM_NTASKS" not in os.environ:
+    # torchrun may run in a job. A shell in an allocation (salloc) is no task of it, and has no
+    # SLURM_PROCID; one that srun started is told by its name, as Lightning does.
+    needed = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    if by_torchrun() or any(name not in os.environ for name in needed):
         return None
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
@@ -72,7 +118,7 @@ def agreed(choose: Callable[[], str]) -> str:
     here = launched()
     if here.is_alone or slurm_step() is not None:
         return choose()
-    if not _by_torchrun():
+    if not by_torchrun():
         raise ValueError(
             f"Process {here.rank} was started by hand as one of several, and each would choose a "
             "folder of its own: give output_dir=DIR, the same for all, or start them by torchrun."
@@ -87,5 +133,6 @@ def agreed(choose: Callable[[], str]) -> str:
     return store.get(key).decode()
 
 
-def _by_torchrun() -> bool:
+def by_torchrun() -> bool:
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ

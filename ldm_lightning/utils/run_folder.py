@@ -5,12 +5,15 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from ldm_lightning.utils.files import atomic_writer
-from ldm_lightning.utils.living import is_living
+from ldm_lightning.utils.locking import Holder, holder_of, sole_holder
+from ldm_lightning.utils.small_files import SmallFileError, read_json
 
 STATES = (
     "running",
@@ -21,6 +24,17 @@ STATES = (
     "dry_run",
     "validated",
 )
+
+
+SUMMARY_KINDS: dict[str, type | UnionType] = {
+    "state": str,
+    "step": int,
+    "heartbeat": int | float,
+    **dict.fromkeys(
+        ("metrics", "protocol", "timing", "steps", "config", "not_finite", "samples", "wandb"), dict
+    ),
+}
+"""Kinds of value that readers of a summary rely on."""
 
 
 class RunFolder:
@@ -67,14 +81,13 @@ class RunFolder:
         """Return the summary as written; empty before the first ``update_summary``.
 
         Raises:
-            ValueError: If the file holds no JSON object.
+            SmallFileError: If the file cannot be read, is no JSON object, or holds another kind of
+                value under a name in ``SUMMARY_KINDS``.
         """
-        if not self.summary.exists():
-            return {}
-        summary = json.loads(self.summary.read_text(encoding="utf-8"))
-        if not isinstance(summary, dict):
-            raise ValueError(f"{self.summary} holds no object but a {type(summary).__name__}.")
-        return summary
+        try:
+            return read_summary(self.path)
+        except SmallFileError as err:
+            raise SmallFileError(f"{err} Move it away to have it written anew.") from err
 
     def update_summary(self, changes: Mapping[str, Any]) -> None:
         """Merge ``changes`` into ``summary.json`` and write it atomically.
@@ -110,13 +123,48 @@ class RunFolder:
         with atomic_writer(self.summary) as file:
             file.write(text.encode() + b"\n")
 
-    def other_process(self) -> int | None:
-        """Process id of another living process on this machine that writes this run, or None."""
-        summary = self.read_summary()
-        pid = summary.get("pid")
-        if summary.get("host") != socket.gethostname() or pid in (None, os.getpid()):
-            return None
-        return pid if is_living(pid, seen=summary.get("heartbeat")) else None
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Keep other commands out of the folder during the block, or until this process ends.
+
+        Raises:
+            LockedError: If another one writes to it; names its process where that is known.
+        """
+        with sole_holder(
+            self._lock,
+            what=f"writing to {self.path}",
+            remedy="Wait for it, end it, or choose another folder.",
+        ):
+            yield
+
+    def writer(self) -> Holder | None:
+        """The process that is inside ``only_writer``, on whatever machine; None where none is."""
+        return holder_of(self._lock)
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return what ``summary.json`` of a run folder holds; empty where there is none.
+
+    Nothing is made or changed, as ``RunFolder`` does: the run may be another one's.
+
+    Raises:
+        SmallFileError: If the file cannot be read, is no JSON object, or holds another kind of
+            value under a name in ``SUMMARY_KINDS``.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = read_json(path, dict)
+    except FileNotFoundError:
+        return {}
+    for name, kinds in SUMMARY_KINDS.items():
+        if name in summary and not isinstance(summary[name], kinds):
+            found = type(summary[name]).__name__
+            raise SmallFileError(f"{path} holds a {found} under {name!r}; expected {kinds}.")
+    return summary
 
 
 def find_checkpoint(path: str | Path, *, prefer: str = "best") -> Path:
@@ -211,7 +259,8 @@ def _is_null(summary: Any, name: str) -> bool:
     """Whether the value at ``name`` ("metrics > val/rfid") is still null."""
     for part in name.split(" > "):
         if isinstance(summary, list):
-            summary = summary[int(part)] if int(part) < len(summary) else False
+            has_it = part.isdecimal() and int(part) < len(summary)
+            summary = summary[int(part)] if has_it else False
         else:
             summary = summary.get(part, False) if isinstance(summary, dict) else False
     return summary is None

@@ -36,17 +36,17 @@ def test_any_channel_count_and_any_divisible_size_comes_back_in_its_shape(channe
 
 
 def test_a_size_that_does_not_divide_is_refused_with_one_that_does():
-    with pytest.raises(ValueError, match=r"18x16 .* factor 4; use for instance 16x16"):
+    with pytest.raises(ValueError, match=r"\b18x16\b.*factor 4\b.*\b16x16\b"):
         build()(torch.zeros(1, 3, 18, 16))
 
 
 def test_width_multipliers_that_contradict_the_factor_are_refused():
-    with pytest.raises(ValueError, match=r"downsamples by 2, but .*downsampling_factor=4"):
+    with pytest.raises(ValueError, match=r"\b2\b.*downsampling_factor=4\b"):
         build(width_multipliers=[1, 2])
 
 
 def test_an_unknown_upsampling_is_refused():
-    with pytest.raises(ValueError, match=r"\['nearest', 'transposed'\], got 'bilinear'"):
+    with pytest.raises(ValueError, match=r"\['nearest', 'transposed'\].*'bilinear'"):
         build(upsampling="bilinear")
 
 

@@ -169,7 +169,7 @@ def test_the_hash_tells_weights_apart_and_not_places(tmp_path):
     assert first.weights_hash == same.weights_hash
     assert len({stage.weights_hash for stage in (first, raw, other)}) == 3
     same.check_weights(first.weights_hash)
-    with pytest.raises(ValueError, match=r"was made of something else") as refused:
+    with pytest.raises(ValueError, match=r"first_stage_hash") as refused:
         other.check_weights(first.weights_hash)
     for part in (other.weights_hash, first.weights_hash, str(other.path), "weights=ema or raw"):
         assert part in str(refused.value)
@@ -194,13 +194,13 @@ def test_a_foreign_target_in_the_description_is_refused_and_not_called(tmp_path,
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"gone.ckpt does not exist"):
+    with pytest.raises(ValueError, match=r"gone\.ckpt"):
         open_first_stage(tmp_path / "gone.ckpt", weights="ema")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"best.ckpt nor .*last.ckpt exists"):
+    with pytest.raises(ValueError, match=r"best\.ckpt.*last\.ckpt"):
         open_first_stage(tmp_path / "empty", weights="ema")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other.ckpt holds no first stage"):
+    with pytest.raises(ValueError, match=r"other\.ckpt.*first stage"):
         open_first_stage(tmp_path / "other.ckpt", weights="ema")
 
 
@@ -209,7 +209,7 @@ def test_a_normalizer_of_other_weights_or_channels_is_refused(tmp_path):
     normalizer = normalized(other).normalizer
     with pytest.raises(ValueError, match=other.weights_hash):
         first_stage.set_normalizer(normalizer)
-    with pytest.raises(ValueError, match=r"normalizer has 3 channels, the latents .* have 4"):
+    with pytest.raises(ValueError, match=r"\b3 channels\b.*\b4\b"):
         first_stage.set_normalizer(LatentNormalizer.identity(3))
 
 

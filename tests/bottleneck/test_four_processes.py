@@ -39,6 +39,8 @@ def updated(rank, num_processes, *, normalize):
         own = encoded[rank * rows : (rank + 1) * rows]
         output = bottleneck.train()(own)
         bottleneck.after_update(step=step, seed=7)
+        placed = bottleneck.take_assigned().get("embedding.weight", torch.zeros(NUM_CODES) > 0)
+        assert not bottleneck.take_assigned()  # once is enough
         counts = bottleneck.counts.clone()
         usage.reset()
         indices = bottleneck.eval()(own).indices
@@ -53,6 +55,7 @@ def updated(rank, num_processes, *, normalize):
             {
                 "codes": bottleneck.codes().detach().clone(),
                 "counts": counts,
+                "placed": placed,
                 "histogram": result.histogram,
                 "perplexity": result.perplexity,
                 "usage": result.usage,
@@ -107,10 +110,12 @@ def test_four_processes_keep_the_codebook_of_one(processes, kind):
         for one, two in zip(expected, expected[1:], strict=False)
     ]
     assert any(moved)  # codes were restarted
+    assert [bool(each["placed"].any()) for each in expected[1:]] == moved
     for process in processes:
         for each, one in zip(process[kind], expected, strict=True):
             torch.testing.assert_close(each["codes"], one["codes"], rtol=1e-10, atol=1e-10)
             assert torch.equal(each["counts"], one["counts"])
+            assert torch.equal(each["placed"], one["placed"])
             assert torch.equal(each["histogram"], one["histogram"])
             assert each["perplexity"] == pytest.approx(one["perplexity"], rel=1e-10)
             assert each["usage"] == one["usage"]

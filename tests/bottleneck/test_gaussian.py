@@ -19,7 +19,7 @@ def test_kl_is_zero_for_the_prior_itself():
 
 
 def test_kl_refuses_shapes_that_differ():
-    with pytest.raises(ValueError, match=r"one shape, got \(1, 2\) and \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"shape.*\(1, 2\).*\(1, 3\)"):
         kl_divergence(torch.zeros(1, 2), torch.zeros(1, 3))
 
 

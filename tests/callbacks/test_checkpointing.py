@@ -1,8 +1,6 @@
 import os
+import resource
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -79,7 +77,7 @@ def test_a_continued_run_keeps_the_best_of_the_interrupted_one(tmp_path):
 
 def test_a_monitor_that_is_not_measured_is_named(tmp_path):
     callback = checkpointing(RunFolder(tmp_path), monitor="val/rfid")
-    with pytest.raises(ValueError, match=r"monitor=val/rfid was not measured.*val/psnr"):
+    with pytest.raises(ValueError, match=r"monitor=val/rfid\b.*val/psnr"):
         fit(make_trainer([callback]), TinyModule())
 
 
@@ -215,46 +213,29 @@ def test_a_crash_keeps_the_checkpoint_before_it_and_the_continued_run_is_exact(
     assert_same_end(uninterrupted, folder)
 
 
-FULL_DISK = """
-    import resource, sys
-    from pathlib import Path
-    sys.path.insert(0, sys.argv[2])
-    from tiny_module import TinyModule, fit, make_trainer
-    from ldm_lightning.callbacks.checkpointing import Checkpointing
-    from ldm_lightning.callbacks.run_summary import RunSummary
-    from ldm_lightning.utils.run_folder import RunFolder
-
-    folder = RunFolder(sys.argv[1])
+def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(tmp_path):
+    folder = RunFolder(tmp_path)
     last = folder.checkpoints / "last.ckpt"
-    module = TinyModule()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_disk(module, batch_idx):
         if module.global_step == 4:
-            room = last.stat().st_size // 2
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (last.stat().st_size // 2, limits[1]))
 
+    module = TinyModule()
     module.on_batch = fill_disk
     callbacks = [RunSummary(folder), Checkpointing(folder, monitor=None, every_num_steps=3)]
-    fit(make_trainer(callbacks, max_steps=9, limit_val_batches=0, val_check_interval=None), module)
-"""
-
-
-def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FULL_DISK), tmp_path, Path(__file__).parent],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode != 0
-    assert "last.ckpt could not be written" in done.stderr
-    assert "still valid" in done.stderr
-    folder = RunFolder(tmp_path)
+    without_validation = {"limit_val_batches": 0, "val_check_interval": None}
+    try:
+        with pytest.raises(OSError, match=r"last\.ckpt"):
+            fit(make_trainer(callbacks, max_steps=9, **without_validation), module)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(folder.checkpoints) == ["last.ckpt"]
-    assert load_checkpoint(folder.checkpoints / "last.ckpt")["global_step"] == 3
+    assert load_checkpoint(last)["global_step"] == 3
     summary = folder.read_summary()
     assert summary["state"] == "failed"
-    assert "could not be written" in summary["reason"]
+    assert "last.ckpt" in summary["reason"]
 
 
 def test_resuming_from_a_checkpoint_with_code_is_refused_by_the_trainer(tmp_path):
@@ -266,6 +247,6 @@ def test_resuming_from_a_checkpoint_with_code_is_refused_by_the_trainer(tmp_path
             return os.mkdir, (str(tmp_path / "was_run"),)
 
     torch.save({"state_dict": Evil()}, evil)
-    with pytest.raises(ValueError, match="carries pickled code"):
+    with pytest.raises(ValueError, match=f"{evil.name}.*mkdir"):
         fit(make_trainer([checkpointing(folder)]), TinyModule(), evil)
     assert not (tmp_path / "was_run").exists()

@@ -69,5 +69,5 @@ def test_models_without_codes_are_left_alone():
 
 @pytest.mark.parametrize("options", [{"share": 0.0}, {"share": 1.0}, {"patience": 0}])
 def test_refuses_numbers_out_of_range(options):
-    with pytest.raises(ValueError, match="0 < share < 1 and patience >= 1"):
+    with pytest.raises(ValueError, match="share < 1.*patience >= 1"):
         CodebookAlarm(**options)

@@ -1,11 +1,10 @@
+import contextlib
 import logging
 import os
 import pty
 import re
-import subprocess
 import sys
-import textwrap
-from pathlib import Path
+import threading
 
 from ldm_lightning.callbacks.progress import TrainingProgress
 from tests.callbacks.tiny_module import TinyModule, fit, make_trainer
@@ -38,52 +37,46 @@ def test_without_a_terminal_pauses_are_silent(caplog):
     ]
 
 
-ON_A_TERMINAL = """
-    import logging
-    import sys
-    sys.path.insert(0, sys.argv[1])
-    logging.basicConfig(stream=sys.stdout, level="INFO", format="%(message)s")
-    from tiny_module import TinyModule, fit, make_trainer
-    from ldm_lightning.callbacks.progress import TrainingProgress
-
-    progress = [TrainingProgress()]
-    module = TinyModule()
-    module.on_batch = lambda module, batch_idx: logging.info("logged in update %d", batch_idx + 1)
-    fit(make_trainer(progress, enable_checkpointing=False, enable_progress_bar=True), module)
-    logging.info("logged at the end")
-"""
+def read_all(terminal: int, shown: list[bytes]) -> None:
+    """Read until the other side is closed, which Linux reports as an error."""
+    with contextlib.suppress(OSError):
+        while block := os.read(terminal, 4096):
+            shown.append(block)
 
 
-def test_on_a_terminal_it_is_a_bar_that_ends_full():
+def test_on_a_terminal_it_is_a_bar_that_ends_full(monkeypatch, caplog):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    caplog.set_level(logging.INFO)
     ours, theirs = pty.openpty()
-    script = textwrap.dedent(ON_A_TERMINAL)
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "140", "OMP_NUM_THREADS": "1"}
-    environment.pop("NO_COLOR", None)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, Path(__file__).parent],
-        stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment,
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
+    shown: list[bytes] = []
+    reader = threading.Thread(target=read_all, args=(ours, shown))
+    reader.start()
+    module = TinyModule()
+    module.on_batch = lambda module, batch_idx: logging.info("logged %d", batch_idx + 1)
+    with os.fdopen(theirs, "w", buffering=1) as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        handler = logging.StreamHandler(terminal)
+        logging.getLogger().addHandler(handler)
         try:
-            block = os.read(ours, 4096)
-        except OSError:  # Linux reports the closed terminal as an error
-            break
-        if not block:
-            break
-        shown += block
+            trainer = make_trainer(
+                [TrainingProgress()], enable_checkpointing=False, enable_progress_bar=True
+            )
+            fit(trainer, module)
+            logging.info("ended")
+        finally:
+            logging.getLogger().removeHandler(handler)
+            monkeypatch.undo()
+    reader.join()
     os.close(ours)
-    assert process.wait() == 0
-    text = shown.decode()
+    text = b"".join(shown).decode()
     assert "update 10/10" in text
     assert "img/s" in text
     assert "psnr 20" in text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     lines = re.split(r"[\r\n]+", plain)
     for number in range(1, 11):
-        assert f"logged in update {number}" in lines  # on a line of its own, not behind the bar
-    assert lines[-2:] == ["logged at the end", ""]
+        assert f"logged {number}" in lines  # on a line of its own, not behind the bar
+    assert lines[-2:] == ["ended", ""]

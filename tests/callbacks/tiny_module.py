@@ -10,6 +10,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.update_loop import use_update_loop
+
 
 @dataclass(frozen=True)
 class TinyBottleneckOutput:
@@ -100,6 +102,7 @@ class TinyModule(pl.LightningModule):
         self.validated_weights: list[Tensor] = []
         self.on_batch = lambda module, batch_idx: None
         self.on_validation_batch = lambda module, batch_idx: None
+        self.take_assigned = dict
 
     def configure_optimizers(self):
         return [
@@ -146,15 +149,16 @@ class TinyModule(pl.LightningModule):
 
 @contextmanager
 def without_advice() -> Iterator[None]:
-    """Silence Lightning about loaders, and about its own use of deprecated functions."""
+    """Silence Lightning about batches, and about its own use of deprecated functions."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message="Trying to infer the `batch_size`")
         yield
 
 
-def make_trainer(callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+def make_trainer(
+    callbacks: list[pl.Callback], *, accumulate: int = 1, **options: Any
+) -> pl.Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -168,7 +172,8 @@ def make_trainer(callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
         "enable_progress_bar": False,
         "enable_checkpointing": None,
     }
-    return pl.Trainer(callbacks=callbacks, **{**settings, **options})
+    trainer = pl.Trainer(callbacks=callbacks, **{**settings, **options})
+    return use_update_loop(trainer, accumulate_batches=accumulate)
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, ckpt_path: Any = None) -> None:

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -124,10 +122,9 @@ def test_a_failing_step_stops_the_chain_and_a_restart_begins_there(
     failing = StandIn({"second_stage": code})
     assert run_chain(chain, run=failing) == expected
     assert failing.names == ALL[:4]
-    assert caplog.messages[-1] == (
-        f"4/8 second_stage ended with code {code}. To go on: python -m ldm_lightning.pipeline "
-        f"resume={chain.folder}"
-    )
+    assert caplog.messages[-1].startswith("4/8 second_stage")
+    assert f"code {code}" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith(f"python -m ldm_lightning.pipeline resume={chain.folder}")
     summary = summary_of(Path(chain.folder))
     assert summary["state"] == summary["steps"]["second_stage"]["state"] == state
     caplog.clear()
@@ -135,7 +132,7 @@ def test_a_failing_step_stops_the_chain_and_a_restart_begins_there(
     assert run_chain(chain, run=again) == 0
     assert again.names == ALL[3:]
     assert again.steps[0].words == (f"resume={chain.folder}/second_stage",)
-    assert [m.split(":")[0] for m in caplog.messages if "done already" in m] == [
+    assert [m.split(":")[0] for m in caplog.messages if m.endswith("done already")] == [
         "1/8 first_stage",
         "2/8 first_stage_evaluation",
         "3/8 latents",
@@ -147,25 +144,14 @@ def test_a_step_that_ends_well_without_being_finished_stops_the_chain(chain, cap
     stopped = StandIn({"latents": "interrupted"})
     assert run_chain(chain, run=stopped) == 1
     assert stopped.names[-1] == "latents"
-    assert "3/8 latents ended before it was finished." in caplog.messages[-1]
+    assert caplog.messages[-1].startswith("3/8 latents")
 
 
 def test_ctrl_c_ends_the_chain_and_says_how_to_go_on(chain, caplog):
     assert run_chain(chain, run=StandIn({"latents": KeyboardInterrupt})) == 130
-    assert caplog.messages[-1] == (
-        f"Interrupted. To go on: python -m ldm_lightning.pipeline resume={chain.folder}"
-    )
+    assert caplog.messages[-1].endswith(f"python -m ldm_lightning.pipeline resume={chain.folder}")
     summary = summary_of(Path(chain.folder))
     assert summary["state"] == summary["steps"]["latents"]["state"] == "interrupted"
-
-
-def test_two_processes_do_not_run_one_chain(chain, tmp_path):
-    run_chain(chain, run=StandIn({"latents": KeyboardInterrupt}))
-    path = tmp_path / "outputs/ldm_kl_f4_chain/now/summary.json"
-    other = {"state": "running", "pid": os.getppid(), "host": socket.gethostname()}
-    path.write_text(json.dumps(other), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"Process {os.getppid()} is running the chain"):
-        run_chain(chain, run=StandIn())
 
 
 def test_a_chain_is_read_as_it_was_written(chain, tmp_path):
@@ -175,13 +161,49 @@ def test_a_chain_is_read_as_it_was_written(chain, tmp_path):
     assert Chain.load(path) == chain
     moved = tmp_path / "chain.json"
     path.rename(moved)
-    with pytest.raises(ValueError, match="has been moved to"):
+    with pytest.raises(ValueError, match=f"{chain.folder}.*{tmp_path}"):
         Chain.load(moved)
     moved.write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=str(moved)):
         Chain.load(moved)
-    with pytest.raises(ValueError, match="is no chain"):
+    with pytest.raises(ValueError, match=r"nothing/chain\.json"):
         Chain.load(tmp_path / "nothing" / "chain.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ((0, "words", 0), "experiment=kl_f8"),
+        ((2, "words", 1), "output=/tmp"),
+        ((3, "words", 0), "hydra.run.dir=/tmp"),
+        ((1, "command"), "sample"),
+        ((1, "command"), "../../x"),
+        ((1, "name"), "../other"),
+        ((7, "name"), 3),
+        ((0, "words", 0), None),
+        ((1, "options"), ["--config-dir", "/tmp"]),
+        ((1, "options"), ["-m"]),
+    ],
+)
+def test_commands_that_do_not_follow_from_the_words_are_refused(chain, tmp_path, place, value):
+    path = tmp_path / "outputs/ldm_kl_f4_chain/now/chain.json"
+    path.parent.mkdir(parents=True)
+    chain.save(path)
+
+    def load_checked(path):
+        loaded = Chain.load(path)
+        loaded.check_options((), path)
+        loaded.check_steps(chain.steps, path)
+
+    load_checked(path)
+    stored = json.loads(path.read_text())
+    changed = stored["steps"]
+    for key in place[:-1]:
+        changed = changed[key]
+    changed[place[-1]] = value
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=str(path)):
+        load_checked(path)
 
 
 def test_exit_codes_are_those_of_a_shell():

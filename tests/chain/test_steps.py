@@ -238,3 +238,9 @@ def test_only_a_training_that_has_begun_is_continued(tmp_path):
         (tmp_path / step.name / "config.yaml").touch()
     assert continued(training, tmp_path).words == (f"resume={tmp_path / 'first_stage'}",)
     assert continued(encoding, tmp_path) == encoding
+
+
+def test_every_step_that_reads_images_remembers_them_in_one_place():
+    steps = steps_of(*WORDS, "cache_dir=/cache")
+    without = {name for name, step in steps.items() if "cache_dir=/cache" not in step.words}
+    assert without == {"samples", "prior"}

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm_lightning import encode, evaluate, plan, report, sample, train
+from ldm_lightning import encode, evaluate, pipeline, plan, report, sample, train
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = {
@@ -30,6 +29,7 @@ MAINS = {
     "evaluate": evaluate.main,
     "encode": encode.main,
     "sample": sample.main,
+    "pipeline": pipeline.main,
     "plan": plan.main,
     "report": report.main,
 }
@@ -103,10 +103,7 @@ def command(name: str, arguments: Sequence[str], folder: Path) -> Ended:
         contextlib.chdir(folder),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
-        warnings.catch_warnings(),
     ):
-        # What Lightning advises depends on the number of cores.
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
         code = 0
         try:
             MAINS[name]()

@@ -4,6 +4,7 @@ The files under docs/ are the ones that run here.
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -163,7 +164,8 @@ def test_the_script_for_slurm_starts_one_task_a_gpu_and_comes_back_when_it_was_t
     given = ["experiment=kl_f8", "scale=paper", "data.root=/shared/MY PHOTOS", "data=image_folder"]
     own, words, asked = run_by_slurm(tmp_path, *given, code=code)
     assert own == code
-    assert asked == ["show hostnames node[0-1]"] + ["requeue 123456"] * (code == 143)
+    assert asked[0].split() == ["show", "hostnames", "node[0-1]"]
+    assert asked[1:] == ["requeue 123456"] * (code == 143)
     assert words[:4] == ["--kill-on-bad-exit=1", "python", "-m", "ldm_lightning.train"]
     assert words[4:8] == given
     overrides = [word.replace("/shared/MY PHOTOS", "'/shared/MY PHOTOS'") for word in words[4:]]
@@ -215,7 +217,7 @@ def test_a_shell_in_a_job_of_slurm_is_no_task_of_it(alone):
 
 def test_processes_started_by_hand_must_be_told_their_folder(alone):
     set_variables(alone, LOCAL_RANK=1, WORLD_SIZE=2)
-    with pytest.raises(ValueError, match=r"Process 1 was started by hand.*give output_dir=DIR"):
+    with pytest.raises(ValueError, match=r"Process 1\b.*output_dir=DIR"):
         run_dir.run_dir("kl_f4", None)
 
 
@@ -229,8 +231,8 @@ def test_other_numbers_of_processes_than_were_started_are_refused(alone, tmp_pat
 @pytest.mark.parametrize(
     ("word", "match"),
     [
-        ("trainer.timeout_seconds=0", "timeout_seconds must be positive, got 0"),
-        ("trainer.strategy=ddp_spawn", "ddp_spawn copies this process.*strategy=auto, or ddp"),
+        ("trainer.timeout_seconds=0", r"timeout_seconds.*\b0\b"),
+        ("trainer.strategy=ddp_spawn", r"ddp_spawn\b.*strategy=auto\b.*\bddp\b"),
     ],
 )
 def test_settings_that_processes_cannot_keep_are_refused(alone, tmp_path, word, match):
@@ -264,14 +266,14 @@ def test_a_chain_is_not_run_by_several_processes(alone, tmp_path):
     set_variables(alone, TORCHELASTIC_RUN_ID="a", RANK=0, WORLD_SIZE=2)
     ended = process(["-m", "ldm_lightning.pipeline"], tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert ended.code == 1
-    assert "2 processes were started, but pipeline is one" in ended.said
+    assert re.search(r"\b2 processes\b.*\bpipeline\b", ended.said)
     assert not list(tmp_path.iterdir())
 
 
 def test_encode_under_srun_needs_a_place_to_meet(alone):
     set_variables(alone, SLURM_NTASKS=2, SLURM_PROCID=1, SLURM_LOCALID=0, SLURM_JOB_ID=1)
     with (
-        pytest.raises(ValueError, match="MASTER_ADDR and MASTER_PORT must be set"),
+        pytest.raises(ValueError, match="MASTER_ADDR.*MASTER_PORT"),
         joined_processes(),
     ):
         pass

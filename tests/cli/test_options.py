@@ -1,5 +1,6 @@
 """Choices that change how a run computes, what it writes, or where its settings come from."""
 
+import re
 import textwrap
 
 import pytest
@@ -52,7 +53,7 @@ def test_precisions_differ_but_agree(tmp_path):
 
 def test_the_device_and_precision_are_said(tmp_path):
     ended = command("train", tiny("vqvae_f8", max_steps=1), tmp_path)
-    assert "; precision 32, as asked; one process; fused AdamW." in ended.said
+    assert re.search("precision 32.*AdamW", ended.said)
 
 
 def test_wandb_is_written_offline_and_asks_nothing(tmp_path):
@@ -72,7 +73,7 @@ def test_wandb_online_without_a_key_is_refused_at_once(tmp_path, monkeypatch):
     words = [*tiny("vqvae_f8", logger="wandb"), "logger.offline=false"]
     ended = command("train", words, tmp_path)
     assert ended.code != 0
-    assert "needs a W&B API key" in ended.said
+    assert "logger.offline=true" in ended.said
     assert summary_of(run_folder(tmp_path, "vqvae_f8"))["state"] == "failed"
 
 

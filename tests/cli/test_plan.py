@@ -80,8 +80,8 @@ def test_the_published_kl_f8_at_1024_px_is_counted_and_does_not_fit(tmp_path, fr
     assert memory["average"] == 4 * total
     assert memory["sum"] > 8 * GIB
     assert memory["recompute"]["sum"] < 0.5 * memory["sum"]
-    assert "It does not fit. Try autoencoder.recompute=true" in ended.said
-    assert "not measured: measure=false" in ended.said
+    assert "autoencoder.recompute=true" in ended.said
+    assert facts["time"]["not_measured"] == "measure=false"
 
 
 def test_512_px_are_48_times_fewer_numbers_in_latent_space(planned_512):
@@ -107,11 +107,12 @@ def test_a_batch_that_fits_is_named_where_the_given_one_does_not(tmp_path, free_
     free_memory(memory["sum"] - memory["peak_of_update"] // 2 + fixed)
     (tmp_path / "plan.json").unlink()
     _, ended = plan_of(tmp_path, words)
-    assert "Try data.batch_size=32 accumulate_batches=2, or autoencoder.recompute=" in ended.said
+    assert "data.batch_size=32 accumulate_batches=2" in ended.said
     (tmp_path / "plan.json").unlink()
     smaller = [*words, "data.batch_size=32", "accumulate_batches=2"]
-    _, ended = plan_of(tmp_path, smaller)
-    assert "does not fit" not in ended.said
+    facts, ended = plan_of(tmp_path, smaller)
+    assert facts["memory"]["warning"] is None
+    assert "autoencoder.recompute=true" not in ended.said
 
 
 def test_updates_are_timed_and_a_checkpoint_is_as_large_as_planned(tmp_path, short_trial):
@@ -124,7 +125,7 @@ def test_updates_are_timed_and_a_checkpoint_is_as_large_as_planned(tmp_path, sho
     assert images == pytest.approx(facts["images_per_update"]) == pytest.approx(4)
     assert time["num_validations"] == 2
     assert time["estimated_seconds"] > time["estimated_seconds_of_updates"] > 0
-    assert f"measured, median of {time['measured_updates']}" in ended.said
+    assert f"median of {time['measured_updates']}" in ended.said
     trained = command("train", words, tmp_path)
     assert trained.code == 0, trained.output
     folder = run_folder(tmp_path, "kl_f4")
@@ -154,31 +155,29 @@ def test_what_would_not_fit_or_take_too_long_is_not_tried(
 ):
     free_memory(2**20)
     facts, ended = plan_of(tmp_path, tiny("ae_f8"))
-    assert "not measured: too much memory" in ended.said
+    assert "memory" in facts["time"]["not_measured"]
     assert facts["time"]["measured_updates"] == 0
     assert facts["time"]["estimated_seconds"] > 0
     (tmp_path / "plan.json").unlink()
     free_memory(2**60)
     monkeypatch.setattr(plan, "MAX_UPDATE_SECONDS", 1e-9)
-    _, ended = plan_of(tmp_path, tiny("ae_f8"))
-    assert "not measured: an update would take about" in ended.said
+    facts, ended = plan_of(tmp_path, tiny("ae_f8"))
+    assert "update" in facts["time"]["not_measured"]
+    assert facts["time"]["not_measured"] in ended.said
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["resolution=[512,500]"], "use for instance resolution=[512,496]"),
-        (["experiment=ldm_kl_f8", "resolution=520"], "latents of 65x65, which the denoiser cannot"),
-        (
-            ["experiment=ldm_dit_s", "resolution=520"],
-            "by 2; use for instance resolution=512",
-        ),
-        (["plan.num_images=0"], "plan.num_images must be a positive whole number, got 0"),
-        (["output=nowhere/plan.json"], "does not exist"),
-        (["data=image_folder", "data.root=nowhere"], "data.root=nowhere does not exist"),
-        (["plan.num_image=3"], "Did you mean 'num_images'?"),
-        (["autoencoder.base_with=3"], "Did you mean 'base_width'?"),
-        (["experiment=ldm_kl_f8", "downsampling_factor=4"], "the first stage has 8"),
+        (["resolution=[512,500]"], "resolution=[512,496]"),
+        (["experiment=ldm_kl_f8", "resolution=520"], "65x65"),
+        (["experiment=ldm_dit_s", "resolution=520"], "resolution=512"),
+        (["plan.num_images=0"], "plan.num_images=0"),
+        (["output=nowhere/plan.json"], "nowhere"),
+        (["data=image_folder", "data.root=nowhere"], "data.root=nowhere"),
+        (["plan.num_image=3"], "'num_images'"),
+        (["autoencoder.base_with=3"], "'base_width'"),
+        (["experiment=ldm_kl_f8", "downsampling_factor=4"], "downsampling_factor"),
     ],
 )
 def test_words_that_make_no_sense_are_refused_plainly(tmp_path, words, told):

@@ -188,17 +188,31 @@ def test_latents_and_statistics_of_another_first_stage_are_refused(
     assert ended.code == 1
     assert "first_stage_hash" in ended.said
     assert "encode" in ended.said
-    # statistics stored beside a first stage that has since been trained on
-    swapped = tmp_path / "swapped"
-    shutil.copytree(other_first_stage, swapped)
-    assert command("train", tiny_second(first_stage), tmp_path).code == 0
-    shutil.copy(
-        first_stage / "checkpoints/best.latents.json", swapped / "checkpoints/best.latents.json"
-    )
-    ended = command("train", tiny_second(swapped), tmp_path)
-    assert ended.code == 1
-    assert "The latent normalizer" in ended.said
-    assert "first_stage_hash" in ended.said
+
+
+def test_each_data_set_and_each_weights_have_statistics_of_their_own(
+    tmp_path, first_stage, other_first_stage
+):
+    copy = tmp_path / "first_stage"
+    shutil.copytree(first_stage, copy)
+    checkpoints = copy / "checkpoints"
+    for path in checkpoints.glob("best.latents_*.json"):
+        path.unlink()
+
+    def statistics():
+        found = [json.loads(p.read_text()) for p in checkpoints.glob("best.latents_*.json")]
+        return {(entry["num_images"], entry["first_stage_hash"]): entry for entry in found}
+
+    for num_images in (22, 25, 22):
+        words = tiny_second(copy, data__num_train_images=num_images, max_steps=1)
+        assert command("train", words, tmp_path).code == 0
+    first = statistics()
+    assert sorted(count for count, _ in first) == [22, 25]
+    # the same file has been trained on: what was measured of its former weights is left alone
+    shutil.copy(other_first_stage / "checkpoints/best.ckpt", checkpoints / "best.ckpt")
+    assert command("train", tiny_second(copy, max_steps=1), tmp_path).code == 0
+    assert statistics().items() > first.items()
+    assert len(statistics()) == 3
 
 
 def test_a_run_goes_on_with_its_own_first_stage_only(trained, other_first_stage, tmp_path):
@@ -214,17 +228,17 @@ def test_a_run_goes_on_with_its_own_first_stage_only(trained, other_first_stage,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latent_channels": 3}, r"latent_channels=3, but the first stage .* has 4; give"),
-        ({"validation__num_samples": -1}, "validation.num_samples must be a whole number"),
-        ({"validation__num_samples": 0}, "monitor=gen/fd_tiny needs samples"),
-        ({"sampler__num_steps": 0}, "sampler.num_steps must be a whole number of at least 1"),
+        ({"latent_channels": 3}, r"latent_channels=3\b.*\b4\b"),
+        ({"validation__num_samples": -1}, r"validation\.num_samples=-1\b"),
+        ({"validation__num_samples": 0}, "monitor=gen/fd_tiny"),
+        ({"sampler__num_steps": 0}, r"sampler\.num_steps=0\b"),
         ({"sampler__num_steps": 1001}, "1001"),
         ({"diffusion__schedule__zero_terminal_snr": "true"}, "zero"),
-        ({"conditioner": "class_label", "conditioner__num_classes": 3}, "labels 0 to 7, but"),
-        ({"sampler__guidance_scale": 2}, "never learnt"),
-        ({"gate__mode": "off"}, "stop, warn"),
+        ({"conditioner": "class_label", "conditioner__num_classes": 3}, r"\b0 to 7\b"),
+        ({"sampler__guidance_scale": 2}, "guidance_scale"),
+        ({"gate__mode": "off"}, r"gate\.mode"),
         ({"first_stage__normalizer": "half"}, "identity, scalar, channel"),
-        ({"first_stage__checkpoint": "nowhere"}, "nowhere does not exist"),
+        ({"first_stage__checkpoint": "nowhere"}, "nowhere"),
         ({"first_stage__checkpoint": "null"}, "ldm_lightning.pipeline"),
     ],
 )
@@ -243,14 +257,15 @@ def test_mistakes_are_found_before_latents_are_measured(tmp_path, first_stage, m
     for changes in ({"sampler__num_steps": 1001}, {"sampler__guidance_scale": 2}):
         ended = command("train", tiny_second(first_stage, **changes), tmp_path)
         assert ended.code == 1, ended.output
-    ended = command("train", tiny_second(first_stage, gate__mode="stop"), tmp_path)
-    assert "fails the gate" in ended.said
+    (tmp_path / "gated").mkdir()
+    command("train", tiny_second(first_stage, gate__mode="stop"), tmp_path / "gated")
+    assert not summary_of(run_folder(tmp_path / "gated", "ldm_kl_f4"))["gate"]["passed"]
 
 
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path, first_stage):
     ended = command("train", tiny_second(first_stage, optim__learning_rate=1e200), tmp_path)
     assert ended.code == 1
-    assert "is no longer finite in" in ended.said
+    assert "finite" in ended.said
     run = run_folder(tmp_path, "ldm_kl_f4")
     told = json.loads((run / "not_finite_0.json").read_text())
     assert told["update"] >= 2
@@ -264,7 +279,7 @@ def test_a_ruined_first_stage_is_refused_by_the_gate(tmp_path, first_stage):
     shutil.copytree(first_stage, ruined)
     ended = command("train", tiny_second(ruined, gate__mode="stop"), tmp_path)
     assert ended.code == 1  # four updates are not enough
-    assert "fails the gate" in ended.said
+    assert "gate" in ended.said
     run = run_folder(tmp_path, "ldm_kl_f4")
     assert not summary_of(run)["gate"]["passed"]
     assert (run / "images/gate.png").is_file()

@@ -49,7 +49,7 @@ def test_both_kinds_of_rows_learn():
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_out_of_range_is_named(label):
     conditioner = ClassConditioner(num_classes=3, width=4)
-    with pytest.raises(ValueError, match=rf"Label {label} is out of range: .* the labels 0 to 2"):
+    with pytest.raises(ValueError, match=rf"Label {label}\b.*\b0 to 2\b"):
         conditioner(batch(0, label), drop=None)
 
 
@@ -68,17 +68,17 @@ def test_embeddings_start_with_the_given_deviation():
 
 
 def test_images_without_labels_are_refused():
-    with pytest.raises(ValueError, match="needs images with labels"):
+    with pytest.raises(ValueError, match="conditioner=class_label.*conditioner=none"):
         ClassConditioner(num_classes=3, width=4)({"image": torch.zeros(1)}, drop=None)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 0}, "must be at least 1, got 0"),
-        ({"width": 0}, "must be at least 1"),
-        ({"kind": "text"}, "one of .*vector.*, got 'text'"),
-        ({"dropout": 1.5}, r"\[0, 1\], got 1.5"),
+        ({"num_classes": 0}, r"num_classes.*\b0\b"),
+        ({"width": 0}, r"width.*\b0\b"),
+        ({"kind": "text"}, "kind.*vector.*'text'"),
+        ({"dropout": 1.5}, r"dropout.*\[0, 1\].*\b1\.5\b"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

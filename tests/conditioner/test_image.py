@@ -26,9 +26,9 @@ def test_dropped_rows_equal_the_null_condition():
 
 
 def test_a_missing_or_other_image_is_told():
-    with pytest.raises(ValueError, match=r"conditioner.key=map is not in this batch.*image"):
+    with pytest.raises(ValueError, match=r"conditioner\.key=map\b.*image"):
         conditioner()({"image": torch.zeros(1, 2, 8, 8)}, drop=None)
-    with pytest.raises(ValueError, match=r"must be \[B, 2, H, W\], got \[1, 3, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"map.*\[B, 2, H, W\].*\[1, 3, 8, 8\]"):
         conditioner()({"map": torch.zeros(1, 3, 8, 8)}, drop=None)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"channels.*\b0\b"):
         conditioner(channels=0)

@@ -85,9 +85,8 @@ def run(num_workers, module, *, path=None, num_batches=NUM_BATCHES, **options):
 
 
 pytestmark = [
-    # What Lightning says about torch's trees and about loaders without workers is not tested here.
+    # What Lightning says about torch's trees is not tested here.
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
 
 
@@ -161,7 +160,7 @@ def test_a_checkpoint_of_other_data_is_announced(tmp_path, caplog):
         trainer(max_steps=20).fit(
             TwoOptimizers(), resumed, ckpt_path=tmp_path / "last.ckpt", weights_only=True
         )
-    assert "made with images=" in caplog.text
+    assert "images=" in caplog.text
     assert "global_batch_size" not in caplog.text
 
 

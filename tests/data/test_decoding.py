@@ -7,8 +7,9 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from ldm_lightning.data import decoding
 from ldm_lightning.data.decoding import MAX_PIXELS, UnreadableImageError, decode_image
 
 
@@ -124,7 +125,7 @@ def test_32_bit_integers_within_16_bits_are_scaled_and_others_refused():
     values = np.array([[0, 257], [25700, 65535]], dtype=np.int32)
     decoded = decode_image(encode(Image.fromarray(values), "TIFF"), channels=1)
     assert decoded[0].tolist() == [[0, 1], [100, 255]]
-    with pytest.raises(UnreadableImageError, match="no 16-bit range"):
+    with pytest.raises(UnreadableImageError, match="16-bit"):
         decode_image(encode(Image.fromarray(values * 2), "TIFF"), channels=1)
 
 
@@ -153,18 +154,18 @@ def test_truncated_files_are_unreadable_and_named(tmp_path, format_, share):
     data = encode(Image.fromarray(noise), format_)
     path = tmp_path / "torn.img"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UnreadableImageError, match=r"Cannot read .*torn\.img: ."):
+    with pytest.raises(UnreadableImageError, match=r"torn\.img: ."):
         decode_image(path, channels=3)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff"])
 def test_other_files_are_unreadable(content):
-    with pytest.raises(UnreadableImageError, match="Cannot read some name"):
-        decode_image(content, channels=3, name="some name")
+    with pytest.raises(UnreadableImageError, match="a.tar/0.png"):
+        decode_image(content, channels=3, name="a.tar/0.png")
 
 
 def test_missing_files_are_unreadable(tmp_path):
-    with pytest.raises(UnreadableImageError, match="No such file"):
+    with pytest.raises(UnreadableImageError, match=r"gone\.jpg"):
         decode_image(tmp_path / "gone.jpg", channels=3)
 
 
@@ -178,7 +179,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked():
-    with pytest.raises(UnreadableImageError, match="decompression bomb|limit"):
+    with pytest.raises(UnreadableImageError, match="bomb|limit"):
         decode_image(png_that_claims(200_000, 200_000), channels=3)
 
 
@@ -195,6 +196,54 @@ def test_other_numbers_of_channels_need_files_that_have_them():
     rgba = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
     decoded = decode_image(encode(Image.fromarray(rgba), "PNG"), channels=4)
     assert np.array_equal(decoded.permute(1, 2, 0).numpy(), rgba)
-    with pytest.raises(ValueError, match="holds 3 channel.*image_channels=4") as error:
+    with pytest.raises(ValueError, match=r"\b3 channel.*image_channels=4\b") as error:
         decode_image(encode(Image.fromarray(rgba[..., :3]), "PNG"), channels=4)
     assert not isinstance(error.value, UnreadableImageError)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_exif_orientation_is_pillows_own(orientation, channels):
+    pixels = smooth_rgb(300, 17)  # more rows than are converted at once
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(pixels), "PNG", exif=exif)
+    with Image.open(BytesIO(data)) as image:
+        expected = np.array(ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB"))
+    decoded = decode_image(data, channels=channels).permute(1, 2, 0)
+    assert np.array_equal(decoded.squeeze(-1).numpy(), expected)
+    assert decoded.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("least_side", "expected"), [(None, (96, 160)), (100, (96, 160)), (48, (48, 80)), (1, (12, 20))]
+)
+def test_large_jpeg_files_are_decoded_at_a_fraction_that_suffices(
+    monkeypatch, least_side, expected
+):
+    data = encode(Image.fromarray(np.full((96, 160, 3), 90, dtype=np.uint8)), "JPEG")
+    assert decode_image(data, channels=3, least_side=least_side).shape == (3, 96, 160)
+    monkeypatch.setattr(decoding, "MAX_ORDINARY_PIXELS", 96 * 160 - 1)
+    assert decode_image(data, channels=3, least_side=least_side).shape[1:] == expected
+
+
+def test_a_small_jpeg_file_that_asks_for_thousands_of_passes_is_refused():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), "JPEG", progressive=True)
+    last = data.rfind(b"\xff\xda")
+    with pytest.raises(UnreadableImageError, match=str(decoding.MAX_SCANS)):
+        decode_image(data[:-2] + data[last:-2] * 200 + data[-2:], channels=1)
+    # What follows the end of the image is not looked at: phones append a film there.
+    assert decode_image(data + b"\xff\xda" * 200, channels=1).shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize("format_", ["EPS", "PSD", "PDF", "ICO", "PCX", "TGA", "SGI"])
+def test_formats_that_are_not_on_the_list_are_not_opened(format_, tmp_path):
+    if format_ == "PSD":
+        data = b"8BPS" + bytes(40)
+    else:
+        data = encode(Image.fromarray(smooth_rgb()), format_)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    with pytest.raises(UnreadableImageError, match=str(path)):
+        decode_image(path, channels=3)

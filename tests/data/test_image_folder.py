@@ -153,7 +153,7 @@ def test_fixed_windows_of_every_validation_image(tmp_path):
     assert keys == [f"{number:03d}.png#{crop}" for number in range(3) for crop in range(4)]
     protocol = module.protocol("val")
     assert protocol["num_images"] == 12
-    assert protocol["crop"] == "4 fixed native crops an image"
+    assert protocol["crop"].split()[:3] == ["4", "fixed", "native"]
     # Every window is a piece of its file at native scale.
     stored = torch.from_numpy(np.array(Image.open(val_root / "000.png"))).permute(2, 0, 1)
     window = ((batches[0]["image"][0] + 1) * 127.5).round().to(torch.uint8)
@@ -215,7 +215,7 @@ def test_hardly_any_good_file_stops_the_run_with_a_clear_error(tmp_path, num_goo
         truncate(train_root / f"{number:03d}.png")
     val_root = write_images(tmp_path / "val", 4)
     module = data_module(train_root, val_root=str(val_root), num_workers=num_workers)
-    with pytest.raises(ValueError, match="of the 10 files of the train split cannot be read"):
+    with pytest.raises(ValueError, match=r"\b10 files\b.*\btrain\b"):
         list(module.train_dataloader())
 
 
@@ -227,40 +227,40 @@ def test_the_share_is_of_the_whole_split(tmp_path):
     assert len(keys_of(module.val_dataloader())) == 19  # exactly the allowed 5 %
     truncate(val_root / "019.png")
     module = data_module(train_root, val_root=str(val_root))
-    with pytest.raises(ValueError, match=r"2 of the 20 files .*000\.png.* data.max_bad_share"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\b20 files\b.*000\.png.*data\.max_bad_share"):
         list(module.val_dataloader())
 
 
 def test_missing_and_empty_folders_are_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="data.root=.*nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"data\.root=.*nowhere"):
         data_module(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="data.root=.*file is a file"):
+    with pytest.raises(ValueError, match=r"data\.root=.*/file\b"):
         data_module(tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"No image below data.root=.*empty.*\.jpg"):
+    with pytest.raises(ValueError, match=r"data\.root=.*empty.*\.jpg"):
         data_module(tmp_path / "empty")
     root = write_images(tmp_path / "images", 3)
-    with pytest.raises(ValueError, match="data.val_root=.*nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"data\.val_root=.*nowhere"):
         data_module(root, val_root=str(tmp_path / "nowhere"))
 
 
 def test_validation_images_inside_the_training_folder_are_refused(tmp_path):
     write_images(tmp_path / "train", 3)
     write_images(tmp_path / "val", 3)
-    with pytest.raises(ValueError, match="lies within data.root"):
+    with pytest.raises(ValueError, match=r"data\.val_root=.*data\.root="):
         data_module(tmp_path, val_root=str(tmp_path / "val"))
 
 
 def test_a_split_with_an_empty_side_is_refused(tmp_path):
     root = write_images(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"data.val_share=0.3 of 1 image.*data.val_root"):
+    with pytest.raises(ValueError, match=r"data\.val_share=0\.3\b.*\b1 image.*data\.val_root"):
         data_module(root)
-    with pytest.raises(ValueError, match="between 0 and 1, got 0"):
+    with pytest.raises(ValueError, match=r"data\.val_share.*\b0\b"):
         data_module(root, val_share=0.0)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "val_batch_size", "max_val_images"])
 def test_numbers_out_of_range_are_named(tmp_path, name):
-    with pytest.raises(ValueError, match=f"data.{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=rf"data\.{name}\b.*\b0\b"):
         data_module(write_images(tmp_path, 20), **{name: 0})

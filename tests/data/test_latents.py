@@ -20,14 +20,18 @@ from ldm_lightning.data.latents import LatentDataModule, LatentDataset
 from ldm_lightning.data.samples import image_facts
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.metrics.latents import measure_statistics
+from ldm_lightning.utils.content import FileHashes
 
 SETTINGS = {"batch_size": 4, "val_batch_size": 3, "num_workers": 0, "max_val_images": None}
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+def write_photos(folder):
     """42 images to train on, 8 to validate on, of two classes."""
-    folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for split, count in (("train", 42), ("val", 8)):
         for number in range(count):
@@ -98,7 +102,7 @@ def writer(folder, module, split, *, first_stage_hash="aaa", **changes):
 def write_split(split_writer, function=encode):
     for _ in split_writer.write(split_writer.pending(), function):
         pass
-    split_writer.finished_index().save(split_writer.folder)
+    split_writer.finished_index(FileHashes()).save(split_writer.folder)
 
 
 def write_cache(folder, module, **changes):
@@ -128,6 +132,12 @@ def copied(cache, tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
     return tmp_path
+
+
+def change_index(folder, change):
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 def latent_module(cache, **changes):
@@ -190,7 +200,7 @@ def test_the_protocol_of_training_names_the_evaluation_crop_and_the_flips(photos
     assert latents.pop("crop") == "adm_center + flip"
     assert images.pop("crop") == "center + flip"
     assert latents == images
-    with pytest.raises(ValueError, match="split must be train or val, got 'test'"):
+    with pytest.raises(ValueError, match="split.*'test'"):
         latent_module(cache).protocol("test")
 
 
@@ -267,10 +277,10 @@ def test_statistics_of_other_weights_are_refused(copied):
     path = copied / "statistics.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps(stored | {"first_stage_hash": "bbb"}))
-    with pytest.raises(ValueError, match=r"is 'aaa'; expected first_stage_hash='bbb'.*Delete"):
+    with pytest.raises(ValueError, match="'aaa'.*first_stage_hash='bbb'"):
         _ = latent_module(copied).statistics
     path.unlink()
-    with pytest.raises(ValueError, match="statistics.json cannot be read"):
+    with pytest.raises(ValueError, match=r"statistics\.json"):
         _ = latent_module(copied).statistics
 
 
@@ -312,7 +322,7 @@ def test_two_processes_write_the_cache_of_one(photos, cache, tmp_path):
     for each in writers:
         assert all(number > 0 for number in each.write(each.pending(), encode))
     assert writers[0].own_shards + writers[1].own_shards == [0, 2, 4, 1, 3, 5]
-    writers[0].finished_index().save(tmp_path)
+    writers[0].finished_index(FileHashes()).save(tmp_path)
     assert files_of(tmp_path) == files_of(cache / "train")
 
 
@@ -363,10 +373,10 @@ def test_latents_that_do_not_fit_the_type_are_refused_by_name(photos, tmp_path):
         return Moments(encode(images).mean * float("nan"), None)
 
     half = writer(tmp_path, module, "train", dtype=torch.float16, has_variance=False)
-    with pytest.raises(ValueError, match=r"posterior mean of cat/00.png .* Use dtype=float32"):
+    with pytest.raises(ValueError, match=r"mean\b.*cat/00\.png.*dtype=float32"):
         write_split(half, large)
     full = writer(tmp_path, module, "train", has_variance=False)
-    with pytest.raises(ValueError, match=r"not finite for cat/00.png"):
+    with pytest.raises(ValueError, match=r"finite.*cat/00\.png"):
         write_split(full, broken)
     assert not list(tmp_path.iterdir())
 
@@ -389,15 +399,15 @@ def test_other_data_and_transforms_are_refused_by_name(photos, cache):
     wanted = image_facts(image_module(photos).train_dataset.without_augmentation(), range(42))
     del wanted["root"]
     module.check("aaa", protocol=wanted)
-    with pytest.raises(ValueError, match="crop is 'adm_center'; expected crop='random'"):
+    with pytest.raises(ValueError, match="'adm_center'.*crop='random'"):
         module.check("aaa", protocol=wanted | {"crop": "random"})
-    with pytest.raises(ValueError, match=r"images is '\w+'; expected images='other'"):
+    with pytest.raises(ValueError, match=r"'\w+'.*images='other'"):
         module.check("aaa", protocol=wanted | {"images": "other"})
 
 
 def test_splits_of_two_first_stages_are_refused(photos, copied):
     write_split(writer(copied / "val", image_module(photos), "val", first_stage_hash="bbb"))
-    with pytest.raises(ValueError, match=r"val was made of something else: first_stage_hash is"):
+    with pytest.raises(ValueError, match=r"/val\b.*first_stage_hash"):
         latent_module(copied)
 
 
@@ -406,19 +416,19 @@ def test_a_shard_of_another_cache_is_refused(photos, copied, tmp_path):
     write_split(other)
     source = tmp_path / "other" / "00001.safetensors"
     (copied / "train" / "00001.safetensors").write_bytes(source.read_bytes())
-    dataset = latent_module(copied).train_dataset
-    assert dataset[SampleKey(0, 0)]["key"] == "cat/00.png"
-    with pytest.raises(ValueError, match="00001.safetensors belongs to another cache"):
-        dataset[SampleKey(0, 9)]
+    num_bytes = len(source.read_bytes())
+    change_index(copied / "train", lambda index: index["shards"][1].update(num_bytes=num_bytes))
+    with pytest.raises(ValueError, match=r"00001\.safetensors"):
+        latent_module(copied)
 
 
 def test_missing_and_cut_off_shards_are_found_before_training(copied):
     path = copied / "train" / "00001.safetensors"
     cut(path)
-    with pytest.raises(ValueError, match=r"00001.safetensors has \d+ bytes instead of \d+.*anew"):
+    with pytest.raises(ValueError, match=r"00001\.safetensors.*\d+ bytes.*\d+"):
         latent_module(copied)
     path.unlink()
-    with pytest.raises(ValueError, match=r"00001.safetensors does not exist.*encode again"):
+    with pytest.raises(ValueError, match=r"00001\.safetensors.*encode"):
         latent_module(copied)
 
 
@@ -426,9 +436,8 @@ def test_a_shard_with_a_damaged_header_is_refused(copied):
     path = copied / "train" / "00001.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:20] + b"\0" * 20 + content[40:])
-    dataset = latent_module(copied).train_dataset
-    with pytest.raises(ValueError, match=r"00001.safetensors is missing or damaged.*encode again"):
-        dataset[SampleKey(0, 9)]
+    with pytest.raises(ValueError, match=r"00001\.safetensors.*encode"):
+        latent_module(copied)
 
 
 def test_an_index_that_is_missing_damaged_or_of_another_version_is_refused(copied):
@@ -436,19 +445,19 @@ def test_an_index_that_is_missing_damaged_or_of_another_version_is_refused(copie
     text = path.read_text()
     for broken in (text[: len(text) // 2], "[]", "{}", text.replace('"made_of"', '"made"')):
         path.write_text(broken)
-        with pytest.raises(ValueError, match=r"index.json is damaged.*intact shards are kept"):
+        with pytest.raises(ValueError, match=r"index\.json"):
             latent_module(copied)
-    path.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(ValueError, match="has format 2, this version reads 1"):
+    path.write_text(text.replace('"format": 2', '"format": 3'))
+    with pytest.raises(ValueError, match=r"format 3\b.*\b2\b"):
         latent_module(copied)
     path.unlink()
-    with pytest.raises(ValueError, match=r"is no latent cache.*ldm_lightning.encode checkpoint="):
+    with pytest.raises(ValueError, match=r"ldm_lightning\.encode checkpoint="):
         latent_module(copied)
 
 
 def test_an_unfinished_cache_is_refused(photos, copied):
     writer(copied / "train", image_module(photos), "train").index.save(copied / "train")
-    with pytest.raises(ValueError, match=r"train is not finished.*goes on where it stopped"):
+    with pytest.raises(ValueError, match=r"/train\b.*ldm_lightning\.encode"):
         latent_module(copied)
 
 
@@ -549,7 +558,6 @@ def fit(cache, *, num_batches, path=None, num_workers=0):
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize(("stop", "num_workers"), [(7, 0), (13, 2), (10, 0)])
 def test_a_run_that_stops_within_an_epoch_goes_on_as_if_it_had_not(
     cache, tmp_path, stop, num_workers
@@ -569,4 +577,4 @@ def test_the_position_of_another_cache_is_announced(photos, cache, tmp_path, cap
     state = latent_module(cache).train_dataloader().state_dict()
     write_cache(tmp_path, image_module(photos), flip=False)
     latent_module(tmp_path).train_dataloader().load_state_dict(state)
-    assert "made with images=" in caplog.text
+    assert "images=" in caplog.text

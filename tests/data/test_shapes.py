@@ -167,12 +167,12 @@ def test_the_protocol_changes_with_the_images():
     protocol = shapes_data_module(**(SETTINGS | {"max_val_images": 7})).protocol("val")
     assert protocol["num_images"] == 7
     assert all(isinstance(value, str | int | float) for value in protocol.values())
-    with pytest.raises(ValueError, match="split must be train or val, got 'test'"):
+    with pytest.raises(ValueError, match="split.*'test'"):
         shapes_data_module(**SETTINGS).protocol("test")
 
 
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="image_channels=4"):
         shapes_data_module(**(SETTINGS | {"image_channels": 4}))
-    with pytest.raises(ValueError, match="val split of shapes needs at least 1 image, got 0"):
+    with pytest.raises(ValueError, match=r"\bval\b.*\b0\b"):
         shapes_data_module(**(SETTINGS | {"num_val_images": 0}))

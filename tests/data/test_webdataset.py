@@ -213,17 +213,17 @@ def test_a_damaged_member_is_skipped_and_listed(tmp_path, num_workers):
 def test_settings_that_cannot_work_are_refused(tmp_path):
     root = write_shards(tmp_path, "train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no tar is found under .*empty"):
+    with pytest.raises(ValueError, match=r"/empty\b.*\*\.tar"):
         data_module(tmp_path / "empty")
-    with pytest.raises(ValueError, match="none.tar does not exist"):
+    with pytest.raises(ValueError, match=r"none\.tar"):
         data_module(tmp_path / "none.tar")
-    with pytest.raises(ValueError, match=r"train-0000\.tar belongs to data.root and to"):
+    with pytest.raises(ValueError, match=r"train-0000\.tar.*data\.root.*data\.val_root"):
         data_module(root, val_root=str(root / "train-0000.tar"))
     without = write_shard(tmp_path / "no_images" / "a.tar", {"0.cls": b"1"})
-    with pytest.raises(ValueError, match="hold no image"):
+    with pytest.raises(ValueError, match=r"no_images.*image"):
         data_module(without)
     wrong = write_shard(tmp_path / "wrong" / "a.tar", {"0.png": png(0), "0.cls": b"dog"})
-    with pytest.raises(ValueError, match=r"0\.cls holds b'dog'; expected a whole number"):
+    with pytest.raises(ValueError, match=r"0\.cls.*'dog'"):
         data_module(wrong)
 
 
@@ -232,7 +232,7 @@ def test_a_truncated_shard_is_refused_by_name(tmp_path, share):
     path = write_shards(tmp_path, "train", count=1) / "train-0000.tar"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match=r"shard .*train-0000\.tar cannot be read"):
+    with pytest.raises(ValueError, match=r"train-0000\.tar"):
         data_module(path)
 
 
@@ -241,7 +241,7 @@ def test_a_compressed_shard_is_refused(tmp_path):
         info = tarfile.TarInfo("0.png")
         info.size = len(png(0))
         shard.addfile(info, io.BytesIO(png(0)))
-    with pytest.raises(ValueError, match="Expected an uncompressed, complete tar"):
+    with pytest.raises(ValueError, match=r"\.tar.*uncompressed"):
         data_module(tmp_path)
 
 

@@ -259,14 +259,14 @@ def test_recomputing_changes_nothing():
 @pytest.mark.parametrize(
     ("shape", "condition", "message"),
     [
-        ((1, 4, 7, 8), Condition(), "7x8 are not divisible by denoiser.patch_size=2"),
-        ((1, 3, 8, 8), Condition(), "takes in_channels=4, got 3"),
-        ((1, 4, 8, 8), Condition(concat=torch.zeros(1, 2, 8, 8)), "in_channels to their sum, 6"),
-        ((1, 2, 8, 8), Condition(concat=torch.zeros(1, 2, 4, 4)), "size 8x8, got 4x4"),
-        ((1, 4, 8, 8), Condition(context=torch.zeros(1, 1, 32)), "no cross-attention"),
-        ((1, 4, 8, 8), Condition(vector=torch.zeros(1, 8)), r"\[1, 32\], got \[1, 8\]"),
-        ((1, 4, 8, 8), Condition(vector=torch.zeros(2, 32)), r"\[1, 32\], got \[2, 32\]"),
-        ((2, 4, 8, 8), Condition(), r"network_time must be \[2\], one a sample, got \[1\]"),
+        ((1, 4, 7, 8), Condition(), r"\b7x8\b.*denoiser\.patch_size=2"),
+        ((1, 3, 8, 8), Condition(), r"in_channels=4\b.*\b3\b"),
+        ((1, 4, 8, 8), Condition(concat=torch.zeros(1, 2, 8, 8)), r"in_channels=4\b.*\b2\b.*\b6\b"),
+        ((1, 2, 8, 8), Condition(concat=torch.zeros(1, 2, 4, 4)), r"\b8x8\b.*\b4x4\b"),
+        ((1, 4, 8, 8), Condition(context=torch.zeros(1, 1, 32)), "cross-attention.*context"),
+        ((1, 4, 8, 8), Condition(vector=torch.zeros(1, 8)), r"\[1, 32\].*\[1, 8\]"),
+        ((1, 4, 8, 8), Condition(vector=torch.zeros(2, 32)), r"\[1, 32\].*\[2, 32\]"),
+        ((2, 4, 8, 8), Condition(), r"network_time.*\[2\].*\[1\]"),
     ],
 )
 def test_what_does_not_fit_is_told(shape, condition, message):
@@ -281,5 +281,5 @@ def test_heads_must_divide_the_width():
 
 @pytest.mark.parametrize("name", ["num_heads", "patch_size", "num_blocks", "out_channels"])
 def test_sizes_below_one_are_refused(name):
-    with pytest.raises(ValueError, match=f"denoiser.{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=rf"denoiser\.{name}\b.*\b0\b"):
         small(**{name: 0})

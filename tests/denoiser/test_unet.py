@@ -1,5 +1,7 @@
 """The U-Net as the diffusion process meets it."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -145,58 +147,55 @@ def test_groups_are_32_and_never_single_channels(channels, groups):
 
 @pytest.mark.parametrize("heads", [{}, {"num_heads": 2, "head_width": 8}])
 def test_heads_are_given_in_one_way(heads):
-    with pytest.raises(ValueError, match="exactly one of num_heads and head_width"):
+    with pytest.raises(ValueError, match=r"num_heads=(None|2)\b.*head_width=(None|8)\b"):
         build(**({"head_width": None, "num_heads": None} | heads))
 
 
 @pytest.mark.parametrize("heads", [{"num_heads": 5}, {"head_width": 12}])
 def test_a_width_its_heads_do_not_divide_is_refused(heads):
     name, value = next(iter(heads.items()))
-    with pytest.raises(ValueError, match=rf"32 channels is not divisible by {name}={value}"):
+    with pytest.raises(ValueError, match=rf"\b32 channels\b.*{name}={value}\b"):
         build(**({"head_width": None} | heads))
 
 
 @pytest.mark.parametrize("size", [(9, 8), (8, 6)])
 def test_a_size_that_does_not_divide_is_refused(size):
-    with pytest.raises(ValueError, match=rf"{size[0]}x{size[1]} .* downsampling factor 4"):
+    with pytest.raises(ValueError, match=rf"\b{size[0]}x{size[1]}\b.*factor 4\b"):
         build(width_multipliers=[1, 2, 2])(noisy(*size), TIME, Condition())
 
 
 @pytest.mark.parametrize("concat", [None, torch.zeros(2, 2, 8, 8)])
 def test_a_wrong_number_of_channels_is_refused(concat):
     num_concat = 0 if concat is None else 2
-    message = (
-        rf"in_channels=5, got 4 of the noisy latents and {num_concat} of the condition's concat"
-        rf".* {4 + num_concat}"
-    )
-    with pytest.raises(ValueError, match=message):
+    numbers = rf"in_channels=5\b.*\b4\b.*\b{num_concat}\b.*\b{4 + num_concat}\b"
+    with pytest.raises(ValueError, match=numbers):
         build(in_channels=5)(noisy(), TIME, Condition(concat=concat))
 
 
 def test_a_concat_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="size 8x8, got 4x8"):
+    with pytest.raises(ValueError, match=r"\b8x8\b.*\b4x8\b"):
         build(in_channels=5)(noisy(), TIME, Condition(concat=torch.zeros(2, 1, 4, 8)))
 
 
 def test_context_and_context_width_need_each_other():
-    with pytest.raises(ValueError, match="no cross-attention, but the condition a context"):
+    with pytest.raises(ValueError, match="cross-attention.*context"):
         build()(noisy(), TIME, Condition(context=torch.zeros(2, 3, 6)))
-    with pytest.raises(ValueError, match="context_width=6, but the condition has no context"):
+    with pytest.raises(ValueError, match=r"context_width=6\b"):
         build(context_width=6)(noisy(), TIME, Condition())
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5), (1, 3, 6), (2, 6)])
 def test_a_context_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"context must be \[2, n, 6\], got \[" + str(shape[0])):
+    with pytest.raises(ValueError, match=r"context.*\[2, n, 6\].*" + re.escape(str(list(shape)))):
         build(context_width=6)(noisy(), TIME, Condition(context=torch.zeros(shape)))
 
 
 @pytest.mark.parametrize("shape", [(2, 16), (1, 64)])
 def test_a_vector_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"vector must be \[2, 64\], got"):
+    with pytest.raises(ValueError, match=r"vector.*\[2, 64\].*" + re.escape(str(list(shape)))):
         build()(noisy(), TIME, Condition(vector=torch.zeros(shape)))
 
 
 def test_one_time_for_the_whole_batch_is_refused():
-    with pytest.raises(ValueError, match=r"network_time must be \[2\], .*got \[\]"):
+    with pytest.raises(ValueError, match=r"network_time.*\[2\].*\[\]"):
         build()(noisy(), torch.tensor(3.0), Condition())

@@ -33,10 +33,10 @@ def test_zero_terminal_snr_equals_the_published_rescaling():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: sqrt_linear_betas(0, 0.1, 0.2), "num_steps of a table must be at least 1, got 0"),
-        (lambda: cosine_betas(-1), "at least 1, got -1"),
-        (lambda: sqrt_linear_betas(10, 0.2, 0.1), "0 < beta_start <= beta_end < 1, got 0.2 and"),
-        (lambda: zero_terminal_snr(torch.tensor([0.1])), "at least 2 steps, got 1"),
+        (lambda: sqrt_linear_betas(0, 0.1, 0.2), r"num_steps.*\b0\b"),
+        (lambda: cosine_betas(-1), "num_steps.*-1"),
+        (lambda: sqrt_linear_betas(10, 0.2, 0.1), r"beta_start <= beta_end.*0\.2\b.*0\.1\b"),
+        (lambda: zero_terminal_snr(torch.tensor([0.1])), r"\b2 steps.*\b1\b"),
     ],
 )
 def test_refuses_tables_that_are_none(make, match):

@@ -108,5 +108,5 @@ def test_scales_are_finite_where_no_signal_is_left(parametrization):
 
 
 def test_refuses_a_standard_deviation_that_is_none():
-    with pytest.raises(ValueError, match="sigma_data must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"sigma_data.*\b0\b"):
         Edm(sigma_data=0)

@@ -221,17 +221,17 @@ def test_everything_is_computed_where_the_latents_are(process):
 
 @pytest.mark.parametrize("schedule", [table(zero_terminal_snr=True), FlowSchedule()])
 def test_refuses_to_predict_noise_where_no_signal_is_left(schedule):
-    with pytest.raises(ValueError, match="zero terminal SNR.*Epsilon cannot start from it"):
+    with pytest.raises(ValueError, match="SNR.*Epsilon"):
         process(Epsilon(), schedule=schedule)
 
 
 def test_refuses_table_times_without_a_table():
-    with pytest.raises(ValueError, match="TableTimes needs a discrete schedule, got FlowSchedule"):
+    with pytest.raises(ValueError, match="TableTimes.*FlowSchedule"):
         process(Flow(), schedule=FlowSchedule(), times=TableTimes())
 
 
 def test_refuses_unknown_distances():
-    with pytest.raises(ValueError, match=r"one of \('l1', 'l2'\), got 'huber'"):
+    with pytest.raises(ValueError, match=r"\('l1', 'l2'\).*'huber'"):
         process(distance="huber")
 
 
@@ -242,11 +242,11 @@ def test_refuses_times_that_are_not_one_a_sample():
         lambda: process().denoise(lambda x, t, c: x, clean, time[0], Condition()),
         lambda: process().loss(lambda x, t, c: x, clean, noise, time[:, None], Condition()),
     ):
-        with pytest.raises(ValueError, match=r"time must be \[5\], one a sample"):
+        with pytest.raises(ValueError, match=r"\btime\b.*\[5\]"):
             call()
 
 
 def test_refuses_a_network_that_returns_another_shape():
     clean, noise, time = batch()
-    with pytest.raises(ValueError, match=r"\[5, 3, 2, 2\], got \[5, 1, 2, 2\]; set its out_ch"):
+    with pytest.raises(ValueError, match=r"\[5, 3, 2, 2\].*\[5, 1, 2, 2\].*out_channels"):
         process().loss(lambda x, t, c: x[:, :1], clean, noise, time, Condition())

@@ -150,13 +150,13 @@ def test_a_schedule_can_be_copied():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: DiscreteSchedule(torch.zeros(3)), r"must lie in \(0, 1\).*from 0.0 to 0.0"),
-        (lambda: DiscreteSchedule(torch.tensor([1.0, 0.5])), r"the last one in \(0, 1\]"),
-        (lambda: DiscreteSchedule(torch.empty(0)), r"\[T\] with T > 0, got \[0\]"),
-        (lambda: published(shift=0.0), "shift must be positive, got 0.0"),
-        (lambda: FlowSchedule(shift=-1.0), "shift must be positive, got -1.0"),
-        (lambda: EdmSchedule(sigma_min=2.0, sigma_max=1.0), "sigma_min < sigma_max, got 2.0, 1.0"),
-        (lambda: EdmSchedule(rho=0.0), "rho must be positive, got 0.0"),
+        (lambda: DiscreteSchedule(torch.zeros(3)), r"\(0, 1\).*\b0\.0\b.*\b0\.0\b"),
+        (lambda: DiscreteSchedule(torch.tensor([1.0, 0.5])), r"\(0, 1\]"),
+        (lambda: DiscreteSchedule(torch.empty(0)), r"\[T\].*\[0\]"),
+        (lambda: published(shift=0.0), r"shift.*\b0\.0\b"),
+        (lambda: FlowSchedule(shift=-1.0), r"shift.*-1\.0\b"),
+        (lambda: EdmSchedule(sigma_min=2.0, sigma_max=1.0), r"sigma_min < sigma_max.*2\.0, 1\.0"),
+        (lambda: EdmSchedule(rho=0.0), r"\brho\b.*\b0\.0\b"),
     ],
 )
 def test_refuses_schedules_that_are_none(make, match):

@@ -59,5 +59,5 @@ def test_noise_levels_beyond_the_schedule_are_trained_at_its_last_one():
 
 @pytest.mark.parametrize("make", [LogNormalTimes, LogitNormalTimes])
 def test_refuses_a_deviation_that_is_none(make):
-    with pytest.raises(ValueError, match="std of the training times must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"\bstd\b.*\b0\b"):
         make(mean=0.0, std=0.0)

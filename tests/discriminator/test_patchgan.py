@@ -28,9 +28,9 @@ def test_a_logit_of_three_layers_sees_seventy_pixels():
 
 
 def test_unknown_normalization_and_missing_layers_are_refused():
-    with pytest.raises(ValueError, match=r"normalization must be one of .*got 'layer'"):
+    with pytest.raises(ValueError, match=r"normalization.*'layer'"):
         PatchGAN(image_channels=3, normalization="layer")
-    with pytest.raises(ValueError, match=r"num_layers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_layers.*\b0\b"):
         PatchGAN(image_channels=3, num_layers=0)
 
 

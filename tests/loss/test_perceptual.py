@@ -188,10 +188,10 @@ def test_protocol_names_network_and_weights(hub):
 
 def test_refuses_shapes_that_differ_and_images_that_are_too_small(distance):
     _, images = pair()
-    with pytest.raises(ValueError, match=r"one shape.*\[2, 3, 40, 47\]"):
+    with pytest.raises(ValueError, match=r"shape.*\[2, 3, 40, 47\].*\[2, 3, 40, 48\]"):
         distance(images[..., :-1], images)
     small = images[..., :7, :7]
-    with pytest.raises(ValueError, match="at least .* pixels a side, got 7x7"):
+    with pytest.raises(ValueError, match=r"\d+ pixels\b.*\b7x7\b"):
         distance(small, small)
 
 
@@ -203,10 +203,10 @@ def test_sees_images_of_the_smallest_stated_size(net, hub):
 
 
 def test_refuses_an_unknown_net_and_a_file_of_another_network(hub, tmp_path):
-    with pytest.raises(ValueError, match="alex, vgg, squeeze, got 'resnet'"):
+    with pytest.raises(ValueError, match="alex, vgg, squeeze.*'resnet'"):
         Lpips("resnet")
     (tmp_path / WEIGHT_FILES["vgg16"]).write_bytes(
         (hub / WEIGHT_FILES["squeezenet1_1"]).read_bytes()
     )
-    with pytest.raises(ValueError, match="vgg16 does not hold that network"):
+    with pytest.raises(ValueError, match="vgg16.*network"):
         Lpips("vgg", weights_dir=tmp_path)

@@ -45,9 +45,9 @@ def test_a_pass_without_codes_counts_all_as_dead():
 
 
 def test_refuses_an_index_beyond_the_codebook():
-    with pytest.raises(ValueError, match="Index 9 is beyond a codebook of 4 codes"):
+    with pytest.raises(ValueError, match=r"\b9\b.*\b4 codes\b"):
         usage_of(torch.tensor([9]), num_codes=4)
-    with pytest.raises(ValueError, match="num_codes must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"num_codes.*\b0\b"):
         CodebookUsage(0)
 
 

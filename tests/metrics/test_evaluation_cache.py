@@ -54,16 +54,16 @@ def test_a_damaged_record_is_not_used(cache, grid, content, caplog):
     cache.path.write_text(content, encoding="latin-1")
     with caplog.at_level(logging.WARNING):
         assert cache.load() is None
-    assert "measured anew" in caplog.text
+    assert str(cache.path) in caplog.text
 
 
 def test_an_edited_or_a_foreign_record_is_not_used(cache, grid, caplog):
     cache.save(RECORD, grid)
     text = cache.path.read_text()
     for old, new, reason in (
-        ("20.125", "25.125", "its content was changed"),
-        ("20.125", '"20"', "its content was changed"),
-        ('"weights_hash": "a"', '"weights_hash": "z"', "made for something else"),
+        ("20.125", "25.125", "changed"),
+        ("20.125", '"20"', "changed"),
+        ('"weights_hash": "a"', '"weights_hash": "z"', "something else"),
     ):
         caplog.clear()
         cache.path.write_text(text.replace(old, new))
@@ -84,4 +84,4 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_alone(tmp_path, grid, ca
     blocked.write_text("")
     with caplog.at_level(logging.WARNING):
         EvaluationCache(blocked, KEY).save(RECORD, grid)
-    assert "was not kept" in caplog.text
+    assert str(blocked) in caplog.text

@@ -106,10 +106,10 @@ def test_full_inception_features_equal_those_of_torch_fidelity(inception_dir, se
 def test_refuses_an_inception_file_with_code_or_of_another_network(tmp_path):
     path = tmp_path / WEIGHT_FILES["inception"]
     torch.save({"code": print}, path)
-    with pytest.raises(ValueError, match="cannot be read as plain tensors"):
+    with pytest.raises(ValueError, match=f"inception.*{path.name}"):
         InceptionExtractor(weights_dir=tmp_path)
     torch.save({"w": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="inception does not hold that network"):
+    with pytest.raises(ValueError, match="inception.*network"):
         InceptionExtractor(weights_dir=tmp_path)
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_cache_is_computed_anew_with_a_warning(extractor, tmp_path, da
     with caplog.at_level(logging.WARNING):
         assert measure(metric, references, images) == expected
     assert counting.num_images == 80
-    assert "computed anew" in caplog.text
+    assert ".safetensors" in caplog.text
     repaired, metric = cached(extractor, tmp_path)
     assert measure(metric, references, images) == expected
     assert repaired.num_images == 40
@@ -281,7 +281,8 @@ def test_a_partial_pass_against_all_kept_references_is_warned_about(
     with caplog.at_level(logging.WARNING):
         result = measure(metric, references[:10], images[:10])
     assert (result.num_images, result.num_references) == (10, 40)
-    assert "compares 10 images with all 40 references" in caplog.text
+    assert "10 images" in caplog.text
+    assert "40 references" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_alone(extractor, tmp_path, caplog, sets):
@@ -291,7 +292,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_alone(extractor, tmp_pat
     _, metric = cached(extractor, blocked)
     with caplog.at_level(logging.WARNING):
         assert measure(metric, references, images) is not None
-    assert "were not cached" in caplog.text
+    assert str(blocked) in caplog.text
 
 
 def test_without_a_protocol_nothing_is_kept(extractor, sets):
@@ -304,7 +305,7 @@ def test_without_a_protocol_nothing_is_kept(extractor, sets):
 
 
 def test_refuses_a_cache_without_a_protocol_and_a_protocol_without_a_number(extractor, tmp_path):
-    with pytest.raises(ValueError, match="needs reference_protocol"):
+    with pytest.raises(ValueError, match="reference_protocol"):
         FrechetDistance(extractor, cache_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"must hold num_images, got \['data'\]"):
+    with pytest.raises(ValueError, match=r"num_images.*\['data'\]"):
         FrechetDistance(extractor, reference_protocol={"data": "x"})

@@ -44,13 +44,14 @@ def test_what_is_missing_or_not_finite_fails_by_name(value):
         del metrics["val/psnr"]
     verdict = judge(metrics, THRESHOLDS)
     assert not verdict.passed
-    assert str(verdict.failed[0]).startswith("val/psnr is not finite or not measured")
+    assert str(verdict.failed[0]).startswith("val/psnr")
+    assert "finite" in str(verdict.failed[0])
     assert verdict.causes[0].name == "not_measured"
     assert "val/psnr" in str(verdict.causes[0])
 
 
 def test_a_gate_without_thresholds_lets_nothing_pass_silently():
-    with pytest.raises(ValueError, match="no thresholds, so that everything would pass"):
+    with pytest.raises(ValueError, match=r"gate\.thresholds.*gate\.mode=skip"):
         judge(GOOD, ())
 
 
@@ -77,7 +78,7 @@ def test_a_threshold_says_what_it_wants(bounds, text):
     "bounds", [{}, {"at_least": math.nan}, {"at_most": math.inf}, {"at_least": 2, "at_most": 1}]
 )
 def test_refuses_thresholds_that_make_no_sense(bounds):
-    with pytest.raises(ValueError, match="threshold of val/psnr needs at_least, at_most or both"):
+    with pytest.raises(ValueError, match="val/psnr.*at_least.*at_most"):
         Threshold("val/psnr", **bounds)
 
 
@@ -88,9 +89,9 @@ def test_there_are_three_modes(mode):
 
 @pytest.mark.parametrize("mode", [False, True, None, "off", "Stop", 0])
 def test_every_other_mode_is_refused(mode):
-    with pytest.raises(ValueError, match="must be stop, warn or skip, got") as caught:
+    with pytest.raises(ValueError, match=rf"gate\.mode.*{mode!r}") as caught:
         check_mode(mode)
-    assert ("YAML reads off" in str(caught.value)) == (mode is False)
+    assert ("YAML" in str(caught.value)) == (mode is False)
 
 
 def test_thresholds_are_read_where_their_condition_is_met():
@@ -112,12 +113,12 @@ def test_thresholds_are_read_where_their_condition_is_met():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"at_least": 1}, "gate.thresholds.x needs metric"),
-        ({"metric": "val/psnr", "atleast": 1}, "gate.thresholds.x needs metric"),
-        ({"metric": "val/psnr", "at_least": "18"}, "x.at_least must be a number, got '18'"),
-        ({"metric": "val/psnr", "at_least": True}, "x.at_least must be a number, got True"),
-        ({"metric": "val/psnr", "at_least": 1, "when": "gpu"}, "x.when must be one of tiny"),
-        ({"metric": "val/psnr"}, "threshold of val/psnr needs at_least"),
+        ({"at_least": 1}, r"gate\.thresholds\.x\b.*metric"),
+        ({"metric": "val/psnr", "atleast": 1}, r"gate\.thresholds\.x\b.*metric"),
+        ({"metric": "val/psnr", "at_least": "18"}, r"x\.at_least.*'18'"),
+        ({"metric": "val/psnr", "at_least": True}, r"x\.at_least.*True"),
+        ({"metric": "val/psnr", "at_least": 1, "when": "gpu"}, r"x\.when.*\btiny\b.*'gpu'"),
+        ({"metric": "val/psnr"}, "val/psnr.*at_least"),
     ],
 )
 def test_a_mistyped_threshold_is_refused(entry, message):

@@ -225,17 +225,17 @@ def test_too_few_images_leave_figures_out(sets, caplog):
     with caplog.at_level(logging.WARNING):
         report = measured(samples[:1], real)
     assert (report.scalars, report.num_images) == ({}, 1)
-    assert "at least 2 images" in caplog.text
+    assert "2 images" in caplog.text
 
 
 def test_refuses_samples_that_are_not_finite_and_a_cache_without_a_protocol(sets, tmp_path):
     samples = sets[0][:2].clone()
     samples[0, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="Samples hold NaN or infinite"):
+    with pytest.raises(ValueError, match="Samples.*NaN"):
         GenerationMetrics(tiny_features()).update(samples)
-    with pytest.raises(ValueError, match="cache_dir needs protocol"):
+    with pytest.raises(ValueError, match="cache_dir.*protocol"):
         GenerationMetrics(tiny_features(), cache_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"must hold num_images, got \['data'\]"):
+    with pytest.raises(ValueError, match=r"num_images.*\['data'\]"):
         GenerationMetrics(tiny_features(), protocol={"data": "x"})
 
 

@@ -65,5 +65,5 @@ def test_psnr_of_one_grey_level_is_its_closed_form():
 def test_ssim_takes_images_of_the_window_size_and_refuses_smaller_ones():
     noisy, images = pair(size=(11, 11))
     assert structural_similarity(noisy, images).isfinite().all()
-    with pytest.raises(ValueError, match="at least 11 pixels a side, got 10x11"):
+    with pytest.raises(ValueError, match=r"\b11 pixels\b.*\b10x11\b"):
         structural_similarity(noisy[:, :, :10], images[:, :, :10])

@@ -222,7 +222,7 @@ def test_nothing_measured_is_not_a_number():
 
 def test_refuses_images_that_are_too_small_or_differ_in_shape():
     images = torch.zeros(1, 3, 32, 15, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="at least 16 pixels a side, got 32x15"):
+    with pytest.raises(ValueError, match=r"\b16 pixels\b.*\b32x15\b"):
         PowerSpectrum().update(images, images)
-    with pytest.raises(ValueError, match=r"one shape, got \(1, 3, 32, 14\)"):
+    with pytest.raises(ValueError, match=r"shape.*\(1, 3, 32, 14\).*\(1, 3, 32, 15\)"):
         PowerSpectrum().update(images[..., :14], images)

@@ -125,7 +125,7 @@ def test_frechet_distance_of_a_single_image_is_left_out_and_said_so(caplog, pair
     with caplog.at_level(logging.WARNING):
         values = measured(images, reconstructions)
     assert set(values) == {"psnr", "ssim", "perceptual_tiny", *SPECTRUM}
-    assert "rfd_tiny is left out" in caplog.text
+    assert "rfd_tiny" in caplog.text
 
 
 def test_protocol_says_how_each_figure_was_made(pair):
@@ -181,10 +181,10 @@ def test_autocast_and_inference_mode_do_not_change_a_figure(pair):
 def test_refuses_shapes_that_differ_and_values_that_are_not_finite(pair):
     images, reconstructions = pair(2)
     metrics = ReconstructionMetrics(tiny_features())
-    with pytest.raises(ValueError, match="must have one shape"):
+    with pytest.raises(ValueError, match="shape"):
         metrics.update(images, reconstructions[..., :-1])
     reconstructions[0, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="NaN"):
         metrics.update(images, reconstructions)
 
 
@@ -207,7 +207,7 @@ def test_sets_of_folders_have_the_frechet_distance_of_their_images(pair):
     assert report.scalars["fd_tiny"] == pytest.approx(frechet.compute().distance, rel=1e-5)
     assert report.protocol["fd_tiny"]["num_images"] == 20
     assert report.protocol["fd_tiny"]["num_references"] == 24
-    with pytest.raises(ValueError, match="at least 2 images in either folder"):
+    with pytest.raises(ValueError, match=r"\b2 images\b"):
         compare_sets([images[:1]], [images], tiny_features())
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import pytest
 
@@ -43,21 +44,22 @@ def test_weights_changed_since_their_own_validation_are_damaged_and_the_latents_
     decoder = {**GOOD, "val/psnr": 17.42}
     (cause,) = likely_causes(decoder, PSNR, FACTS)
     assert cause.name == "damaged_weights"
-    assert "17.42 dB, but 20.33 dB stands in the run's own record" in cause.evidence
-    assert "Its decoder is damaged, not its encoder: val/kl is 12196" in cause.evidence
+    assert all(part in cause.evidence for part in ("17.42 dB", "20.33 dB", "val/kl is 12196"))
+    assert cause.evidence.index("decoder") < cause.evidence.index("encoder")
     encoder = {**decoder, "val/kl": 900.0}
     (cause,) = likely_causes(encoder, PSNR, FACTS)
-    assert "Its encoder is damaged: val/kl is 900 and was 12196" in cause.evidence
+    assert re.search(r"val/kl is 900\b.*\b12196\b", cause.evidence)
+    assert "decoder" not in cause.evidence
 
 
 def test_without_a_record_damage_shows_where_grey_images_would_be_better():
     unknown = with_facts(trained={}, same_images=False, psnr_rise=None)
     (cause,) = likely_causes({**GOOD, "val/psnr": 8.0}, PSNR, unknown)
     assert cause.name == "damaged_weights"
-    assert "below the 11.5 dB of plain grey images" in cause.evidence
+    assert "11.5 dB" in cause.evidence
     (cause,) = likely_causes({**GOOD, "val/psnr": 15.0}, PSNR, unknown)
     assert cause.name == "poor_reconstruction"
-    assert "damaged weights are not ruled out" in cause.evidence
+    assert "damaged weights" in cause.evidence
 
 
 def test_a_poor_figure_that_training_had_as_well_is_no_damage():
@@ -77,8 +79,9 @@ def test_a_kl_weight_of_ten_is_a_posterior_collapse_and_not_damage():
     facts = with_facts(trained=collapsed, kl_weight=10.0)
     (cause,) = likely_causes(collapsed, ALL - {"latent/std"}, facts)
     assert cause.name == "posterior_collapse"
-    assert "8.1e-05 nats a latent (0.0207 an image" in cause.evidence
-    assert "smaller loss.kl_weight (it was trained with 10)" in cause.change
+    assert "8.1e-05 nats" in cause.evidence
+    assert "0.0207" in cause.evidence
+    assert re.search(r"loss\.kl_weight.*\b10\b", cause.change)
 
 
 def test_both_are_named_where_a_collapsed_first_stage_was_damaged():

@@ -45,16 +45,27 @@ def test_logging_goes_on_after_the_end(tmp_path):
 
 def test_a_continued_run_drops_what_it_writes_again(tmp_path):
     logger = MetricsCsv(tmp_path)
-    logger.drop_rows_after(5)  # nothing there yet
+    logger.drop_rows_after(5, validated=True)  # nothing there yet
     for step in range(1, 8):
         logger.log_metrics({"a": step / 10, "val/b, with comma": 1.0}, step=step)
-    logger.drop_rows_after(4)
+    logger.drop_rows_after(4, validated=True)
     logger.log_metrics({"a": 5.5}, step=5)
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [step for step, name, _ in rows if name == "a"] == [1, 2, 3, 4, 5]
     assert rows[-1] == (5, "a", 5.5)
     assert len(rows) == 9
     assert os.listdir(tmp_path) == ["metrics.csv"]
+
+
+def test_a_validation_that_is_repeated_is_dropped(tmp_path):
+    logger = MetricsCsv(tmp_path)
+    for step in (1, 2, 3):
+        logger.log_metrics({"train/loss": 0.5}, step=step)
+        logger.log_metrics({"val/psnr": 20.0, "gen/fd": 1.0}, step=step)
+    logger.drop_rows_after(2, validated=False)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [name for step, name, _ in rows if step == 1] == ["train/loss", "val/psnr", "gen/fd"]
+    assert [name for step, name, _ in rows if step > 1] == ["train/loss"]
 
 
 def test_a_row_that_a_killed_process_left_half_written_is_dropped(tmp_path):
@@ -81,5 +92,5 @@ def test_a_killed_process_has_written_what_it_logged(tmp_path):
 
 
 def test_a_row_needs_a_step(tmp_path):
-    with pytest.raises(ValueError, match=r"needs a step for val/psnr"):
+    with pytest.raises(ValueError, match=r"\bstep\b.*val/psnr"):
         MetricsCsv(tmp_path).log_metrics({"val/psnr": 1.0})

@@ -6,7 +6,7 @@ from ldm_lightning.metrics.gate import Threshold, judge
 from ldm_lightning.reporting.table import print_gate, print_metrics
 
 METRICS = {"val/psnr": 21.4567, "val/rfd_tiny": 3.5, "val/kl": 12345.6, "val/ssim": None}
-MEANINGS = {"psnr": "dB, mean over images", "val/rfd_tiny": "Fréchet distance [tiny]"}
+MEANINGS = {"psnr": "dB (mean)", "val/rfd_tiny": "Fréchet distance [tiny]"}
 
 
 def shown(*, terminal):
@@ -22,7 +22,7 @@ def test_plain_output_is_aligned_and_complete():
         "Run [kl_f4]",
         "metric             value    N  meaning",
         "val/kl             12346",
-        "val/psnr           21.46       dB, mean over images",
+        "val/psnr           21.46       dB (mean)",
         "val/rfd_tiny         3.5  512  Fréchet distance [tiny]",
         "val/ssim      not finite",
     ]
@@ -57,6 +57,6 @@ def test_the_gate_shows_numbers_beside_their_thresholds():
     assert file.getvalue().splitlines() == [
         "gate",
         "metric           value  wanted               meaning",
-        "val/psnr           9.5  at least 18  FAILED  dB, mean over images",
+        "val/psnr           9.5  at least 18  FAILED  dB (mean)",
         "latent/std  not finite  at most 100  FAILED",
     ]

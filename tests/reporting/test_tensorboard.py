@@ -13,7 +13,7 @@ def test_a_continued_run_hides_what_it_writes_again(tmp_path):
         first.log_metrics({"val/psnr": 10.0 + step}, step=step)
     first.finalize("failed")
     second = TensorBoardDashboard(tmp_path)
-    second.drop_rows_after(2)
+    second.drop_rows_after(2, validated=True)
     second.log_metrics({"val/psnr": 20.0}, step=3)
     second.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

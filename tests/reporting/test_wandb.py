@@ -21,7 +21,7 @@ def dashboard(folder, *, offline=True, **labels):
 
 
 def test_online_without_a_key_is_refused_instead_of_asking(tmp_path):
-    with pytest.raises(ValueError, match=r"needs a W&B API key.*logger.offline=true"):
+    with pytest.raises(ValueError, match=r"W&B.*logger\.offline=true"):
         dashboard(tmp_path, offline=False)
 
 
@@ -92,7 +92,7 @@ def test_a_continued_run_keeps_its_id_and_its_newest_folder_is_whole(
     first.finalize("failed")
     before = read_wandb(tmp_path)
     second = dashboard(tmp_path, offline=offline)
-    second.drop_rows_after(2)  # update 3 was not saved, and is done again
+    second.drop_rows_after(2, validated=True)  # update 3 was not saved, and is done again
     second.log_metrics({"val/psnr": 20.0}, step=3)
     second.finalize("success")
     after = read_wandb(tmp_path)

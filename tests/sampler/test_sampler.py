@@ -184,7 +184,7 @@ def test_step_noise_is_asked_once_a_step_but_the_last_and_only_by_stochastic_sol
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Sampler(ddim, num_steps=0), "sampler.num_steps must be at least 1, got 0"),
+        (lambda: Sampler(ddim, num_steps=0), r"sampler\.num_steps.*\b0\b"),
         (lambda: Sampler(ddim, guidance_interval=(0.9, 0.1)), "lowest < highest"),
     ],
 )
@@ -196,9 +196,9 @@ def test_refuses_samplers_that_are_none(make, match):
 @pytest.mark.parametrize(
     ("solver", "num_steps", "match"),
     [
-        (functools.partial(ddim, eta=1.5), 5, r"eta must lie in \[0, 1\], got 1.5"),
-        (functools.partial(ddpm, variance="learned"), 5, "variance must be one of.*'learned'"),
-        (ddim, 1001, "wants 1001 steps and the schedule has 1000"),
+        (functools.partial(ddim, eta=1.5), 5, r"\beta\b.*\[0, 1\].*\b1\.5\b"),
+        (functools.partial(ddpm, variance="learned"), 5, "variance.*'learned'"),
+        (ddim, 1001, r"\b1001\b.*\b1000\b"),
     ],
 )
 def test_refuses_what_the_solver_or_the_schedule_cannot_do(solver, num_steps, match):
@@ -209,7 +209,7 @@ def test_refuses_what_the_solver_or_the_schedule_cannot_do(solver, num_steps, ma
 
 
 def test_refuses_times_that_do_not_descend():
-    with pytest.raises(ValueError, match="must be .* and descend"):
+    with pytest.raises(ValueError, match=r"times.*\[0\.5, 0\.5, 0\.0\]"):
         grid_levels(PROCESSES["v"].schedule, torch.tensor([0.5, 0.5, 0.0]))
 
 

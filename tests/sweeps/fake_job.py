@@ -19,6 +19,9 @@ from ldm_lightning.utils.run_folder import RunFolder
 
 MODULE = "tests.sweeps.fake_job"
 MAX_STEPS = 10
+LOG_LINE = "Listing photographs"
+FAILURE = "ValueError: no image"
+REFUSAL = "ValueError: there is no photograph"
 
 
 def main() -> None:
@@ -28,8 +31,8 @@ def main() -> None:
     end = words.get("name", "finishes")
     note_start(run_folder.path)
     if end == "refused" and "ALL_WELL" not in os.environ:
-        sys.stderr.write("Listing photographs\n")
-        sys.exit("ValueError: there is no photograph")
+        sys.stderr.write(f"{LOG_LINE}\n")
+        sys.exit(REFUSAL)
     if "resume" not in words:
         config = {"monitor": "val/psnr", "max_steps": MAX_STEPS, "seed": words.get("seed", "0")}
         OmegaConf.save(OmegaConf.create(config), run_folder.config)
@@ -65,7 +68,7 @@ def starts_of(folder: Path) -> list[dict]:
 
 
 def raises(run_folder: RunFolder) -> None:
-    run_folder.update_summary({"state": "failed", "reason": "ValueError: no image"})
+    run_folder.update_summary({"state": "failed", "reason": FAILURE})
     sys.exit(1)
 
 

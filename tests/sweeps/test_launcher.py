@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.config import CONF_DIR, check_keys, check_values, register_resolvers
+from ldm_lightning.config import CONF_DIR, check_values, register_resolvers
+from ldm_lightning.key_checks import check_keys
 from ldm_lightning.sweep.jobs import Job, hash_of
 from ldm_lightning.sweep.process import Command
 from ldm_lightning.sweep.running import Ended
 from tests.cli.run import ROOT, command, process, summary_of
-from tests.sweeps.fake_job import MODULE, starts_of
+from tests.sweeps.fake_job import MODULE, REFUSAL, starts_of
 
 FAKE = [f"hydra.launcher.module={MODULE}", "hydra.launcher.threads=1", "page=false"]
 
@@ -126,13 +128,14 @@ def test_a_failed_job_is_told_and_the_same_command_runs_it_alone(tmp_path, monke
     words = ["name=finishes,refused", "sweep_name=some"]
     ended = sweep(tmp_path, *words)
     assert ended.code == 1
-    assert "Not done: 1 of 2 jobs. To go on: python -m" in ended.said
-    assert "ValueError: there is no photograph (outputs/sweeps/some/1_" in ended.said
+    assert "1 of 2 jobs" in ended.said
+    assert shlex.join(["python", "-m", "ldm_lightning.train", "-m", *FAKE, *words]) in ended.said
+    assert f"{REFUSAL} (outputs/sweeps/some/1_" in ended.said
     assert "Traceback" not in ended.output
     monkeypatch.setenv("ALL_WELL", "1")
     again = sweep(tmp_path, *words)
     assert again.code == 0, again.output
-    assert "2 jobs, 1 of them done already" in again.said
+    assert re.search(r"\b2 jobs, 1\b", again.said)
     counts = [len(starts_of(path)) for path in folders(tmp_path, "some")]
     assert counts == [1, 2]
 
@@ -142,16 +145,19 @@ def test_a_failed_job_is_told_and_the_same_command_runs_it_alone(tmp_path, monke
     [
         (["seed=1,2"], "give sweep_name=NAME"),
         (["seed=1", "sweep_name=a,b"], "give sweep_name=NAME"),
-        (["seed=1,2", "sweep_name=a", "resume=auto"], "resume=auto is not for a sweep"),
-        (["seed=1,2", "sweep_name=a", "output_dir=x"], "output_dir=x is not for a sweep"),
-        (["seed=1,2", "sweep_name="], "sweep_name must be the name of a folder"),
-        (["seed=1,2", "sweep_name=../a"], "without a path, got '../a'"),
-        (["seed=1,2", "sweep_name=[a,b]"], "sweep_name must be the name of a folder"),
-        (["seed=1,2", "sweep_name=a", "hydra.run.dir=x"], "hydra.run.dir=x is not for a sweep"),
-        (["seed=1,2", "sweep_name=a", "hydra.launcher.module=nothing"], "module=nothing does not"),
-        (["seed=1,2", "sweep_name=a", "hydra.launcher.module=no.such"], "module=no.such does not"),
-        (["seed=1,2", "sweep_name=a", "hydra.launcher.n_jobs=0"], "n_jobs must be a positive"),
-        (["seed=1,2", "sweep_name=a", "hydra.sweeper.max_batch_size=1"], "max_batch_size=1 would"),
+        (["seed=1,2", "sweep_name=a", "resume=auto"], "resume=auto"),
+        (["seed=1,2", "sweep_name=a", "output_dir=x"], "output_dir=x"),
+        (["seed=1,2", "sweep_name="], "sweep_name"),
+        (["seed=1,2", "sweep_name=../a"], "'../a'"),
+        (["seed=1,2", "sweep_name=[a,b]"], "sweep_name"),
+        (["seed=1,2", "sweep_name=a", "hydra.run.dir=x"], "hydra.run.dir=x"),
+        (["seed=1,2", "sweep_name=a", "hydra.launcher.module=nothing"], "module=nothing"),
+        (["seed=1,2", "sweep_name=a", "hydra.launcher.module=no.such"], "module=no.such"),
+        (["seed=1,2", "sweep_name=a", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs"),
+        (
+            ["seed=1,2", "sweep_name=a", "hydra.sweeper.max_batch_size=1"],
+            "hydra.sweeper.max_batch_size=1",
+        ),
         (["loss.kl_wait=1,2", "sweep_name=a"], "kl_wait"),
     ],
 )
@@ -222,15 +228,14 @@ def test_a_page_compares_the_jobs_and_is_written_where_there_is_news(tmp_path):
     page.mkdir()
     third = command("train", ["-m", *words], tmp_path)
     assert third.code == 0, third.output  # the jobs are done, page or not
-    assert "could not be written" in third.said
-    assert "report.html is a folder" in third.said
+    assert "report.html" in third.said
 
 
 @pytest.mark.parametrize("name", ["evaluate", "encode", "sample", "plan", "report"])
 def test_commands_without_sweeps_say_so(tmp_path, name):
     ended = command(name, ["-m", "hydra.verbose=[nobody,none]"], tmp_path)
     assert ended.code == 1
-    assert f"-m sweeps train and pipeline, not {name}" in ended.said
+    assert re.search(rf"-m .*\btrain\b.*\bpipeline\b.*\b{name}\b", ended.said)
     assert list(tmp_path.iterdir()) == []
 
 

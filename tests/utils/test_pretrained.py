@@ -99,7 +99,7 @@ def test_refuses_a_network_it_knows_no_weights_of():
 
 class Payload:
     def __reduce__(self):
-        return (print, ("code from a weight file ran",))
+        return (print, ("unpickled",))
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_refuses_files_that_hold_anything_but_tensors(tmp_path, content, capsys)
     (tmp_path / WEIGHT_FILES["alexnet"]).write_bytes(content)
     with pytest.raises(ValueError, match=WEIGHT_FILES["alexnet"]):
         load_weights("alexnet", weights_dir=tmp_path)
-    assert "code from a weight file ran" not in capsys.readouterr().out
+    assert "unpickled" not in capsys.readouterr().out
 
 
 def test_refuses_a_list_of_tensors(tmp_path):
     torch.save([torch.ones(1)], tmp_path / WEIGHT_FILES["alexnet"])
-    with pytest.raises(ValueError, match="must hold a dict of tensors, got list"):
+    with pytest.raises(ValueError, match=r"\bdict\b.*\blist\b"):
         load_weights("alexnet", weights_dir=tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_warns_about_a_file_that_is_not_the_published_one(tmp_path, caplog):
     torch.save({"w": torch.ones(1)}, tmp_path / WEIGHT_FILES["alexnet"])
     with caplog.at_level(logging.WARNING):
         load_weights("alexnet", weights_dir=tmp_path)
-    assert "is not the published file" in caplog.text
+    assert WEIGHT_FILES["alexnet"] in caplog.text
 
 
 def test_weight_hash_depends_on_names_types_shapes_and_values_but_not_on_order():

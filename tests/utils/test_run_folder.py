@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm_lightning.utils.locking import LockedError
 from ldm_lightning.utils.run_folder import RunFolder, find_checkpoint
 
 
@@ -82,33 +84,33 @@ def test_scalars_of_other_libraries_and_paths_are_accepted(tmp_path):
 def test_values_without_a_json_form_are_refused_by_name_and_nothing_is_lost(tmp_path):
     folder = RunFolder(tmp_path)
     folder.update_summary({"state": "finished"})
-    with pytest.raises(TypeError, match="config > model: Linear is not a JSON value"):
+    with pytest.raises(TypeError, match="config > model: Linear"):
         folder.update_summary({"config": {"model": torch.nn.Linear(1, 1)}})
     assert strict(folder.summary) == {"state": "finished"}
 
 
 def test_refuses_unknown_states(tmp_path):
-    with pytest.raises(ValueError, match="state must be one of running, finished.*'done'"):
+    with pytest.raises(ValueError, match="state.*running, finished.*'done'"):
         RunFolder(tmp_path).update_summary({"state": "done"})
 
 
 def test_a_path_below_a_file_is_refused_and_the_file_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match=r"cannot be created: \S*/file is a file, not a folder"):
+    with pytest.raises(ValueError, match=r"/file/run/now.*: \S*/file\b"):
         RunFolder(tmp_path / "file" / "run" / "now")
-    with pytest.raises(ValueError, match="is a file, not a folder"):
+    with pytest.raises(ValueError, match=r"/file\b.*\bfolder\b"):
         RunFolder(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="is not writable"):
+    with pytest.raises(ValueError, match=f"{tmp_path}.*writable"):
         RunFolder(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="cannot be created"):
+    with pytest.raises(ValueError, match="/proc/run"):
         RunFolder("/proc/run")
 
 
@@ -118,7 +120,7 @@ def test_a_full_disk_keeps_the_previous_summary(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=rf"\[Errno {errno.EFBIG}\]"):
             folder.update_summary({"config": {"text": "x" * 5000}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -159,47 +161,28 @@ def test_a_writer_killed_at_any_time_leaves_valid_json(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["checkpoints", "images", "summary.json"]
 
 
-def test_another_living_process_is_found_and_a_dead_one_is_not(tmp_path):
+def test_one_command_writes_at_a_time(tmp_path):
     folder = RunFolder(tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITER), tmp_path], stdout=subprocess.PIPE, text=True
-    )
-    process.stdout.readline()
-    assert folder.other_process() == process.pid
-    process.kill()
-    process.stdout.close()
-    process.wait()
-    assert folder.other_process() is None
-    folder.update_summary({"state": "running"})
-    assert folder.other_process() is None  # this process itself
+    assert folder.writer() is None
+    with folder.only_writer():
+        assert folder.writer().pid == os.getpid()
+        with pytest.raises(LockedError, match=str(os.getpid())), RunFolder(tmp_path).only_writer():
+            pass
+    assert folder.writer() is None
 
 
 def test_a_summary_that_is_no_object_is_refused(tmp_path):
     folder = RunFolder(tmp_path)
     folder.summary.write_text("[1]")
-    for read in (folder.read_summary, folder.other_process, lambda: folder.update_summary({})):
-        with pytest.raises(ValueError, match="summary.json holds no object but a list"):
+    for read in (folder.read_summary, lambda: folder.update_summary({})):
+        with pytest.raises(ValueError, match=r"summary\.json.*\blist\b"):
             read()
-
-
-def test_a_process_that_got_the_number_of_a_dead_one_is_no_writer(tmp_path):
-    folder = RunFolder(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    summary = {"state": "running", "pid": process.pid, "host": socket.gethostname()}
-    for age, expected in ((0, process.pid), (3600, None)):
-        folder.summary.write_text(json.dumps({**summary, "heartbeat": time.time() - age}))
-        assert folder.other_process() == expected
-    process.kill()
-    process.stdin.close()
-    process.wait()
 
 
 def test_a_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
     folder = RunFolder(tmp_path)
     best, last = folder.checkpoints / "best.ckpt", folder.checkpoints / "last.ckpt"
-    with pytest.raises(
-        ValueError, match=r"without a checkpoint: neither \S*best.ckpt nor \S*last.ckpt"
-    ):
+    with pytest.raises(ValueError, match=r"best\.ckpt.*last\.ckpt"):
         find_checkpoint(tmp_path)
     last.touch()
     assert find_checkpoint(tmp_path) == last
@@ -210,7 +193,7 @@ def test_a_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"checkpoint=\S*nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"checkpoint=\S*nowhere\b"):
         find_checkpoint(tmp_path / "nowhere")
 
 
@@ -221,8 +204,8 @@ def test_importing_it_does_not_import_torch():
 
 def test_a_new_state_drops_the_reason_of_the_one_before(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.update_summary({"state": "failed", "reason": "the disk was full"})
+    folder.update_summary({"state": "failed", "reason": "ENOSPC"})
     folder.update_summary({"step": 3})
-    assert folder.read_summary()["reason"] == "the disk was full"
+    assert folder.read_summary()["reason"] == "ENOSPC"
     folder.update_summary({"state": "running"})
     assert "reason" not in folder.read_summary()

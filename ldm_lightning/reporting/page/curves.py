@@ -1,6 +1,5 @@
 """Training curves, from ``metrics.csv``."""
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -13,6 +12,7 @@ from ldm_lightning.reporting.page.protocols import Protocol, Protocols
 from ldm_lightning.reporting.page.runs import Run
 from ldm_lightning.reporting.page.settings import Difference, find_differences
 from ldm_lightning.reporting.page.summary_file import number
+from ldm_lightning.utils.small_files import SmallFileError
 
 CURVES = (
     "val/psnr",
@@ -104,7 +104,7 @@ def read_curves(run: Run) -> dict[str, Curve]:
     """
     try:
         rows = read_metrics(run.folder / "metrics.csv")
-    except (OSError, ValueError, csv.Error):  # being written, or cut off in the middle
+    except (FileNotFoundError, SmallFileError):  # no training, or a damaged file
         return {}
     values: dict[str, list[tuple[int, float]]] = {}
     for step, name, value in rows:

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from ldm_lightning.reporting.page.runs import Run
+from ldm_lightning.utils.files import open_regular
 
 PADDING = 4
 NUM_ROWS = 3
@@ -221,7 +222,7 @@ def _open(path: Path) -> Image.Image | None:
     Other formats are refused whatever the file is called: for one of them Pillow starts a program.
     """
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with open_regular(path) as file, Image.open(file, formats=("PNG",)) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
             return image.convert("RGB")

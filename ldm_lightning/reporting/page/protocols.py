@@ -102,11 +102,9 @@ def _essence(run: Run, metric: str) -> dict[str, Any]:
     if metric.startswith("latent/"):  # measured on the images that were reconstructed
         names = ("test/psnr", "val/psnr")
         entry = dict(next((run.protocols[name] for name in names if name in run.protocols), {}))
-    entry.pop("checkpoint", None)
-    images = str(entry.get("images", ""))
-    if "/" in images or "\\" in images:  # a folder of samples, not the hash of a set of images
-        del entry["images"]
-    elif images:
+    for name in ("checkpoint", "measured", "measured_images"):  # what the number is of
+        entry.pop(name, None)
+    if "images" in entry:  # hash of a set of images
         entry.pop("root", None)  # the same images may lie elsewhere
     if "feature_network" not in entry:
         entry.pop("weights_hash", None)  # of the model that is measured

@@ -11,6 +11,7 @@ from ldm_lightning.reporting.page.runs import Run
 from ldm_lightning.reporting.page.settings import Difference
 from ldm_lightning.reporting.page.table import metric_names, time_text
 from ldm_lightning.reporting.page.tradeoffs import bits_per_pixel, elements_per_pixel
+from ldm_lightning.utils.files import open_regular
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """With these a spreadsheet takes a text for a formula, and runs it."""
@@ -25,7 +26,7 @@ def is_of_a_report(path: Path) -> bool:
         OSError: If it cannot be read.
     """
     beginning = ",".join(FIRST_COLUMNS).encode()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(len(beginning)) == beginning
 
 

@@ -16,8 +16,11 @@ SWEPT_FIRST = (
 )
 """Settings that sweeps are about; they come first."""
 
-ABOUT_FILES = ("name", "output_dir", "output", "cache_dir", "resume", "scale_description")
+ABOUT_FILES = ("name", "output_dir", "output", "resume", "scale_description")
 """Not how a run was made but what it is called and where it lies, which the table says anyway."""
+
+LAST_ABOUT_FILES = ("checkpoint", "run_folder", "cache_dir", "shard_cache_dir")
+"""The same, as the last part of a key."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def _differs(key: str, runs: Sequence[Run]) -> bool:
 
 def _is_about_files(key: str) -> bool:
     last = key.rpartition(".")[2]
-    return key in ABOUT_FILES or last in ("checkpoint", "run_folder") or key.startswith("logger.")
+    return key in ABOUT_FILES or last in LAST_ABOUT_FILES or key.startswith("logger.")
 
 
 def _order(key: str) -> tuple[int, int, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ldm_lightning.utils.living import is_living
 from ldm_lightning.utils.run_folder import STATES
+from ldm_lightning.utils.small_files import SmallFileError, read_json
 
 NO_SUMMARY, UNREADABLE, KILLED, SILENT = "no summary", "unreadable", "killed", "silent"
 """States that a folder cannot say of itself."""
@@ -20,13 +21,9 @@ NO_SUMMARY, UNREADABLE, KILLED, SILENT = "no summary", "unreadable", "killed", "
 SILENT_AFTER_SECONDS = 900.0
 """A running run shows a sign of life every ten seconds, but not during a long validation."""
 
-MAX_BYTES = 50_000_000
-"""No run writes a longer summary."""
-
 MAX_NUMBER = 1e100
 """Nothing that is measured is larger; sums of larger numbers overflow."""
 
-MAX_DEPTH = 20
 MAX_REASON_LETTERS = 2000
 
 Setting = str | int | float | bool | None
@@ -38,15 +35,11 @@ def read_summary(path: Path) -> tuple[dict[str, Any], str, str]:
     A missing or broken file gives no content and a state of this module.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES)
-        summary = json.loads(content.decode("utf-8"))
+        summary = read_json(path, dict)
     except FileNotFoundError:
         return {}, NO_SUMMARY, "summary.json is missing: the run ended, or is, before its start"
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, UNREADABLE, f"summary.json cannot be read: {error}"
-    if not isinstance(summary, dict):
-        return {}, UNREADABLE, f"summary.json holds no object but a {type(summary).__name__}"
+    except SmallFileError as error:
+        return {}, UNREADABLE, str(error)[:MAX_REASON_LETTERS]
     state = summary.get("state")
     if state not in STATES:
         return summary, UNREADABLE, f"summary.json gives no known state but {state!r}"
@@ -87,7 +80,7 @@ def seconds_of(summary: Mapping[str, Any]) -> float | None:
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Setting]:
     """Leaves of a nested configuration by dotted key; lists as JSON."""
-    return dict(_leaves(config, "", 0))
+    return dict(_leaves(config, ""))
 
 
 def number(value: Any) -> float | None:
@@ -111,10 +104,10 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _leaves(value: Any, where: str, depth: int) -> Iterable[tuple[str, Setting]]:
-    if isinstance(value, dict) and depth < MAX_DEPTH:
+def _leaves(value: Any, where: str) -> Iterable[tuple[str, Setting]]:
+    if isinstance(value, dict):  # of bounded depth, as it was read
         for key, item in value.items():
-            yield from _leaves(item, f"{where}.{key}" if where else str(key), depth + 1)
+            yield from _leaves(item, f"{where}.{key}" if where else str(key))
     elif isinstance(value, (dict, list)):
         yield where, json.dumps(value)
     else:

@@ -2,6 +2,7 @@
 
 import fnmatch
 import logging
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -55,7 +56,7 @@ def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") 
         OSError: If a file cannot be written.
     """
     results = output.parent / "results.csv"
-    is_first = not results.exists()
+    is_first = not os.path.lexists(results)
     if not is_first and not is_of_a_report(results):
         raise ValueError(
             f"{results} is not of a report, and a report would replace it; give output= in another "

@@ -1,7 +1,8 @@
 import pytest
 
 from ldm_lightning.reporting.page.curves import MAX_POINTS, MAX_RUNS, curve_charts, read_curves
-from ldm_lightning.reporting.page.protocols import Protocols
+from ldm_lightning.reporting.page.protocols import NOT_RECORDED, Protocols
+from tests.figures import figures_of
 from tests.reporting.page.runs_on_disk import example_run, write_curves
 
 
@@ -18,8 +19,8 @@ def test_curves_hold_every_logged_value(tmp_path):
     chart = charts_of([example_run(1, folder=tmp_path)])["val/psnr"]
     wanted = [(step, 20 + step / 10) for step in range(10, 51, 10)]
     assert points_of(chart.series[0].line) == wanted
-    assert chart.note == "The protocol is not recorded yet."
-    assert chart.finding == "From 21 at update 10 to 25 dB at 50."
+    assert NOT_RECORDED in chart.note
+    assert figures_of(chart.finding) == [21, 10, 25, 50]  # from 21 at update 10 to 25 dB at 50
 
 
 def test_a_long_curve_becomes_means_of_neighbours(tmp_path):
@@ -60,7 +61,7 @@ def test_of_many_runs_the_newest_are_drawn_and_the_rest_is_counted(tmp_path):
     chart = charts_of(runs)["train/loss_total"]
     assert [series.label for series in chart.series][0] == "4 kl_f8"
     assert len(chart.series) == MAX_RUNS
-    assert "3 others are left out" in chart.note
+    assert 3 in figures_of(chart.note)  # runs left out
 
 
 def test_validations_of_two_protocols_are_two_charts(tmp_path):
@@ -99,7 +100,7 @@ def test_the_end_of_several_curves_is_ranked_by_the_metrics_direction(tmp_path):
         (folder / "metrics.csv").write_text(rows)
         runs.append(example_run(number, folder=folder))
     finding = charts_of(runs)["val/psnr"].finding
-    assert finding == "Last values: run 2 is best with 30 dB, run 1 worst with 20."
+    assert figures_of(finding) == [2, 30, 1, 20]  # the best run and its value, then the worst
 
 
 def test_lines_are_called_by_what_tells_their_runs_apart(tmp_path):

@@ -37,7 +37,8 @@ def test_a_setting_that_one_run_lacks_differs_but_runs_without_any_are_not_asked
 
 
 def test_where_files_lie_is_no_difference():
-    assert keys(runs_with({"output_dir": "a"}, {"output_dir": "b"})) == []
+    for key in ("output_dir", "cache_dir", "data.cache_dir", "data.shard_cache_dir"):
+        assert keys(runs_with({key: "a"}, {key: "b"})) == []
 
 
 def test_numbers_and_words_that_look_alike_differ():

@@ -3,6 +3,7 @@ from ldm_lightning.reporting.page.findings import NO_LINE, ONE_SEED
 from ldm_lightning.reporting.page.protocols import Protocols
 from ldm_lightning.reporting.page.settings import find_differences
 from ldm_lightning.reporting.page.swept import ALONE, MORE, swept_charts
+from tests.figures import figures_of
 from tests.reporting.page.runs_on_disk import run_with
 
 
@@ -32,10 +33,8 @@ def test_a_line_joins_runs_that_differ_in_the_setting_and_the_seed_alone():
     line = tuple(Knot(x, y + 0.5, y, y + 1) for x, y in ((1e-6, 0), (1e-4, 1), (1e-2, 2)))
     assert all(series.line == line for series in chart.series)
     assert all(len(series.points) == 6 for series in chart.series)
-    assert chart.finding == (
-        "From left to right it rises along all 2 lines. Best at 0.01 on all. "
-        "Runs that differ in the seed alone lie up to 1 apart."
-    )
+    assert "rises" in chart.finding
+    assert figures_of(chart.finding) == [2, 0.01, 1]  # lines, the best weight, apart by the seed
 
 
 def test_what_follows_from_a_setting_breaks_no_line_and_is_named():
@@ -45,8 +44,9 @@ def test_what_follows_from_a_setting_breaks_no_line_and_is_named():
     ]
     (chart,) = swept(runs)
     assert [(knot.x, knot.y) for knot in chart.series[0].line] == [(4, 25), (8, 25), (16, 25)]
-    assert chart.note == "With it change: autoencoder.width_multipliers."
-    assert chart.finding == f"It stays at 25 dB. {ONE_SEED}"
+    assert "autoencoder.width_multipliers" in chart.note
+    assert chart.finding.endswith(ONE_SEED)
+    assert figures_of(chart.finding.removesuffix(ONE_SEED)) == [25]
 
 
 def test_runs_of_another_protocol_or_kind_break_no_line():
@@ -100,8 +100,11 @@ def test_the_best_place_of_a_line_may_lie_in_its_middle():
         for b in (0, 1)
     ]
     (chart,) = [one for one in swept(runs) if one.x_label == "loss.a"]
-    assert chart.finding.startswith("From left to right it ends higher along 1, falls along 1 of")
-    assert chart.finding.endswith(f"Best at 2 on 1, at 3 on 1. {ONE_SEED}")
+    assert chart.finding.endswith(ONE_SEED)
+    assert "higher along 1" in chart.finding
+    assert "falls along 1" in chart.finding
+    best = chart.finding.removesuffix(ONE_SEED).rpartition("Best")[2]
+    assert figures_of(best) == [2, 1, 3, 1]  # at 2 on one line, at 3 on one
 
 
 def test_a_change_no_larger_than_that_of_seeds_says_so():
@@ -111,10 +114,9 @@ def test_a_change_no_larger_than_that_of_seeds_says_so():
         for seed in (0, 1)
     ]
     (chart,) = swept(runs)
-    assert chart.finding == (
-        "From 1 to 2 it rises: 3.5 to 4.5 dB. Best at 2. "
-        "Runs that differ in the seed alone lie up to 5 apart, no less than the change."
-    )
+    assert "rises" in chart.finding
+    assert "no less" in chart.finding
+    assert figures_of(chart.finding) == [1, 2, 3.5, 4.5, 2, 5]  # from, to, values, best, apart
 
 
 def test_the_change_of_a_line_that_comes_back_is_that_to_its_middle():
@@ -124,7 +126,5 @@ def test_the_change_of_a_line_that_comes_back_is_that_to_its_middle():
         for seed in (0, 1)
     ]
     (chart,) = swept(runs)
-    assert chart.finding == (
-        "From 1 to 3 it ends where it began: 20.5 to 20.5 dB. Best at 2. "
-        "Runs that differ in the seed alone lie up to 1 apart."
-    )
+    assert "no less" not in chart.finding
+    assert figures_of(chart.finding) == [1, 3, 20.5, 20.5, 2, 1]

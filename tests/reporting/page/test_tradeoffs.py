@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_small_sample_ranks_nothing_and_says_so():
     ]
     (chart,) = charts_of(rate_charts, runs)
     assert chart.front == ()
-    assert "Small sample" in chart.finding
+    assert "small sample" in chart.finding.lower()
 
 
 def test_figures_of_two_protocols_never_share_a_chart():
@@ -92,10 +93,8 @@ def test_perception_is_set_against_distortion():
     ]
     (chart,) = charts_of(perception_charts, runs)
     assert [point.run for point in chart.front] == [1, 2, 3]  # each buys PSNR with perception
-    assert (chart.x_label, chart.y_label) == (
-        "val/psnr in dB, more is better",
-        "val/perceptual_tiny, less is better",
-    )
+    assert re.match(r"val/psnr in dB, .*more", chart.x_label)
+    assert re.match(r"val/perceptual_tiny, .*less", chart.y_label)
 
 
 def test_a_bottleneck_looks_the_same_in_every_figure():
