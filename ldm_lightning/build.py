@@ -16,8 +16,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
+from ldm_lightning.callbacks.checkpointing import Checkpointing
+from ldm_lightning.callbacks.stall_stopping import StallStopping
 from ldm_lightning.config import discriminator_start
-from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.module import ImageDataModule, MapDataModule
 from ldm_lightning.first_stage import rebuild_autoencoder
 from ldm_lightning.hardware import trainer_settings
 from ldm_lightning.loss.adversarial import AdversarialLoss, AdversarialSchedule
@@ -27,6 +29,7 @@ from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary, Optimization, OptimizerFactory
+from ldm_lightning.module.updating import UpdatingModule
 from ldm_lightning.optim.schedule import WarmupDecay
 from ldm_lightning.update_loop import use_update_loop
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
@@ -58,7 +61,7 @@ def load_weights(module: pl.LightningModule, checkpoint: str, *, weights: str) -
     """
     path = find_checkpoint(checkpoint)
     part = "autoencoder" if isinstance(module, AutoencoderModule) else "model"
-    chosen = trained_weights(load_checkpoint(path), weights, part=part)
+    chosen = trained_weights(load_checkpoint(path), weights, path=path, part=part)
     load_strict(module.averaged, chosen.tensors, path)  # type: ignore[arg-type]
     log.info("Weights (%s) from %s.", chosen.kind, path)
     return chosen.kind
@@ -244,3 +247,29 @@ def build_trainer(cfg: DictConfig, run_folder: RunFolder) -> pl.Trainer:
         logger=build_loggers(cfg, run_folder),
     )
     return use_update_loop(trainer, accumulate_batches=cfg.accumulate_batches)
+
+
+def check_monitors(trainer: pl.Trainer, module: UpdatingModule, data: MapDataModule) -> None:
+    """Refuse to wait for a metric that no validation is going to measure.
+
+    Raises:
+        ValueError: Naming the metric, the number of images, and what is measured.
+    """
+    num_images = len(data.val_indices)
+    size = data.resolution if isinstance(data, ImageDataModule) else (0, 0)
+    names = module.validation_names(num_images=num_images, size=size)
+    wanted: dict[str, str] = {}
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, Checkpointing) and callback.monitor is not None:
+            wanted[callback.monitor] = "monitor"
+        if isinstance(callback, StallStopping):
+            wanted |= {name: "stall_monitors" for name in callback.monitors if name not in wanted}
+    for name, key in wanted.items():
+        if name not in names:
+            raise ValueError(
+                f"{key}={name} is not going to be measured by a validation on {num_images} "
+                "images: sets are compared from 2 images on either side on (data.max_val_images, "
+                "validation.num_samples), precision and recall from 4. Measured are: "
+                f"{', '.join(sorted(names))}."
+            )

@@ -109,6 +109,8 @@ def check_changes(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
     for key, was, value in differences(stored, now):
         if key.split(".")[0] in ONE_COMMAND:
             continue
+        if key.startswith("data.") and None in (was, value):
+            continue  # another kind of data has other keys
         rule = rule_of(key)
         if rule == APPLIED or (rule == SWITCH and bool(was) == bool(value)):
             continue

@@ -163,6 +163,11 @@ def _check_denoiser_size(cfg: DictConfig, size: list[int]) -> None:
 
 def _check_second_stage(cfg: DictConfig) -> list[str]:
     check_mode(cfg.gate.mode)
+    if cfg.validation.num_samples == 1:
+        raise ValueError(
+            "validation.num_samples=1 cannot be compared with a set of images: give at least 2, or "
+            "0 to generate none."
+        )
     if not cfg.validation.num_samples and str(cfg.monitor).startswith("gen/"):
         raise ValueError(
             f"monitor={cfg.monitor} needs samples, and validation.num_samples=0 generates none; "

@@ -199,6 +199,7 @@ def _writer(
         dtype=getattr(torch, cfg.dtype),
         batch_size=data.val_batch_size,
         num_workers=data.num_workers,
+        worker_timeout_seconds=data.worker_timeout_seconds,
         rank=process_rank(),
         num_processes=num_processes(),
     )

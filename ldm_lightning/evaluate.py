@@ -12,7 +12,7 @@ validation, under ``test/*``. Processes that torchrun or srun starts share the i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,16 @@ from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
+    from ldm_lightning.data.folder_batches import FolderSizes
     from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+
+SIZES_MATTER = (
+    "the feature network sees all at one size, and the distance counts what resizing changes. "
+    "Bring both to one size."
+)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
@@ -150,8 +157,9 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     import torch
     from hydra.utils import instantiate
 
-    from ldm_lightning.data.folder_batches import folder_batches
-    from ldm_lightning.data.image_folder import list_images
+    from ldm_lightning.data.folder_batches import FolderSizes, folder_batches
+    from ldm_lightning.data.folder_listing import list_images
+    from ldm_lightning.data.left_out import say_what_is_not_read
     from ldm_lightning.metrics.features import tiny_features
     from ldm_lightning.metrics.folders import (
         ImagePair,
@@ -167,13 +175,20 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     channels = cfg.image_channels or 3
     roots = [Path(cfg.images), Path(cfg.reference)]
-    names = [list_images(roots[0], key="images"), list_images(roots[1], key="reference")]
+    listings = [list_images(roots[0], key="images"), list_images(roots[1], key="reference")]
+    for listing, key in zip(listings, ("images", "reference"), strict=True):
+        say_what_is_not_read(listing.left_out, f"{key}={listing.root}")
+    names = [listing.names for listing in listings]
+    sizes = [FolderSizes(root, listed) for root, listed in zip(roots, names, strict=True)]
     hashes = FileHashes(cfg.cache_dir)
     protocol = {
         **measured_facts(roots[0], names[0], hashes),
+        "measured_size": str(sizes[0]),
         **reference_facts(roots[1], names[1], hashes),
+        "reference_size": str(sizes[1]),
     }
     paired = names[0] == names[1]
+    _check_sizes(sizes, names[0] if paired else None)
     names = [listed[process_rank() :: num_processes()] for listed in names]
     if paired:
         # One image at a time: a pair must have one size, images beside each other need not.
@@ -196,14 +211,31 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def _check_sizes(sizes: Sequence[FolderSizes], pairs: Sequence[str] | None) -> None:
+    """Warn where two folders hold images of different sizes.
+
+    Raises:
+        ValueError: If the two images of a pair differ in size.
+    """
+    for name, one, other in zip(pairs or (), sizes[0].each, sizes[1].each, strict=False):
+        if one != other:
+            raise ValueError(
+                f"{name} is {one[0]}x{one[1]} in images and {other[0]}x{other[1]} in reference; "
+                "images of the same names are compared pixel by pixel. Bring both to one size."
+            )
+    if len(sizes[0].distinct | sizes[1].distinct) > 1 and launched().is_first:
+        log.warning("images are %s, reference %s: %s", *sizes, SIZES_MATTER)
+
+
 def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Measure a folder of generated images against the held-out images of a data set."""
     import torch
     from hydra.utils import instantiate
 
     from ldm_lightning import build
-    from ldm_lightning.data.folder_batches import folder_batches
-    from ldm_lightning.data.image_folder import list_images
+    from ldm_lightning.data.folder_batches import FolderSizes, folder_batches
+    from ldm_lightning.data.folder_listing import list_images
+    from ldm_lightning.data.left_out import say_what_is_not_read
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.metrics.features import tiny_features
     from ldm_lightning.metrics.folders import compare_sets, measured_facts
@@ -212,7 +244,9 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
 
     root, cfg = Path(cfg.images), cfg.copy()
     OmegaConf.set_struct(cfg, False)
-    names = list_images(root, key="images")
+    listing = list_images(root, key="images")
+    say_what_is_not_read(listing.left_out, f"images={root}")
+    names, sizes = listing.names, FolderSizes(root, listing.names)
     features = instantiate(cfg.features) if cfg.get("features") else tiny_features()
     first = next(folder_batches(root, names[:1], channels=cfg.image_channels or 3, batch_size=1))
     cfg.image_channels = first.shape[1]
@@ -222,6 +256,11 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     if not isinstance(data, ImageDataModule):
         raise ValueError("data=latents holds no images to compare with; give the images.")
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
+    if sizes.distinct != {data.resolution} and launched().is_first:
+        log.warning(
+            "images=%s are %s, the references %dx%d: %s",
+            *(root, sizes, *data.resolution, SIZES_MATTER),
+        )
     report = compare_sets(
         folder_batches(
             root,
@@ -235,6 +274,7 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
         protocol={
             **data.protocol("val"),
             **measured_facts(root, names, FileHashes(cfg.cache_dir)),
+            "measured_size": str(sizes),
         },
     )
     return {
@@ -247,6 +287,7 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
 def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
     from ldm_lightning.metrics.names import METRICS
     from ldm_lightning.reporting.table import print_metrics
+    from ldm_lightning.utils.facts import count_told
     from ldm_lightning.utils.provenance import git_commit, package_versions
 
     provenance = {"versions": package_versions(), "commit": git_commit()}
@@ -255,7 +296,7 @@ def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
         changes["metrics"],
         {name: metric.meaning for name, metric in METRICS.items()},
         title="evaluation",
-        counts={name: entry["num_images"] for name, entry in changes["protocol"].items()},
+        counts={name: count_told(entry) for name, entry in changes["protocol"].items()},
     )
     log.info("Run folder: %s", run_folder.path)
 

@@ -14,12 +14,22 @@ from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.stored import read_config_keys
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
+from ldm_lightning.utils.contents import COUNT, MAPPING, SIZE, OrNone, check
+from ldm_lightning.utils.errors import CheckpointError, error_line
 from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.run_folder import find_checkpoint
 from ldm_lightning.utils.targets import check_targets
 
 USED_OF_A_RUN = ("data", "features", "eval_crop", "trainer", "loss")
 """Keys of a run's configuration that say how its first stage was measured."""
+
+DESCRIPTION = {
+    "autoencoder": MAPPING,
+    "bottleneck": MAPPING,
+    "image_channels": COUNT,
+    "resolution": SIZE,
+}
+"""What a checkpoint says of its first stage."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,14 @@ def open_first_stage(checkpoint: str | Path, *, weights: str) -> OpenedFirstStag
     path = find_checkpoint(checkpoint)
     content = load_checkpoint(path)
     description = _description(content, path)
-    with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
-        autoencoder = rebuild_autoencoder(description)
-    chosen = trained_weights(content, weights)
+    try:
+        with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
+            autoencoder = rebuild_autoencoder(description)
+    except Exception as error:  # any type: constructors meet values they were not written for
+        raise CheckpointError(
+            f"checkpoint={path}: first_stage describes no autoencoder ({error_line(error)})."
+        ) from error
+    chosen = trained_weights(content, weights, path=path)
     load_strict(autoencoder, chosen.tensors, path)
     is_raw_of_two = chosen.kind == "raw" and "ema" in content
     return OpenedFirstStage(
@@ -115,7 +130,12 @@ def _description(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             "num_samples=2000), then measure those: images=SAMPLES/images data=..."
         )
     if "first_stage" not in content:
-        raise ValueError(
-            f"{path} holds no first stage; expected a checkpoint of ldm_lightning.train."
+        raise CheckpointError(
+            f"checkpoint={path} holds no first stage; expected a checkpoint of ldm_lightning.train."
         )
+    try:
+        check(content["first_stage"], DESCRIPTION, "first_stage")
+        check(content.get("global_step"), OrNone(COUNT), "global_step")
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint={path} is damaged: {error}.") from error
     return dict(content["first_stage"])

@@ -22,6 +22,7 @@ from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.metrics.symptoms import FirstStageFacts
 from ldm_lightning.reporting.table import print_gate
 from ldm_lightning.reporting.training_record import TrainingRecord, read_training_record
+from ldm_lightning.utils.facts import count_told
 from ldm_lightning.utils.image import save_grid
 from ldm_lightning.utils.run_folder import RunFolder
 
@@ -195,7 +196,7 @@ def _tell(
     print_gate(
         verdict.rows,
         {name: metric.meaning for name, metric in METRICS.items()},
-        title=f"gate: {first_stage.path} on {record.num_images} held-out images",
+        title=f"gate: {first_stage.path} on held-out images: {count_told(record.protocol['psnr'])}",
     )
     log.info("Images and their reconstructions: %s", grid)
     facts = {"weights": first_stage.weights, "weights_hash": first_stage.weights_hash}

@@ -11,13 +11,33 @@ from omegaconf import DictConfig
 from ldm_lightning import second_stage
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
+from ldm_lightning.data.class_names import trained_classes
 from ldm_lightning.diffusion.process import Process
 from ldm_lightning.first_stage import open_first_stage
 from ldm_lightning.sampler.images import ImageSampler
 from ldm_lightning.second_stage import Networks
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
+from ldm_lightning.utils.contents import (
+    CLASSES,
+    COUNT,
+    MAPPING,
+    SIZE,
+    TEXT,
+    OrNone,
+    check,
+)
+from ldm_lightning.utils.errors import CheckpointError, error_line
 from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.run_folder import find_checkpoint
+
+DESCRIPTION = {
+    **dict.fromkeys(("denoiser", "conditioner", "diffusion", "sampler", "normalizer"), MAPPING),
+    "resolution": SIZE,
+    "image_channels": COUNT,
+    "classes": OrNone(CLASSES),
+    "first_stage": {"path": TEXT, "weights": TEXT, "hash": TEXT},
+}
+"""What a checkpoint says of its second stage."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,17 @@ class OpenedSecondStage:
     path: Path
     step: int | None
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes by id, where they are known."""
+        return (self.description.get("classes") or {}).get("names")
+
+    @property
+    def trained_classes(self) -> tuple[int, ...]:
+        """Ids of the classes it has seen images of; none without classes."""
+        num_classes = self.networks.conditioner.num_classes
+        return trained_classes(self.description, num_classes) or ()
+
 
 def open_second_stage(
     checkpoint: str | Path, *, weights: str, first_stage_checkpoint: str | None
@@ -66,10 +97,19 @@ def open_second_stage(
         raise ValueError(
             f"checkpoint={path} holds no second stage; expected a run of an ldm_* experiment."
         )
-    stored = dict(content["second_stage"])
-    with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
-        networks = second_stage.build_networks(stored)
-    chosen = trained_weights(content, weights, part="model")
+    try:
+        check(content["second_stage"], DESCRIPTION, "second_stage")
+        check(content.get("global_step"), OrNone(COUNT), "global_step")
+        stored = dict(content["second_stage"])
+        normalizer = LatentNormalizer.from_dict(stored["normalizer"])
+        with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
+            networks = second_stage.build_networks(stored)
+        process = second_stage.build_process(stored)
+    except Exception as error:  # any type: constructors meet values they were not written for
+        raise CheckpointError(
+            f"checkpoint={path}: second_stage describes no diffusion model ({error_line(error)})."
+        ) from error
+    chosen = trained_weights(content, weights, path=path, part="model")
     model = networks.model
     load_strict(model, chosen.tensors, path)
     model.eval().requires_grad_(False)
@@ -84,10 +124,10 @@ def open_second_stage(
             "first_stage.checkpoint=RUN."
         ) from error
     first_stage.check_weights(known["hash"])
-    first_stage.set_normalizer(LatentNormalizer.from_dict(stored["normalizer"]))
+    first_stage.set_normalizer(normalizer)
     return OpenedSecondStage(
         networks,
-        second_stage.build_process(stored),
+        process,
         first_stage,
         stored,
         chosen.kind,

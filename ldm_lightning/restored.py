@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm_lightning.changes import ONE_COMMAND
-from ldm_lightning.command import misspelt
 from ldm_lightning.stored import KEY
 
 log = logging.getLogger(__name__)
@@ -88,8 +87,6 @@ def _silent(
             if name in before and name in after:
                 yield from _silent(before[name], after[name], was, (*path, name), named, given)
             elif name not in before and name not in after:
-                if not path:
-                    raise ValueError(misspelt(name, before))
                 yield f"{key}.{name}", None, was
     elif (_same(before, after) or key in given) and not any(
         name.startswith(f"{key}.") for name in named

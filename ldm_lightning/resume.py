@@ -19,6 +19,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 
 from ldm_lightning.changes import FIXED_GROUPS, ONE_COMMAND
+from ldm_lightning.command import misspelt
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.restored import missed_values, tell_drift
 from ldm_lightning.run_dir import resumed_folder
@@ -121,6 +122,9 @@ class _Command:
             for word in own.words
             if not any(f"{key_of(word)}/".startswith(f"{group}/") for group in chosen)
         ]
+        known = [str(key) for key in own.composed]
+        if unknown := [name for name in stored if name not in known]:
+            raise ValueError(f"{folder / 'config.yaml'}: {misspelt(unknown[0], known)}")
         named = {word.key_or_group for word in self.words} - chosen
         after = self._compose([*kept, *self._own_words()])
         given = set(composition.given)

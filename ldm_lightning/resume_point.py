@@ -15,8 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.changes import check_changes
 from ldm_lightning.reporting.metrics_file import read_metrics
+from ldm_lightning.update_loop import check_length
 from ldm_lightning.utils.checkpoint import remove_shards, stored_step
 from ldm_lightning.utils.errors import CheckpointError
+from ldm_lightning.utils.launch import launched
 from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.sharded_checkpoint import link_checkpoint
 from ldm_lightning.utils.small_files import read_yaml
@@ -34,19 +36,17 @@ def resumed_from(cfg: DictConfig, run_folder: RunFolder) -> Path | None:
     stored = read_yaml(run_folder.config)  # checked before Hydra composed this command
     checkpoint = resume_point(run_folder, str(cfg.resume), first_save=_first_save(stored))
     if checkpoint is None:
-        log.warning(
-            "There is no checkpoint yet: the run starts anew, and rows of metrics.csv, up to "
-            "update %d, are written again.",
-            last_update(run_folder),
-        )
+        if launched().is_first:
+            log.warning(
+                "There is no checkpoint yet: the run starts anew, and rows of metrics.csv, up to "
+                "update %d, are written again.",
+                last_update(run_folder),
+            )
         return None
     now = OmegaConf.to_container(cfg, resolve=True)
-    check_changes(stored, now, run_folder.path)
-    if (step := stored_step(checkpoint)) > cfg.max_steps:
-        raise ValueError(
-            f"max_steps={cfg.max_steps}, but {checkpoint} is at update {step} already: give "
-            f"max_steps={step} or more, or an earlier checkpoint."
-        )
+    assert isinstance(now, dict)
+    check_changes(stored, {str(key): value for key, value in now.items()}, run_folder.path)
+    check_length(cfg.max_steps, done=stored_step(checkpoint), path=checkpoint)
     return checkpoint
 
 

@@ -86,8 +86,11 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     )
     sampler = _sampler_config(cfg.sampler, opened)
     image_sampler = generator.opened_sampler(opened, sampler, seed=cfg.seed)
-    num_classes = image_sampler.conditioner.num_classes
-    labels = _labels(cfg.labels, cfg.num_samples, None if cfg.prior else num_classes)
+    labels = None
+    if image_sampler.classes is not None and not cfg.prior:
+        labels = _labels(cfg.labels, cfg.num_samples, opened)
+    elif cfg.labels is not None:
+        raise ValueError(f"labels={cfg.labels}, but these images depend on no label; leave it out.")
     computing = measure.choose_computing(str(cfg.precision))
     facts = {
         "checkpoint": str(opened.path.absolute()),
@@ -104,7 +107,7 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     if process_rank() == 0:
         _refuse_others(run_folder, facts)
         run_folder.update_summary({"state": "running", "name": "sample", "samples": facts})
-        (run_folder.path / "labels.json").write_text(json.dumps(labels) + "\n", encoding="utf-8")
+        _write_labels(labels, opened, run_folder.path, cfg.num_samples)
     missing = [n for n in range(cfg.num_samples) if not _path(run_folder, n).is_file()]
     wait_for_all()  # nobody writes before everybody has seen what is missing
     log.info("%d images, of which %d are to be made.", cfg.num_samples, len(missing))
@@ -116,12 +119,12 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
             if cfg.prior:
                 images = image_sampler.prior_images(numbers)
             else:
-                wanted = None if num_classes is None else [labels[n] for n in numbers]
+                wanted = None if labels is None else [labels[n] for n in numbers]
                 images = image_sampler.images(numbers, wanted)
             _save(images.float().cpu(), numbers, run_folder)
     wait_for_all()
     if process_rank() == 0:
-        _summarise(cfg, run_folder, labels, num_classes)
+        _summarise(cfg, run_folder, labels, num_columns=len(image_sampler.classes or ()))
     return {
         "num_samples": cfg.num_samples,
         "versions": package_versions(),
@@ -145,31 +148,60 @@ def _sampler_config(given: DictConfig, opened: OpenedSecondStage) -> DictConfig:
 
 
 def _labels(
-    given: int | ListConfig | None, num_samples: int, num_classes: int | None
-) -> list[int | None]:
-    """The class of each sample; None for a model without classes.
+    given: int | str | ListConfig | None, num_samples: int, opened: OpenedSecondStage
+) -> list[int]:
+    """The class of each sample of a class-conditional model.
 
     Raises:
-        ValueError: If labels are given to a model without classes, or one is out of range.
+        ValueError: If a label or name is not one of the model's, or it saw no image of it.
     """
+    from ldm_lightning.data.class_names import class_label, did_you_mean
     from ldm_lightning.sampler.images import default_labels
 
-    if num_classes is None:
-        if given is not None:
-            raise ValueError(f"labels={given}, but these images depend on no label; leave it out.")
-        return [None] * num_samples
+    classes, names = opened.trained_classes, opened.class_names
     if given is None:
-        in_turn = default_labels(range(num_samples), num_classes)
+        in_turn = default_labels(range(num_samples), classes)
         assert in_turn is not None
-        return list(in_turn)
+        return in_turn
     wanted = list(given) if isinstance(given, ListConfig) else [given]
-    wrong = [x for x in wanted if not isinstance(x, int) or not 0 <= x < num_classes]
-    if wrong or not wanted:
-        raise ValueError(
-            f"labels={given}: this model has the classes 0 to {num_classes - 1}; give one, or a "
-            "list of them."
-        )
-    return [wanted[number % len(wanted)] for number in range(num_samples)]
+    num_classes = opened.networks.conditioner.num_classes or 0
+    labels: list[int] = []
+    for value in wanted:
+        if isinstance(value, str) and value in (names or ()):
+            value = (names or []).index(value)
+        if isinstance(value, str):
+            near = did_you_mean(value, names) if names else ", and their names are not known"
+            raise ValueError(
+                f"labels={given}: {value!r} is none of the {num_classes} classes{near}."
+            )
+        if isinstance(value, bool) or not isinstance(value, int) or value not in range(num_classes):
+            raise ValueError(
+                f"labels={given}: this model has the classes 0 to {num_classes - 1}; give one by "
+                "number or name, or a list of them."
+            )
+        if value not in classes:
+            raise ValueError(
+                f"labels={given}: the model saw no image of the class {class_label(value, names)}."
+            )
+        labels.append(value)
+    if not labels:
+        raise ValueError(f"labels={given} names no class; give one, or leave it out for all.")
+    return [labels[number % len(labels)] for number in range(num_samples)]
+
+
+def _write_labels(
+    labels: list[int] | None, opened: OpenedSecondStage, folder: Path, num_samples: int
+) -> None:
+    """Write ``labels.json``: ``labels`` and ``names`` of the classes, an entry an image."""
+    names = opened.class_names
+    unknown = [None] * num_samples
+    content: dict[str, Sequence[int | str | None]] = {
+        "labels": unknown if labels is None else labels,
+        "names": unknown
+        if labels is None or names is None
+        else [names[label] if label < len(names) else None for label in labels],
+    }
+    (folder / "labels.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def _refuse_others(run_folder: RunFolder, facts: dict[str, Any]) -> None:
@@ -224,7 +256,7 @@ def _with_progress(batches: Sequence[Any], total: int) -> Any:
 
 
 def _summarise(
-    cfg: DictConfig, run_folder: RunFolder, labels: list[int | None], num_classes: int | None
+    cfg: DictConfig, run_folder: RunFolder, labels: list[int] | None, *, num_columns: int
 ) -> None:
     """Write the grid, and where wanted the npz."""
     import numpy as np
@@ -238,7 +270,7 @@ def _summarise(
         np.asarray(Image.open(_path(run_folder, number), formats=("PNG",))) for number in shown
     ]
     tiles = torch.stack([torch.from_numpy(np.atleast_3d(a).copy()) for a in arrays])
-    columns = num_classes if num_classes is not None and 2 <= num_classes <= 16 else 10
+    columns = num_columns if 2 <= num_columns <= 16 else 10
     save_grid(
         from_uint8(tiles.permute(0, 3, 1, 2)), run_folder.path / "grid.png", num_columns=columns
     )
@@ -248,7 +280,7 @@ def _summarise(
             [np.asarray(Image.open(_path(run_folder, n), formats=("PNG",))) for n in numbers]
         )
         contents = [everything]  # ADM's evaluator reads arr_0, and class labels from arr_1
-        if num_classes is not None and not cfg.prior:
+        if labels is not None:
             contents.append(np.asarray(labels))
         np.savez(run_folder.path / "samples.npz", *contents)
 

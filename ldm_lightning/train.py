@@ -30,6 +30,8 @@ from ldm_lightning.utils.launch import launched
 from ldm_lightning.utils.run_folder import RunFolder, has_begun
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import lightning.pytorch as pl
 
     from ldm_lightning.data.module import MapDataModule
@@ -94,7 +96,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         from ldm_lightning.resume_point import resumed_from
 
         resumed = resumed_from(cfg, run_folder)
-    if not continues:
+    else:
         choices = runtime.runtime.choices
         log.info("scale=%s shrinks %s.", choices["scale"], cfg.scale_description)
         if choices["scale"] != "paper":
@@ -110,7 +112,6 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     from ldm_lightning import build
     from ldm_lightning.hardware import prepare_networks
     from ldm_lightning.resume_point import go_back
-    from ldm_lightning.utils.checkpoint import check_fits, stored_weights
     from ldm_lightning.utils.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
 
@@ -119,20 +120,21 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         torch.cuda.set_device(launched().local_rank)  # for what is measured before training
     features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
     torch.manual_seed(cfg.seed)
-    data = build.build_data(cfg)
+    data = _build_data(cfg, resumed)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
     trainer = build.build_trainer(cfg, run_folder)
+    data.check_workers(training=cfg.train, num_devices=trainer.num_devices)
     if cfg.train and trainer.is_global_zero:
         counts = data.counts(trainer.world_size)
         log.info("%s", counts)
         run_folder.update_summary({"data": asdict(counts)})
     build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
     module = build_module(cfg, data, features, trainer, run_folder, resumed)
+    if cfg.train:
+        build.check_monitors(trainer, module, data)
     loaded = None
-    if resumed is not None:  # before config.yaml is replaced by one that may not fit
-        check_fits(module, stored_weights(resumed), resumed)
-    elif cfg.checkpoint is not None:
+    if resumed is None and cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
     if cfg.train:
         data.identify()  # last of the checks: it may read every file, once
@@ -171,12 +173,27 @@ def _first_stage_module(
 ) -> UpdatingModule:
     from ldm_lightning import build
     from ldm_lightning.data.module import ImageDataModule
+    from ldm_lightning.module.contents import check_continues
 
     if not isinstance(data, ImageDataModule):
         raise ValueError("A first stage is trained on images: data=latents holds none.")
-    return build.build_module(
+    module = build.build_module(
         cfg, protocol=data.protocol("val"), num_devices=trainer.world_size, features=features
     )
+    if resumed is not None:
+        check_continues(resumed, trainer=trainer, module=module)
+    return module
+
+
+def _build_data(cfg: DictConfig, last: Path | None) -> MapDataModule:
+    """Build the data; a second stage goes on with the class ids of its checkpoint, if any."""
+    from ldm_lightning import build, second_stage
+    from ldm_lightning.utils.run_folder import find_checkpoint
+
+    if cfg.stage == "first":
+        return build.build_data(cfg)
+    given = None if cfg.checkpoint is None else find_checkpoint(cfg.checkpoint)
+    return second_stage.build_data(cfg, start=last or given)
 
 
 def _second_stage_module(
@@ -191,15 +208,17 @@ def _second_stage_module(
     from ldm_lightning import second_stage
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.gate import run_gate
-    from ldm_lightning.utils.checkpoint import load_file
+    from ldm_lightning.module.contents import check_continues
 
+    second_stage.check_labels(cfg, data)
     second_stage.resolve_condition(cfg, num_classes=data.num_classes)
     first_stage = second_stage.build_first_stage(cfg, data)
     module = second_stage.build_module(
         cfg, data=data, first_stage=first_stage, features=features, num_devices=trainer.world_size
     )
-    if resumed is not None:  # its latents are normalized already
-        module.use_first_stage_of(load_file(resumed, device="meta")["second_stage"])
+    if resumed is not None:  # before the waiting begins; its latents are normalized already
+        content = check_continues(resumed, trainer=trainer, module=module)
+        module.use_first_stage_of(content["second_stage"])
     if launched().is_first:
         run_gate(
             cfg.gate,
@@ -233,6 +252,7 @@ def _report(module: pl.LightningModule, run_folder: RunFolder, *, facts: dict[st
     """Print the final metrics and where everything is; ``facts`` go into their protocol."""
     from ldm_lightning.metrics.names import METRICS
     from ldm_lightning.reporting.table import print_metrics
+    from ldm_lightning.utils.facts import count_told
 
     summary = run_folder.read_summary()
     protocol: dict[str, Any] = {}
@@ -247,7 +267,7 @@ def _report(module: pl.LightningModule, run_folder: RunFolder, *, facts: dict[st
         summary.get("metrics", {}),
         {name: metric.meaning for name, metric in METRICS.items()},
         title=f"{summary.get('state', 'done')} at update {summary.get('step', 0)}",
-        counts={name: entry["num_images"] for name, entry in protocol.items()},
+        counts={name: count_told(entry) for name, entry in protocol.items()},
     )
     for name, file in (("Reconstructions", "reconstruction"), ("Samples", "samples")):
         grid = run_folder.images / f"{file}_latest.png"

@@ -6,6 +6,7 @@ the number of updates is all that is taken from a checkpoint. The place in the d
 data's own loader, in images (see ``data/position.py``).
 """
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -106,6 +107,19 @@ class _ValidationLoop(_EvaluationLoop):
         """Continue from what was stored."""
         super().on_load_checkpoint(state_dict)
         self.validated_step = state_dict["validated_step"]
+
+
+def check_length(max_steps: int, *, done: int, path: Path) -> None:
+    """Refuse to continue a run that is longer than it is asked to become.
+
+    Raises:
+        ValueError: Naming both numbers of updates and the checkpoint.
+    """
+    if done > max_steps:
+        raise ValueError(
+            f"max_steps={max_steps} is less than the {done} updates that {path} holds. Give at "
+            f"least {done}."
+        )
 
 
 def use_update_loop(trainer: pl.Trainer, *, accumulate_batches: int) -> pl.Trainer:

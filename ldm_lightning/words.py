@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+
+from ldm_lightning.utils.home import PLAIN, quoted
 
 
 def parsed(words: Iterable[str]) -> list[Override]:
@@ -40,11 +43,15 @@ def literal(value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return str(value).lower() if isinstance(value, bool) else repr(value)
     if isinstance(value, str):
-        # A backslash counts before a quote alone.
-        escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-        return f"'{escaped}'"
+        return quoted(value)
     if isinstance(value, (list, tuple)):
         return f"[{','.join(literal(item) for item in value)}]"
     if not all(re.fullmatch(r"[\w./@-]+", str(name)) for name in value):
         raise ValueError(f"A mapping with the names {sorted(map(str, value))} cannot be restored.")
     return "{" + ",".join(f"{name}:{literal(item)}" for name, item in value.items()) + "}"
+
+
+def path_word(key: str, path: Path) -> str:
+    """``key=path``, quoted where Hydra would read more into the path."""
+    text = str(path)
+    return f"{key}={text if PLAIN.fullmatch(text) else quoted(text)}"

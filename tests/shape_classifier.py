@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm_lightning.data.folder_batches import folder_batches
-from ldm_lightning.data.image_folder import list_images
+from ldm_lightning.data.folder_listing import list_images
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.shapes import CLASS_NAMES, VERSION, Shapes
 from ldm_lightning.hardware import native_bf16
@@ -204,7 +204,7 @@ def labels_of(names: list[str], folder: Path, labels_from: str) -> list[int | No
     path = folder / "labels.json"
     if not path.is_file():
         return [None] * len(names)
-    labels = json.loads(path.read_text(encoding="utf-8"))
+    labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
     numbers = [Path(name).stem for name in names]
     if any(not number.isdecimal() or int(number) >= len(labels) for number in numbers):
         raise ValueError(f"{path} has {len(labels)} entries, which do not number the images.")
@@ -222,7 +222,7 @@ def read_samples(network: nn.Module, folder: Path, labels_from: str) -> dict:
         ValueError: If there is no image, one is not 32 x 32, or labels do not fit.
     """
     root = folder / "images" if (folder / "images").is_dir() else folder
-    names = list_images(root, key="--samples")
+    names = list_images(root, key="--samples").names
     batches = list(folder_batches(root, names, channels=3, batch_size=500))
     if wrong := [batch for batch in batches if batch.shape[2:] != (SIZE, SIZE)]:
         height, width = wrong[0].shape[2:]

@@ -49,7 +49,7 @@ def write_samples(folder: Path, images: list[bytes], labels: list[int | None]) -
     (folder / "images").mkdir(parents=True)
     for number, image in enumerate(images):
         (folder / "images" / f"{number:06d}.jpg").write_bytes(image)
-    (folder / "labels.json").write_text(json.dumps(labels))
+    (folder / "labels.json").write_text(json.dumps({"labels": labels}))
     return folder
 
 

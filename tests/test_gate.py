@@ -67,11 +67,12 @@ def changed_decoder(run, folder, change):
 
 @pytest.fixture
 def damaged(good, tmp_path):
-    """Noise as large as the weights themselves."""
+    """Noise four times as large as the weights: worse than what four updates have reached."""
     generator = torch.Generator().manual_seed(0)
 
     def perturb(tensor):
-        return tensor + tensor.std(correction=0) * torch.randn(tensor.shape, generator=generator)
+        noise = torch.randn(tensor.shape, generator=generator)
+        return tensor + 4 * tensor.std(correction=0) * noise
 
     return changed_decoder(good, tmp_path / "damaged", perturb)
 

@@ -36,7 +36,7 @@ def write(folder, classes):
 
 def test_shares_are_those_of_the_images(tmp_path):
     write(tmp_path / "images", [0, 1, 1, 3])
-    (tmp_path / "labels.json").write_text(json.dumps([0, 1, 2, None]))
+    (tmp_path / "labels.json").write_text(json.dumps({"labels": [0, 1, 2, None]}))
     result = read_samples(ByMean(), tmp_path, "labels.json")
     assert (result["num_images"], result["num_labelled"]) == (4, 3)
     assert result["requested_class_read"] == pytest.approx(2 / 3)
@@ -64,7 +64,7 @@ def test_classes_in_names(tmp_path):
 
 
 def test_labels_that_do_not_fit_are_refused(tmp_path):
-    (tmp_path / "labels.json").write_text("[0]")
+    (tmp_path / "labels.json").write_text('{"labels": [0]}')
     with pytest.raises(ValueError, match="1 entries"):
         labels_of(["000001.png"], tmp_path, "labels.json")
 

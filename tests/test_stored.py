@@ -7,6 +7,7 @@ import yaml
 
 from ldm_lightning.resume import continued_arguments
 from ldm_lightning.stored import own_targets, read_composition, read_config, read_config_keys
+from ldm_lightning.words import parsed, value_of
 from tests.test_resume import STARTS, begin
 
 
@@ -77,10 +78,11 @@ def test_a_hostile_configuration_is_refused_before_anything_happens(
 def test_text_from_a_file_stays_text(folder):
     """Whatever it holds, it is one value of its key, and no word of its own."""
     texts = ["a' hydra.run.dir=x", "\\", "[1,2]", "null", "a\nb", "$x", "it's \\' {a:1}"]
-    for text in texts:
-        change(folder / "config.yaml", "name", value=text)
-        arguments = continued_arguments([f"resume={folder}"])
-        assert [word for word in arguments if word.startswith("++name=")] == arguments[-2:-1]
+    change(folder / "config.yaml", "run_group", value=texts)
+    words = parsed(continued_arguments([f"resume={folder}"]))
+    assert value_of(words, "run_group") == texts
+    keys = {word.key_or_group.partition(".")[0] for word in words}
+    assert keys <= {*yaml.safe_load((folder / "config.yaml").read_text()), "experiment", "scale"}
 
 
 @pytest.mark.parametrize(

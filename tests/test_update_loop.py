@@ -12,6 +12,7 @@ from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.run_summary import RunSummary
 from ldm_lightning.reporting.metrics_csv import MetricsCsv
 from ldm_lightning.reporting.metrics_file import read_metrics
+from ldm_lightning.update_loop import check_length
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
 from tests.callbacks.tiny_module import TinyModule, fit, make_trainer
@@ -151,3 +152,9 @@ def test_another_length_holds(tmp_path, stopped_at, steps, expected):
     assert run(tmp_path, steps=steps) == expected
     assert load_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == steps
     assert RunFolder(tmp_path).read_summary()["state"] == "finished"
+
+
+def test_fewer_updates_than_are_done_are_refused():
+    check_length(8, done=8, path=Path("last.ckpt"))
+    with pytest.raises(ValueError, match=r"max_steps=7.* 8 .*last\.ckpt"):
+        check_length(7, done=8, path=Path("last.ckpt"))

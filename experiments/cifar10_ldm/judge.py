@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ldm_lightning.data.decoding import decode_image
 from ldm_lightning.data.folder_batches import folder_batches
-from ldm_lightning.data.image_folder import list_images
+from ldm_lightning.data.folder_listing import list_images
 from ldm_lightning.data.shards import LocalShards
 from ldm_lightning.data.webdataset import TarSource
 from ldm_lightning.hardware import native_bf16
@@ -71,7 +71,7 @@ class Judge(nn.Module):
 def open_split(folder: Path, split: str) -> TarSource:
     """Index one split, ``train`` or ``val`` (the test set), of the data."""
     store = LocalShards()
-    samples = store.index(store.find(str(folder), split=split))
+    samples = store.index(store.find(str(folder), split=split)).samples
     source = TarSource(samples, store, root=str(folder), split=split)
     if source.num_classes != NUM_CLASSES:
         raise ValueError(f"{folder} has {source.num_classes} classes, expected {NUM_CLASSES}.")
@@ -192,7 +192,7 @@ def read_folder(folder: Path) -> tuple[Tensor, list[int | None]]:
         ValueError: If images are missing or not 32 x 32, or the labels do not fit them.
     """
     root = folder / "images" if (folder / "images").is_dir() else folder
-    names = list_images(root, key="the folder ")
+    names = list_images(root, key="the folder ").names
     batches = []
     for batch in folder_batches(root, names, channels=3, batch_size=500):
         if batch.shape[2:] != (SIZE, SIZE):
@@ -201,7 +201,7 @@ def read_folder(folder: Path) -> tuple[Tensor, list[int | None]]:
             )
         batches.append(to_uint8(batch))
     path = folder / "labels.json"
-    labels = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    labels = json.loads(path.read_text(encoding="utf-8"))["labels"] if path.is_file() else None
     if labels is None:
         return torch.cat(batches), [None] * len(names)
     numbers = [Path(name).stem for name in names]

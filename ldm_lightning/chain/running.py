@@ -13,12 +13,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ldm_lightning.chain.steps import Step, continued, path_word
+from ldm_lightning.chain.steps import Step, continued
 from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.reporting.table import print_metrics
+from ldm_lightning.utils.facts import count_told
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.small_files import read_json
+from ldm_lightning.words import path_word
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +249,7 @@ def _finish(run_folder: RunFolder) -> None:
         {name: value for name, value in metrics.items() if name in protocol},
         {name: metric.meaning for name, metric in METRICS.items()},
         title="test: reconstructions; gen: samples; prior: decoded noise, to be beaten",
-        counts={name: entry["num_images"] for name, entry in protocol.items()},
+        counts={name: count_told(entry) for name, entry in protocol.items()},
     )
     for what, file in PICTURES.items():
         if (run_folder.path / file).is_file():

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ldm_lightning.data.formats import PILLOW_FORMATS
+from ldm_lightning.data.value_range import ValueRange, WideType, is_wide_color
 from ldm_lightning.utils.files import read_regular
 
 # Pillow's own limit, about 89 million pixels: a file of a few kilobytes can claim any size.
@@ -44,20 +45,27 @@ class UnreadableImageError(ValueError):
 
 
 def decode_image(
-    file: Path | bytes, *, channels: int, name: str | None = None, least_side: int | None = None
+    file: Path | bytes,
+    *,
+    channels: int,
+    name: str | None = None,
+    value_range: ValueRange | None = None,
+    least_side: int | None = None,
 ) -> Tensor:
     """Decode an image file.
 
     The EXIF orientation is applied. Transparency, in an alpha channel or a palette, is composited
-    over white. 16-bit greys are scaled to 8 bits (divided by 257), not clipped. CMYK, palette and
-    other colour spaces become RGB; for one channel, colours become luma (ITU-R 601). Of an
-    animation the first frame is taken.
+    over white. Greys of more than 8 bits are scaled from ``value_range`` or the full range of their
+    type to 8 bits. CMYK, palette and other colour spaces become RGB; for one channel, colours
+    become luma (ITU-R 601). Of an animation the first frame is taken.
 
     Args:
         file: Path of the file, or its bytes.
         channels: Channels of the result. 1 and 3 can be had from every file; any other number only
             from 8-bit files that hold exactly so many, which are then returned as stored.
         name: What errors call the file; by default its path.
+        value_range: Of the values of grey files of more than 8 bits; what lies outside is clipped.
+            None takes the full range of their type, which floating-point numbers do not have.
         least_side: A JPEG file of more than ``MAX_ORDINARY_PIXELS`` is decoded at a half, a quarter
             or an eighth of its size as long as both sides keep so many pixels, which takes as much
             less memory; None decodes it at its own size.
@@ -74,13 +82,19 @@ def decode_image(
         data = read_regular(file, max_bytes=MAX_FILE_BYTES) if isinstance(file, Path) else file
         with Image.open(BytesIO(data), formats=PILLOW_FORMATS) as image:
             _check_size(image)
+            wide = WideType.of(image)
+            if value_range is not None and is_wide_color(image):
+                raise ValueError(
+                    "data.value_range does not apply to colors of 16 bits a channel, of which 8 "
+                    "are read; convert the file to 8 bits."
+                )
             if image.format in ("JPEG", "MPO"):
                 _check_scans(data)
             if least_side is not None and image.width * image.height > MAX_ORDINARY_PIXELS:
                 image.draft(image.mode, (least_side, least_side))
             image.load()
             orientation = image.getexif().get(ORIENTATION)
-            pixels = _to_pixels(image, channels)
+            pixels = _to_pixels(image, channels, wide, value_range)
             kind = f"{len(image.getbands())} channel(s) ({image.mode})"
     except Exception as err:  # decoders raise nearly anything on damaged bytes
         reason = str(err) or type(err).__name__
@@ -93,6 +107,21 @@ def decode_image(
     del image  # a large one and a turned copy of its pixels would take twice the memory
     # A view: laying out the channels one by one would take as long as resizing.
     return torch.from_numpy(_turned(pixels, orientation)).permute(2, 0, 1)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file as it is shown, from its header.
+
+    Raises:
+        UnreadableImageError: If there is none.
+    """
+    try:
+        with Image.open(path, formats=PILLOW_FORMATS) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            width, height = image.size
+    except Exception as err:  # as above
+        raise UnreadableImageError(f"Cannot read {path}: {str(err) or type(err).__name__}") from err
+    return (width, height) if turned else (height, width)
 
 
 def _check_size(image: Image.Image) -> None:
@@ -117,7 +146,9 @@ def _check_scans(data: bytes) -> None:
         place += int.from_bytes(data[place : place + 2], "big")
 
 
-def _to_pixels(image: Image.Image, channels: int) -> np.ndarray | None:
+def _to_pixels(
+    image: Image.Image, channels: int, wide: WideType | None, value_range: ValueRange | None
+) -> np.ndarray | None:
     """Return uint8 [H, W, C], or None where the file does not have ``channels`` channels.
 
     Some rows at a time: converting a large image as a whole takes three times its memory.
@@ -125,7 +156,10 @@ def _to_pixels(image: Image.Image, channels: int) -> np.ndarray | None:
     pixels: np.ndarray | None = None
     for top in range(0, image.height, ROWS_AT_ONCE):
         bottom = min(top + ROWS_AT_ONCE, image.height)
-        rows = _strip_to_pixels(image.crop((0, top, image.width, bottom)), channels)
+        strip = image.crop((0, top, image.width, bottom))
+        if wide is not None:
+            strip = Image.fromarray(wide.to_bytes(wide.values(strip), value_range))
+        rows = _strip_to_pixels(strip, channels)
         if rows is None:
             return None
         if pixels is None:
@@ -151,12 +185,6 @@ def _strip_to_pixels(image: Image.Image, channels: int) -> np.ndarray | None:
         if bands.dtype != np.uint8 or bands.ndim != 3 or bands.shape[2] != channels:
             return None
         return bands
-    if image.mode == "F":
-        raise ValueError(
-            "pixels are floating-point numbers of unknown range; convert the file to 8 or 16 bits."
-        )
-    if image.mode.startswith("I"):
-        image = Image.fromarray(_scale_16_bit(np.asarray(image)))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -166,14 +194,3 @@ def _strip_to_pixels(image: Image.Image, channels: int) -> np.ndarray | None:
         image = image.convert("RGB").convert(mode)
     pixels = np.array(image)
     return pixels[..., None] if channels == 1 else pixels
-
-
-def _scale_16_bit(values: np.ndarray) -> np.ndarray:
-    """Scale integers in [0, 65535] to uint8, [H, W]."""
-    wide = values.astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise ValueError(
-            f"pixels span [{wide.min()}, {wide.max()}], which is no 16-bit range; convert the file "
-            "to 8 or 16 bits."
-        )
-    return ((wide + 128) // 257).astype(np.uint8)

@@ -1,5 +1,6 @@
 """Data sets of encoded images, in folders or tars: read, decode, crop; skip what is damaged."""
 
+import logging
 from typing import Protocol
 
 from torch import Tensor
@@ -17,7 +18,13 @@ from ldm_lightning.data.transforms import (
     as_size,
     augmentation_generator,
 )
+from ldm_lightning.data.trial_reading import found_in_some
+from ldm_lightning.data.value_range import ValueRange
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
+from ldm_lightning.utils.launch import launched
 from ldm_lightning.utils.random import derive_seed
+
+log = logging.getLogger(__name__)
 
 # A training sample that cannot be read is replaced by another, which may be damaged too.
 MAX_REPLACEMENTS = 100
@@ -32,6 +39,7 @@ class ImageSource(Protocol):
     split: str
     num_classes: int | None
     class_names: list[str] | None
+    label_gap: str
 
     def __len__(self) -> int:
         """Images of the source."""
@@ -62,6 +70,10 @@ class ImageSource(Protocol):
         """Return the image's label and caption, where known."""
         ...
 
+    def class_counts(self) -> list[int] | None:
+        """Images of each class, where there are classes."""
+        ...
+
 
 class EncodedImages(Dataset[Sample | None]):
     """What both kinds of data set below share.
@@ -70,8 +82,11 @@ class EncodedImages(Dataset[Sample | None]):
         source: Where the encoded images come from.
         transform: Crop to the size of the samples.
         image_channels: Channels of the samples.
+        value_range: Of grey files of more than 8 bits; None: the full range of their type.
         max_bad_share: Share of the source that may be unreadable before the run is stopped.
     """
+
+    windows_per_image = 1
 
     def __init__(
         self,
@@ -79,6 +94,7 @@ class EncodedImages(Dataset[Sample | None]):
         *,
         transform: TrainTransform | EvalTransform,
         image_channels: int,
+        value_range: ValueRange | None,
         max_bad_share: float,
     ) -> None:
         self.source = source
@@ -86,15 +102,21 @@ class EncodedImages(Dataset[Sample | None]):
         self.crop = transform.description
         self._least_side = transform.least_side
         self.image_channels = image_channels
+        self.value_range = value_range
         self.data_name = source.data_name
         self.root = source.root
         self.split = source.split
         self.num_classes = source.num_classes
         self.class_names = source.class_names
+        self.label_gap = source.label_gap
         self.identified_by = source.identified_by
         self.bad_file_log = BadFileLog(
             split=source.split, num_files=len(source), max_bad_share=max_bad_share
         )
+
+    def class_counts(self) -> list[int] | None:
+        """Images of each class, where there are classes."""
+        return self.source.class_counts()
 
     def digest(self) -> str:
         """Short hash of the files' contents, names and labels, as they were at the first call."""
@@ -108,6 +130,7 @@ class EncodedImages(Dataset[Sample | None]):
                 self.source.read(index),
                 channels=self.image_channels,
                 name=name,
+                value_range=self.value_range,
                 least_side=self._least_side,
             )
         except (OSError, UnreadableImageError, MemoryError) as err:
@@ -133,6 +156,7 @@ class TrainImages(EncodedImages):
         eval_transform: Crop of ``without_augmentation``.
         seed: The run's seed.
         image_channels: Channels of the samples.
+        value_range: Of grey files of more than 8 bits; None: the full range of their type.
         max_bad_share: Share of the source that may be unreadable before the run is stopped.
     """
 
@@ -144,12 +168,14 @@ class TrainImages(EncodedImages):
         eval_transform: EvalTransform,
         seed: int,
         image_channels: int,
+        value_range: ValueRange | None,
         max_bad_share: float,
     ) -> None:
         super().__init__(
             source,
             transform=transform,
             image_channels=image_channels,
+            value_range=value_range,
             max_bad_share=max_bad_share,
         )
         self.transform = transform
@@ -169,6 +195,7 @@ class TrainImages(EncodedImages):
             self.source,
             transform=self.eval_transform,
             image_channels=self.image_channels,
+            value_range=self.value_range,
             max_bad_share=self.bad_file_log.max_bad_share,
         )
 
@@ -202,6 +229,7 @@ class EvalImages(EncodedImages):
         source: Where the encoded images come from.
         transform: Crop, one or several an image.
         image_channels: Channels of the samples.
+        value_range: Of grey files of more than 8 bits; None: the full range of their type.
         max_bad_share: Share of the source that may be unreadable before the run is stopped.
     """
 
@@ -211,33 +239,36 @@ class EvalImages(EncodedImages):
         *,
         transform: EvalTransform,
         image_channels: int,
+        value_range: ValueRange | None,
         max_bad_share: float,
     ) -> None:
         super().__init__(
             source,
             transform=transform,
             image_channels=image_channels,
+            value_range=value_range,
             max_bad_share=max_bad_share,
         )
         self.transform = transform
+        self.windows_per_image = transform.crops_per_image
         # Windows of one image follow one another: keep the image instead of decoding it for each.
         self._latest: tuple[int, Tensor | None] | None = None
 
     def __len__(self) -> int:
-        return len(self.source) * self.transform.crops_per_image
+        return len(self.source) * self.windows_per_image
 
     def key(self, index: int) -> str:
         """Name of a sample: the file's, and the window's number where there are several."""
-        image, number = divmod(index, self.transform.crops_per_image)
+        image, number = divmod(index, self.windows_per_image)
         name = self.source.name(image)
-        return name if self.transform.crops_per_image == 1 else f"{name}#{number}"
+        return name if self.windows_per_image == 1 else f"{name}#{number}"
 
     def without_augmentation(self) -> "EvalImages":
         """Itself: an evaluation split is never augmented."""
         return self
 
     def __getitem__(self, key: SampleKey) -> Sample | None:
-        index, number = divmod(key.index, self.transform.crops_per_image)
+        index, number = divmod(key.index, self.windows_per_image)
         if self._latest is None or self._latest[0] != index:
             self._latest = (index, self._decode(index))
         image = self._latest[1]
@@ -247,36 +278,13 @@ class EvalImages(EncodedImages):
         return self._sample(window, index, self.key(key.index))
 
 
-def is_validation_name(name: str, val_share: float) -> bool:
-    """Whether a file without a split of its own is held out.
-
-    A hash of the name decides, so a file never changes sides when others are added or removed.
-    """
-    return derive_seed("validation split", name) < val_share * 2**63
-
-
-def check_split(num_train: int, num_val: int, *, root: str, val_share: float) -> None:
-    """Stop where one side of a split by ``val_share`` is empty.
-
-    Raises:
-        ValueError: If either number is 0.
-    """
-    if not 0 < val_share < 1:
-        raise ValueError(f"data.val_share must lie between 0 and 1, got {val_share}.")
-    if num_train == 0 or num_val == 0:
-        raise ValueError(
-            f"Holding out data.val_share={val_share:g} of {num_train + num_val} image(s) under "
-            f"{root} leaves {num_train} to train on and {num_val} to validate on. Add images, "
-            "change data.val_share, or give data.val_root."
-        )
-
-
 def encoded_data_module(
     train_source: ImageSource,
     val_source: ImageSource,
     *,
     resolution: int | tuple[int, int],
     image_channels: int,
+    value_range: ValueRange | None,
     train_crop: str,
     crop_scale: tuple[float, float],
     flip: bool,
@@ -289,8 +297,12 @@ def encoded_data_module(
     max_val_images: int | None,
     seed: int,
     shuffle: ShardShuffle | None = None,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ImageDataModule:
     """Join two sources of encoded images and the settings that folders and tars have in common."""
+    if launched().is_first:
+        for warning in found_in_some(train_source, value_range):
+            log.warning(warning)
     size = as_size(resolution)
     train_transform = TrainTransform(
         size=size, crop=train_crop, scale=(crop_scale[0], crop_scale[-1]), flip=flip
@@ -307,17 +319,20 @@ def encoded_data_module(
             eval_transform=eval_transform,
             seed=seed,
             image_channels=image_channels,
+            value_range=value_range,
             max_bad_share=max_bad_share,
         ),
         EvalImages(
             val_source,
             transform=eval_transform,
             image_channels=image_channels,
+            value_range=value_range,
             max_bad_share=max_bad_share,
         ),
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,
+        worker_timeout_seconds=worker_timeout_seconds,
         seed=seed,
         max_val_images=max_val_images,
         shuffle=shuffle,

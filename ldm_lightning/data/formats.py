@@ -4,8 +4,6 @@ A suffix decides whether a file is listed. Its content decides how it is decoded
 formats here: a PNG that is called .jpg is read.
 """
 
-from pathlib import PurePosixPath
-
 from PIL import features
 
 FORMAT_OF_SUFFIX = {
@@ -61,7 +59,8 @@ IMAGE_SUFFIXES = tuple(s for s, format_ in FORMAT_OF_SUFFIX.items() if format_ i
 
 def suffix_of(name: str) -> str:
     """Lower-case suffix with the dot; empty where the file's name has none."""
-    return PurePosixPath(name).suffix.lower()
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return f".{suffix.lower()}" if stem and dot else ""
 
 
 def is_image_name(name: str) -> bool:

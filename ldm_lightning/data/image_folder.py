@@ -1,18 +1,32 @@
 """Any folder of images, flat or with sub-folders for classes."""
 
 import json
-import os
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ldm_lightning.data.class_names import check_class_names, class_names_of, shortened
 from ldm_lightning.data.decoding import MAX_FILE_BYTES
-from ldm_lightning.data.encoded import check_split, encoded_data_module, is_validation_name
+from ldm_lightning.data.encoded import encoded_data_module
+from ldm_lightning.data.folder_listing import FolderListing, list_images
+from ldm_lightning.data.left_out import say_what_is_not_read
 from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.separation import (
+    check_no_splits_inside,
+    check_separate,
+    check_split,
+    first_names,
+    is_validation_name,
+)
+from ldm_lightning.data.value_range import ValueRange
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.content import FileHashes, combined_hash
 from ldm_lightning.utils.files import read_regular
+from ldm_lightning.utils.launch import launched
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+log = logging.getLogger(__name__)
 
 
 class FolderSource:
@@ -26,6 +40,7 @@ class FolderSource:
         class_names: Sorted names of the classes; None where there are none.
         split: Which split these files are.
         hashes: Knows what the files hold.
+        label_gap: Why there are no classes, where another split has some.
     """
 
     data_name = "image_folder"
@@ -39,7 +54,9 @@ class FolderSource:
         class_names: list[str] | None,
         split: str,
         hashes: FileHashes,
+        label_gap: str = "",
     ) -> None:
+        self.label_gap = label_gap
         self.root = str(root)
         self._hashes = hashes
         self._identity: str | None = None
@@ -75,6 +92,13 @@ class FolderSource:
         """Return all images: one file is as quick to read as another."""
         return range(len(self))
 
+    def class_counts(self) -> list[int] | None:
+        """Images of each class, where there are classes."""
+        if self.class_names is None:
+            return None
+        labels = [self.annotations(index)[0] for index in range(len(self))]
+        return np.bincount(np.array(labels, dtype=int), minlength=len(self.class_names)).tolist()
+
     def annotations(self, index: int) -> tuple[int | None, str | None]:
         """Return the class of the image, where there are classes, and no caption."""
         if self.class_names is None:
@@ -82,54 +106,13 @@ class FolderSource:
         return self._label_of[self.name(index).split("/", 1)[0]], None
 
 
-def list_images(root: Path, *, key: str) -> list[str]:
-    """Sorted names of the images below a folder, relative to it; what is hidden is ignored.
-
-    Args:
-        root: The folder.
-        key: What errors call the setting it was given by.
-
-    Raises:
-        ValueError: If there is no such folder, or no image in it.
-    """
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise ValueError(f"{key}={root} {what}. Expected a folder of images.")
-    names = []
-    visited: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        if (place := os.path.realpath(folder)) in visited:
-            subfolders.clear()  # a link that leads back
-            continue
-        visited.add(place)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for file in files:
-            if not file.startswith(".") and file.lower().endswith(SUFFIXES):
-                names.append((Path(folder) / file).relative_to(root).as_posix())
-    if not names:
-        raise ValueError(
-            f"No image below {key}={root}. Expected files that end in {', '.join(SUFFIXES)}, "
-            "directly or in sub-folders."
-        )
-    for name in names:
-        if not name.isascii() and name != os.fsencode(name).decode("utf-8", "replace"):
-            raise ValueError(f"The name {name!r} below {key}={root} is not UTF-8; rename the file.")
-    return sorted(names)
-
-
-def class_names_of(names: list[str]) -> list[str] | None:
-    """Sorted first folders of the names; None where an image lies in none or all lie in one."""
-    if not all("/" in name for name in names):
-        return None
-    classes = sorted({name.split("/", 1)[0] for name in names})
-    return classes if len(classes) > 1 else None
-
-
 def image_folder_data_module(
     *,
     root: str,
     val_root: str | None,
     val_share: float,
+    classes: Sequence[str] | None = None,
+    value_range: Sequence[float] | None = None,
     resolution: int | tuple[int, int],
     image_channels: int,
     train_crop: str,
@@ -144,39 +127,63 @@ def image_folder_data_module(
     max_val_images: int | None,
     seed: int,
     cache_dir: str | None = None,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ImageDataModule:
     """Build the data module; keys as in conf/data/image_folder.yaml.
 
     Raises:
-        ValueError: If a folder is missing or empty, or a setting is out of range.
+        ValueError: If a folder is missing or empty, training and validation images are not kept
+            apart, or a setting is out of range.
     """
-    folder = Path(root).expanduser()
-    names = list_images(folder, key="data.root")
-    class_names = class_names_of(names)
+    class_names = None if classes is None else [str(name) for name in classes]
+    listing = list_images(Path(root).expanduser(), key="data.root")
+    check_no_splits_inside(listing)
     if val_root is None:
-        val_folder = folder
-        val_names = [name for name in names if is_validation_name(name, val_share)]
-        train_names = [name for name in names if not is_validation_name(name, val_share)]
+        val_listing = listing
+        held_out = [is_validation_name(name, val_share) for name in first_names(listing)]
+        train_names, val_names = (
+            [name for name, out in zip(listing.names, held_out, strict=True) if out == wanted]
+            for wanted in (False, True)
+        )
         check_split(len(train_names), len(val_names), root=root, val_share=val_share)
     else:
-        val_folder = Path(val_root).expanduser()
-        if val_folder.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(
-                f"data.val_root={val_root} lies within data.root={root}; validation images must "
-                "not be trained on."
-            )
-        train_names, val_names = names, list_images(val_folder, key="data.val_root")
+        val_listing = list_images(Path(val_root).expanduser(), key="data.val_root")
+        check_separate(listing, val_listing)
+        train_names, val_names = listing.names, val_listing.names
+    say_what_is_not_read(listing.left_out, f"data.root={root}")
+    if val_root is not None:
+        say_what_is_not_read(val_listing.left_out, f"data.val_root={val_root}")
+    if class_names is None:
+        class_names = class_names_of(listing.names)
+        _say_what_is_no_class(listing)
+    else:
+        check_class_names(class_names, listing.names, root=root)
     # Validation images keep their labels where all of them are of classes that are trained on.
-    known = {name.split("/", 1)[0] for name in val_names} <= set(class_names or [])
-    val_class_names = class_names if known else None
+    known = set(class_names or [])
+    unknown = [name for name in val_names if name.split("/", 1)[0] not in known]
+    label_gap = ""
+    if class_names and unknown:
+        label_gap = (
+            f"{len(val_names) - len(unknown)} of {len(val_names)} are of a class that is trained "
+            f"on; not {unknown[0]}"
+        )
+    val_class_names = None if unknown else class_names
     hashes = FileHashes(cache_dir)
     return encoded_data_module(
-        FolderSource(folder, train_names, class_names=class_names, split="train", hashes=hashes),
         FolderSource(
-            val_folder, val_names, class_names=val_class_names, split="val", hashes=hashes
+            listing.root, train_names, class_names=class_names, split="train", hashes=hashes
+        ),
+        FolderSource(
+            val_listing.root,
+            val_names,
+            class_names=val_class_names,
+            split="val",
+            hashes=hashes,
+            label_gap=label_gap,
         ),
         resolution=resolution,
         image_channels=image_channels,
+        value_range=ValueRange.of(value_range),
         train_crop=train_crop,
         crop_scale=crop_scale,
         flip=flip,
@@ -186,6 +193,17 @@ def image_folder_data_module(
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,
+        worker_timeout_seconds=worker_timeout_seconds,
         max_val_images=max_val_images,
         seed=seed,
     )
+
+
+def _say_what_is_no_class(listing: FolderListing) -> None:
+    if listing.empty_classes and launched().is_first:
+        log.warning(
+            "data.root=%s: %d folder(s) hold no image and are no classes: %s.",
+            listing.root,
+            len(listing.empty_classes),
+            shortened(listing.empty_classes),
+        )

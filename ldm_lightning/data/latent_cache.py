@@ -214,6 +214,10 @@ class ShardReader:
         """Class of a sample."""
         return int(self._column("label")[row])
 
+    def labels(self) -> np.ndarray:
+        """Classes of all samples, int64 [n]."""
+        return self._column("label")
+
     def key(self, row: int) -> str:
         """Name of a sample."""
         ends = self._column("key_ends")
@@ -223,10 +227,6 @@ class ShardReader:
     def layout(self, name: str) -> tuple[str, list[int]]:
         """Type, as safetensors calls it, and shape of a tensor."""
         return str(self._slices[name].get_dtype()), list(self._slices[name].get_shape())
-
-    def labels(self) -> np.ndarray:
-        """Classes of all samples, int64 [n]."""
-        return self._column("label")
 
     def key_ends(self) -> np.ndarray:
         """Where the name of each sample ends, in bytes, int64 [n]."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ldm_lightning.autoencoder.frozen import Moments
 from ldm_lightning.data.latent_cache import (
@@ -23,9 +22,9 @@ from ldm_lightning.data.latent_cache import (
     shard_name,
     write_shard,
 )
-from ldm_lightning.data.module import use_one_thread
 from ldm_lightning.data.samples import ImageDataset, collate
 from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.data.workers import WorkerLoader
 from ldm_lightning.utils.content import FileHashes
 
 logger = logging.getLogger(__name__)
@@ -47,6 +46,7 @@ class SplitWriter:
         dtype: Of the latents on disk.
         batch_size: Images encoded at once.
         num_workers: Processes that read images; 0 reads in this one.
+        worker_timeout_seconds: Longest wait for a batch from one of them.
         rank: This process's number.
         num_processes: Number of processes.
     """
@@ -59,6 +59,7 @@ class SplitWriter:
     dtype: torch.dtype
     batch_size: int
     num_workers: int
+    worker_timeout_seconds: float
     rank: int
     num_processes: int
 
@@ -96,13 +97,13 @@ class SplitWriter:
         """
         batches = {number: self._batches(number) for number in numbers}
         loader = iter(
-            DataLoader(
+            WorkerLoader(
                 self.dataset,  # type: ignore[arg-type]
                 batch_sampler=[batch for number in numbers for batch in batches[number]],
+                collate=collate,
                 num_workers=self.num_workers,
-                collate_fn=collate,
-                pin_memory=torch.cuda.is_available(),
-                worker_init_fn=use_one_thread,
+                timeout_seconds=self.worker_timeout_seconds,
+                persistent=False,
             )
         )
         for number in numbers:

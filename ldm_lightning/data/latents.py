@@ -4,6 +4,7 @@ Order and mirroring are those of the images: sample i of epoch e is mirrored whe
 with the same seed would mirror it.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -23,11 +24,18 @@ from ldm_lightning.data.latent_cache import (
 )
 from ldm_lightning.data.latent_checks import check_contents, check_index
 from ldm_lightning.data.module import MapDataModule
-from ldm_lightning.data.samples import digest_of
+from ldm_lightning.data.samples import counted, digest_of
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.transforms import augmentation_generator, draws_flip
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.content import FileHashes
 from ldm_lightning.utils.facts import Fact
+
+IMAGE_FACTS = (
+    *("data", "split", "num_windows", "num_images", "resolution", "channels", "value_range"),
+    *("crop", "images", "identified_by"),
+)
+"""Those of what a cache was made of that describe its images."""
 
 ENCODE_ANEW = "Give the first stage and data it was made with, or make another with encode."
 
@@ -73,6 +81,7 @@ class LatentDataset(Dataset[LatentSample]):
         self.split = str(self.index.made_of["split"])
         self.num_classes = self.index.num_classes
         self.class_names = self.index.class_names
+        self.label_gap = ""
         self._made_of_hash = self.index.made_of_hash
         self._ends = np.cumsum([shard.num_samples for shard in self.index.shards])
         self._readers: dict[int, ShardReader] = {}
@@ -114,11 +123,26 @@ class LatentDataset(Dataset[LatentSample]):
             self._digest = digest_of([self._made_of_hash, *contents])
         return self._digest
 
+    @property
+    def windows_per_image(self) -> int:
+        """Windows that were cut from each image."""
+        num_images = self.index.made_of["num_images"]
+        return int(self.index.made_of.get("num_windows", num_images)) // int(num_images)
+
+    def class_counts(self) -> list[int] | None:
+        """Samples of each class, where there are classes."""
+        if self.num_classes is None or self.index.shards is None:
+            return None
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        for number in range(len(self.index.shards)):
+            labels = ShardReader(self.folder, number, made_of_hash=self._made_of_hash).labels()
+            counts += np.bincount(labels, minlength=self.num_classes)
+        return counts.tolist()
+
     def image_facts(self) -> dict[str, str | int | float]:
         """Describe the images, as their own data set does."""
         made_of = self.index.made_of
-        names = ("data", "split", "num_images", "resolution", "channels", "crop", "images")
-        facts = {name: made_of[name] for name in (*names, "identified_by")}
+        facts = {name: made_of[name] for name in IMAGE_FACTS if name in made_of}
         facts["root"] = self.index.made_at["root"]
         return facts | ({"crop": f"{made_of['crop']} + flip"} if self.flips else {})
 
@@ -158,6 +182,7 @@ class LatentDataModule(MapDataModule[LatentDataset]):
         batch_size: Training samples per process and batch.
         val_batch_size: Evaluation samples per process and batch.
         num_workers: Processes that read, for each loader; 0 reads in the main process.
+        worker_timeout_seconds: Longest wait for a batch from one of them.
         seed: The run's seed.
         max_val_images: Evaluate a fixed subset of at most this many, the one that the images'
             own data module would choose; None evaluates all.
@@ -179,6 +204,7 @@ class LatentDataModule(MapDataModule[LatentDataset]):
         max_val_images: int | None,
         seed: int,
         cache_dir: str | None = None,
+        worker_timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         folder = Path(root).expanduser()
         train, val = (
@@ -187,6 +213,12 @@ class LatentDataModule(MapDataModule[LatentDataset]):
             )
             for split in ("train", "val")
         )
+        for dataset, split in ((train, "train"), (val, "val")):
+            dataset.index.check(
+                {"split": split},
+                folder=dataset.folder,
+                remedy="Training and validation latents must be of different images; encode both.",
+            )
         train_of = train.index.made_of
         val.index.check(
             {name: train_of[name] for name in ("first_stage_hash", "resolution", "channels")},
@@ -199,10 +231,17 @@ class LatentDataModule(MapDataModule[LatentDataset]):
             batch_size=batch_size,
             val_batch_size=val_batch_size,
             num_workers=num_workers,
+            worker_timeout_seconds=worker_timeout_seconds,
             seed=seed,
             max_val_images=max_val_images,
         )
         self.root = folder
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of a posterior in float32."""
+        index = self.train_dataset.index
+        return 4 * math.prod(index.latent_shape) * (2 if index.has_variance else 1)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -253,5 +292,6 @@ class LatentDataModule(MapDataModule[LatentDataset]):
         facts = dataset.image_facts()
         if len(indices) < len(dataset):
             digest = digest_of([str(facts["images"]), *map(dataset.key, indices)])
-            facts |= {"num_images": len(indices), "images": digest}
+            facts |= counted(len(indices), windows_per_image=dataset.windows_per_image)
+            facts["images"] = digest
         return facts

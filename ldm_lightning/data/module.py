@@ -1,106 +1,30 @@
-"""The LightningDataModules of all data sets; their loaders resume at any image."""
+"""The LightningDataModules of all data sets."""
 
-import logging
+import math
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler
 
-from ldm_lightning.data.position import Position
+from ldm_lightning.data.evaluation_loader import EvaluationLoader
 from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
-from ldm_lightning.data.sampling import EpochCounts, EvaluationSampler, TrainBatchSampler
+from ldm_lightning.data.sampling import (
+    EpochCounts,
+    EvaluationSampler,
+    TrainBatchSampler,
+    evaluated_indices,
+)
 from ldm_lightning.data.shard_order import ShardBatchSampler, ShardShuffle
+from ldm_lightning.data.train_loader import TrainLoader
+from ldm_lightning.data.workers import TIMEOUT_SECONDS, check_shared_memory
 from ldm_lightning.utils.distributed import num_processes, process_rank
-from ldm_lightning.utils.random import derive_seed
-
-logger = logging.getLogger(__name__)
 
 DatasetT = TypeVar("DatasetT", bound=MapDataset)
-
-
-def use_one_thread(_worker: int) -> None:
-    """Keep a worker process from starting as many threads as there are cores."""
-    torch.set_num_threads(1)
-
-
-class EvaluationLoader(DataLoader):
-    """Passes over batches of which no image could be read."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        return (batch for batch in super().__iter__() if batch is not None)
-
-    def __len__(self) -> int:
-        """Batches, those that are passed over included; 1 where a process has none.
-
-        Lightning leaves a validation without batches out, and with it what processes do together.
-        """
-        return max(1, super().__len__())
-
-
-class TrainLoader(DataLoader):
-    """Loader whose position Lightning stores in checkpoints.
-
-    Lightning calls ``state_dict`` when it saves, and ``load_state_dict`` before it makes the first
-    iterator. What counts is what the trainer has consumed; workers have fetched more by then.
-
-    Args:
-        data_module: Knows the data set and how many batches the trainer has consumed.
-        batch_sampler: Chooses the samples.
-
-    The position counts images (``data/position.py``), so that a run may be continued with another
-    batch size, other ``accumulate_batches`` and another number of processes.
-    """
-
-    def __init__(self, data_module: "MapDataModule", batch_sampler: TrainBatchSampler) -> None:
-        super().__init__(
-            data_module.train_dataset,
-            batch_sampler=batch_sampler,
-            num_workers=data_module.num_workers,
-            collate_fn=data_module.collate_fn,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=use_one_thread,
-            persistent_workers=data_module.num_workers > 0,
-        )
-        self._data_module = data_module
-        self._train_sampler = batch_sampler
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place in the images, and what their order depends on."""
-        num_batches = self._data_module.batches_consumed() - self._train_sampler.num_done
-        return {**self._train_sampler.position_after(num_batches).to_dict(), "order": self._order()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the images that were seen when the state was stored.
-
-        Where they come in another order by now, no place in it corresponds to the one stored: the
-        run continues with the next epoch, so that none shows an image twice.
-        """
-        position, stored, now = Position.from_dict(state), state["order"], self._order()
-        changed = [name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)]
-        for name in changed:
-            logger.warning(
-                "The checkpoint was made with %s=%s of the training data, now it is %s: the run "
-                "continues, but not with the images of an uninterrupted run; it begins epoch %d.",
-                name,
-                stored.get(name),
-                now.get(name),
-                position.epoch + 1,
-            )
-        self._train_sampler.continue_from(
-            Position(position.epoch + 1) if changed else position,
-            num_done=self._data_module.batches_consumed(),
-        )
-
-    def _order(self) -> dict[str, int | str]:
-        """What the order of an epoch depends on."""
-        images = self._data_module.train_dataset.digest()
-        return {"images": images, **self._train_sampler.order_facts}
 
 
 class MapDataModule(LightningDataModule, Generic[DatasetT]):
@@ -117,9 +41,10 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         val_batch_size: Evaluation images per process and batch.
         num_workers: Processes that read images, for each loader; 0 reads in the main process.
         seed: The run's seed.
-        max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names;
-            None evaluates all.
+        max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names,
+            with all windows of each; None evaluates all.
         shuffle: Shards to go through group by group; None shuffles all images together.
+        worker_timeout_seconds: Longest wait for a batch from a worker process.
 
     Attributes:
         collate_fn: Joins samples to a batch; None where none of them could be read.
@@ -141,8 +66,13 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         seed: int,
         max_val_images: int | None,
         shuffle: ShardShuffle | None = None,
+        worker_timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         super().__init__()
+        if worker_timeout_seconds <= 0:
+            raise ValueError(
+                f"data.worker_timeout_seconds must be positive, got {worker_timeout_seconds}."
+            )
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("val_batch_size", val_batch_size, 1),
@@ -158,10 +88,16 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         self.num_workers = num_workers
         self.seed = seed
         self.shuffle = shuffle
+        self.worker_timeout_seconds = worker_timeout_seconds
         self.num_classes = train_dataset.num_classes
         self.class_names = train_dataset.class_names
         self.num_train_batches: int | None = None
-        self.val_indices = _evaluated_indices(val_dataset, max_val_images)
+        self.val_indices = evaluated_indices(
+            len(val_dataset),
+            val_dataset.key,
+            windows_per_image=val_dataset.windows_per_image,
+            max_images=max_val_images,
+        )
         self._bad_files_path: Path | None = None
 
     @property
@@ -202,7 +138,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         """
         if self.num_train_batches is None:
             raise ValueError("Set num_train_batches of the data module before fitting.")
-        self._prepare_workers()
+        self._prepare_workers(training=True)
         if self.shuffle is not None:
             self.shuffle.check_processes(self.trainer.num_devices if self.trainer else 1)
         return TrainLoader(
@@ -215,17 +151,16 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
     def val_dataloader(self) -> EvaluationLoader:
         """Each evaluated image once over all processes; the last batch may be short."""
         self._prepare_workers()
+        own = EvaluationSampler(
+            self.val_indices, rank=process_rank(), num_processes=num_processes()
+        )
         return EvaluationLoader(
             self.val_dataset,  # type: ignore[arg-type]
-            batch_size=self.val_batch_size,
-            sampler=EvaluationSampler(
-                self.val_indices, rank=process_rank(), num_processes=num_processes()
-            ),
+            batch_sampler=BatchSampler(own, self.val_batch_size, drop_last=False),  # type: ignore[arg-type]
+            collate=self.collate_fn,
             num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=use_one_thread,
-            persistent_workers=self.num_workers > 0,
+            timeout_seconds=self.worker_timeout_seconds,
+            persistent=True,
         )
 
     def test_dataloader(self) -> EvaluationLoader:
@@ -274,12 +209,18 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         num_seen = sampler.batches_per_epoch * sampler.global_batch_size
         return EpochCounts(
             num_train_images=len(self.train_dataset),
-            num_val_images=len(self.val_dataset),
-            num_evaluated_images=len(self.val_indices),
+            num_val_images=len(self.val_dataset) // self.val_dataset.windows_per_image,
+            num_evaluated_images=len(self.val_indices) // self.val_dataset.windows_per_image,
+            windows_per_image=self.val_dataset.windows_per_image,
             global_batch_size=sampler.global_batch_size,
             batches_per_epoch=sampler.batches_per_epoch,
             dropped_per_epoch=len(self.train_dataset) - num_seen,
         )
+
+    def classes_without_images(self) -> list[int]:
+        """Ids of the classes of which no image is trained on."""
+        counts = self.train_dataset.class_counts()
+        return [label for label, count in enumerate(counts or ()) if count == 0]
 
     def indices(self, split: str) -> list[int]:
         """Samples of a split: all to train on, those that are evaluated."""
@@ -309,7 +250,30 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
             num_processes=num_processes,
         )
 
-    def _prepare_workers(self) -> None:
+    @property
+    @abstractmethod
+    def sample_bytes(self) -> int:
+        """Size of one sample's tensors in a batch."""
+
+    def check_workers(self, *, training: bool, num_devices: int) -> None:
+        """Require room in shared memory for what workers hand over.
+
+        Args:
+            training: Whether there will be training batches besides those of validation.
+            num_devices: Processes of this machine.
+
+        Raises:
+            WorkerError: Naming what is needed and what is free.
+        """
+        size = min(self.val_batch_size, len(self.val_indices))
+        size += self.batch_size if training else 0
+        check_shared_memory(
+            size * self.sample_bytes, num_workers=self.num_workers, num_groups=num_devices
+        )
+
+    def _prepare_workers(self, *, training: bool = False) -> None:
+        num_devices = self.trainer.num_devices if self.trainer else 1
+        self.check_workers(training=training, num_devices=num_devices)
         if self.num_workers > 0:
             _ = (
                 self.bad_files_path
@@ -320,6 +284,11 @@ class ImageDataModule(MapDataModule[ImageDataset]):
     """Batches of images, as ``collate`` joins them."""
 
     collate_fn = staticmethod(collate)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of an image in float32."""
+        return 4 * self.image_channels * math.prod(self.resolution)
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -336,23 +305,18 @@ class ImageDataModule(MapDataModule[ImageDataset]):
         self._prepare_workers()
         return EvaluationLoader(
             self.train_dataset.without_augmentation(),  # type: ignore[arg-type]
-            batch_size=self.val_batch_size,
-            sampler=EvaluationSampler(self.indices("train"), rank=0, num_processes=1),
+            batch_sampler=BatchSampler(
+                EvaluationSampler(self.indices("train"), rank=0, num_processes=1),  # type: ignore[arg-type]
+                self.val_batch_size,
+                drop_last=False,
+            ),
+            collate=self.collate_fn,
             num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            worker_init_fn=use_one_thread,
+            timeout_seconds=self.worker_timeout_seconds,
+            persistent=False,
         )
 
     def protocol(self, split: str) -> dict[str, str | int | float]:
         """Describe what a figure on this split was measured on; see ``MapDataModule``."""
         indices = self.indices(split)
         return image_facts(self.train_dataset if split == "train" else self.val_dataset, indices)
-
-
-def _evaluated_indices(dataset: MapDataset, max_images: int | None) -> list[int]:
-    """All indices, or the ``max_images`` whose names have the smallest hash, in order."""
-    indices = list(range(len(dataset)))
-    if max_images is None or max_images >= len(indices):
-        return indices
-    indices.sort(key=lambda index: derive_seed("subset", dataset.key(index)))
-    return sorted(indices[:max_images])

@@ -11,20 +11,17 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from ldm_lightning.data.left_out import LeftOut, Reason
 from ldm_lightning.data.shard_cache import RemoteShard, ShardCache, ShardUnavailableError
-from ldm_lightning.data.shards import (
-    Span,
-    TarSample,
-    choose_shards,
-    expand_braces,
-    index_shard,
-)
+from ldm_lightning.data.shards import choose_shards, expand_braces
+from ldm_lightning.data.tar_index import ShardContent, Span, TarSample, index_shard
 from ldm_lightning.utils.content import hash_stream
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.small_files import read_json
@@ -61,7 +58,7 @@ class _Index(NamedTuple):
     """What a shard held when it was fetched to be indexed."""
 
     content: bytes
-    samples: list[TarSample]
+    listed: ShardContent
 
 
 class RemoteShards:
@@ -111,7 +108,7 @@ class RemoteShards:
         """Return all shards of a folder, sorted; none where ``root`` is no folder."""
         return _matches(f"{root.rstrip('/')}/*.tar") if self._is_folder(root) else []
 
-    def index(self, shards: Sequence[str]) -> list[TarSample]:
+    def index(self, shards: Sequence[str]) -> ShardContent:
         """List the images of shards from the kept indexes; what has none is fetched now."""
         new = [url for url in shards if not self._index_path(self._shards[url]).exists()]
         if new:
@@ -123,7 +120,7 @@ class RemoteShards:
             )
         with ThreadPoolExecutor(NUM_FETCHES) as pool:
             self._indexes |= zip(shards, pool.map(self._index_one, shards), strict=True)
-        return [sample for url in shards for sample in self._indexes[url].samples]
+        return ShardContent.joined(self._indexes[url].listed for url in shards)
 
     def contents(self, shards: Sequence[str]) -> list[bytes]:
         """Hash what shards hold, as it was when they were fetched to be indexed."""
@@ -184,28 +181,44 @@ class RemoteShards:
             if not path.exists():
                 with self.cache.open(shard) as file:
                     try:
-                        samples = index_shard(file, url)
+                        listed = index_shard(file, url)
                     except ValueError:
                         self.cache.discard(shard)
                         raise
                     file.seek(0)
-                    content = hash_stream(file).hex()
-                rows = [sample[1:] for sample in samples]
+                    content = hash_stream(file)
                 with atomic_writer(path) as writer:
-                    writer.write(json.dumps({"content": content, "samples": rows}).encode())
-        stored = read_json(path, dict, max_bytes=MAX_INDEX_BYTES)
-        samples = [_from_json(url, row) for row in stored["samples"]]
-        return _Index(bytes.fromhex(stored["content"]), samples)
+                    writer.write(_to_json(_Index(content, listed)))
+        return _from_json(url, read_json(path, dict, max_bytes=MAX_INDEX_BYTES))
 
     def _index_path(self, shard: RemoteShard) -> Path:
-        return self.cache.folder / f"{shard.stem}.json"
+        return self.cache.folder / f"{shard.stem}.index.json"
 
     @staticmethod
     def _is_folder(root: str) -> bool:
         return re.search(r"[*{\[]", root) is None and not root.partition("?")[0].endswith(".tar")
 
 
-def _from_json(url: str, row: list[Any]) -> TarSample:
+def _to_json(index: _Index) -> bytes:
+    left_out = index.listed.left_out.reasons
+    return json.dumps(
+        {
+            "content": index.content.hex(),
+            "samples": [sample[1:] for sample in index.listed.samples],
+            "left_out": {reason: asdict(entry) for reason, entry in left_out.items()},
+        }
+    ).encode()
+
+
+def _from_json(url: str, stored: dict[str, Any]) -> _Index:
+    listed = ShardContent(
+        [_sample(url, row) for row in stored["samples"]],
+        LeftOut({reason: Reason(**entry) for reason, entry in stored["left_out"].items()}),
+    )
+    return _Index(bytes.fromhex(stored["content"]), listed)
+
+
+def _sample(url: str, row: list[Any]) -> TarSample:
     key, image, label, *others = row
     text, record = (None if span is None else Span(*span) for span in others)
     return TarSample(url, key, Span(*image), label, text, record)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm_lightning.data.bad_files import BadFileLog
 from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.data.value_range import ValueRange
 from ldm_lightning.utils.image import from_uint8
 
 
@@ -25,12 +26,19 @@ class MapDataset(Protocol):
     """A map-style data set of one split, prepared for training or for evaluation.
 
     ``digest`` says which samples they are: it changes with what their files hold, with their names
-    and with their labels, and with nothing else.
+    and with their labels, and with nothing else. ``label_gap`` says why ``num_classes`` is None
+    although some samples have labels; else it is empty.
     """
 
     split: str
     num_classes: int | None
     class_names: list[str] | None
+    label_gap: str
+
+    @property
+    def windows_per_image(self) -> int:
+        """Samples that are cut from each image; those of one image follow one another."""
+        ...
 
     @property
     def bad_file_log(self) -> BadFileLog | None:
@@ -49,6 +57,10 @@ class MapDataset(Protocol):
         """Name of a sample, unique within the data set and independent of where the data lie."""
         ...
 
+    def class_counts(self) -> list[int] | None:
+        """Samples of each class, where there are classes."""
+        ...
+
     def digest(self) -> str:
         """Short hash of the set of samples, as it was at the first call.
 
@@ -60,8 +72,8 @@ class MapDataset(Protocol):
 class ImageDataset(MapDataset, Protocol):
     """A data set of images.
 
-    ``data_name`` and ``root`` say where they come from, ``crop`` what is done to them, and
-    ``identified_by`` what ``digest`` can tell apart.
+    ``data_name`` and ``root`` say where they come from, ``crop`` and ``value_range`` what is done
+    to them, and ``identified_by`` what ``digest`` can tell apart.
     """
 
     data_name: str
@@ -70,6 +82,7 @@ class ImageDataset(MapDataset, Protocol):
     crop: str
     resolution: tuple[int, int]
     image_channels: int
+    value_range: ValueRange | None
 
     def __getitem__(self, key: SampleKey) -> Sample | None:
         """Return a sample; None for one that is left out because its file cannot be read."""
@@ -84,8 +97,8 @@ def image_facts(dataset: ImageDataset, indices: list[int]) -> dict[str, str | in
     """Describe what a figure on these samples was measured on; differs for other images.
 
     ``images`` is a hash of what their files hold, of their names and labels; ``identified_by`` says
-    so, or names what is weaker about it.
-    ``num_images`` counts what was listed, also what turns out to be unreadable.
+    so, or names what is weaker about it. ``num_images``, and ``num_windows`` where several are cut
+    from each image, count what was listed, also what turns out to be unreadable.
     """
     digest = dataset.digest()
     if len(indices) < len(dataset):
@@ -95,13 +108,21 @@ def image_facts(dataset: ImageDataset, indices: list[int]) -> dict[str, str | in
         "data": dataset.data_name,
         "root": dataset.root,
         "split": dataset.split,
-        "num_images": len(indices),
+        **counted(len(indices), windows_per_image=dataset.windows_per_image),
         "resolution": f"{height}x{width}",
         "channels": dataset.image_channels,
+        "value_range": str(dataset.value_range or "of the type"),
         "crop": dataset.crop,
         "images": digest,
         "identified_by": dataset.identified_by,
     }
+
+
+def counted(num_samples: int, *, windows_per_image: int) -> dict[str, int]:
+    """Say how many images samples are, and how many windows where they are windows of images."""
+    if windows_per_image == 1:
+        return {"num_images": num_samples}
+    return {"num_windows": num_samples, "num_images": num_samples // windows_per_image}
 
 
 def collate(samples: list[Sample | None]) -> dict[str, Any] | None:

@@ -1,13 +1,13 @@
 """Which samples make up a batch: a function of (seed, place), for any number of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
 
 from ldm_lightning.data.position import Position
-from ldm_lightning.utils.random import generator_for
+from ldm_lightning.utils.random import derive_seed, generator_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class EpochCounts:
         num_train_images: Images of the training split.
         num_val_images: Images of the validation split.
         num_evaluated_images: Those of them that validation looks at.
+        windows_per_image: Windows cut from each of these, which metrics count one by one; 1 where
+            images are not cut into several.
         global_batch_size: Images per batch, of all processes together.
         batches_per_epoch: Batches of one pass over the training split.
         dropped_per_epoch: Images that do not fill a batch at its end, others in each epoch.
@@ -34,15 +36,20 @@ class EpochCounts:
     num_train_images: int
     num_val_images: int
     num_evaluated_images: int
+    windows_per_image: int
     global_batch_size: int
     batches_per_epoch: int
     dropped_per_epoch: int
 
     def __str__(self) -> str:
+        evaluated = f"{self.num_evaluated_images} are evaluated"
+        if self.windows_per_image > 1:
+            num_windows = self.num_evaluated_images * self.windows_per_image
+            evaluated += f", as {num_windows:,} windows of {self.num_evaluated_images:,} images"
         return (
             f"{self.num_train_images} images to train on, {self.num_val_images} held out, of which "
-            f"{self.num_evaluated_images} are evaluated. An epoch is {self.batches_per_epoch} "
-            f"batches of {self.global_batch_size} images and drops {self.dropped_per_epoch}."
+            f"{evaluated}. An epoch is {self.batches_per_epoch} batches of "
+            f"{self.global_batch_size} images and drops {self.dropped_per_epoch}."
         )
 
 
@@ -179,3 +186,21 @@ class EvaluationSampler(Sampler[SampleKey]):
 
     def __iter__(self) -> Iterator[SampleKey]:
         return (SampleKey(0, index) for index in self.indices)
+
+
+def evaluated_indices(
+    num_samples: int, key: Callable[[int], str], *, windows_per_image: int, max_images: int | None
+) -> list[int]:
+    """All samples, or those of the ``max_images`` whose names have the smallest hash, in order.
+
+    Args:
+        num_samples: Of the data set.
+        key: Name of a sample.
+        windows_per_image: Samples that follow one another are so many windows of one image.
+        max_images: None for all.
+    """
+    firsts = list(range(0, num_samples, windows_per_image))
+    if max_images is not None and max_images < len(firsts):
+        firsts.sort(key=lambda index: derive_seed("subset", key(index)))
+        firsts = sorted(firsts[:max_images])
+    return [index for first in firsts for index in range(first, first + windows_per_image)]

@@ -15,6 +15,8 @@ from ldm_lightning.data.outlines import SHAPES
 from ldm_lightning.data.samples import Sample, digest_of
 from ldm_lightning.data.sampling import SampleKey
 from ldm_lightning.data.transforms import as_size
+from ldm_lightning.data.value_range import ValueRange
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.random import derive_seed
 
 # Raise this whenever an image changes, so that cached statistics of the old ones are not used.
@@ -86,6 +88,8 @@ class Shapes(Dataset[Sample]):
     root = "embedded"
     identified_by = "parameters"
     crop = "none"
+    windows_per_image = 1
+    value_range: ValueRange | None = None
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class Shapes(Dataset[Sample]):
         self.num_images = num_images
         self.num_classes: int | None = len(CLASS_NAMES)
         self.class_names: list[str] | None = CLASS_NAMES
+        self.label_gap = ""
         self.bad_file_log: BadFileLog | None = None
         palette = COLORS if image_channels == 3 else GREYS
         self._color_names = list(palette)
@@ -132,6 +137,11 @@ class Shapes(Dataset[Sample]):
     def without_augmentation(self) -> "Shapes":
         """Itself: nothing is cut or mirrored."""
         return self
+
+    def class_counts(self) -> list[int] | None:
+        """Images of each class."""
+        count = len(CLASS_NAMES)
+        return [len(range(label, self.num_images, count)) for label in range(count)]
 
     def digest(self) -> str:
         """Short hash of what the images are a function of."""
@@ -198,6 +208,7 @@ def shapes_data_module(
     num_workers: int,
     max_val_images: int | None,
     seed: int,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ImageDataModule:
     """Build the data module; keys as in conf/data/shapes.yaml.
 
@@ -223,6 +234,7 @@ def shapes_data_module(
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,
+        worker_timeout_seconds=worker_timeout_seconds,
         seed=seed,
         max_val_images=max_val_images,
     )

@@ -1,40 +1,18 @@
-"""Finds tar shards on a local disk and lists what is in them."""
+"""Finds tar shards, on a local disk or by their names."""
 
 import os
 import re
-import tarfile
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, Protocol
 
+from ldm_lightning.data.separation import split_words
+from ldm_lightning.data.tar_index import ShardContent, index_shard
 from ldm_lightning.utils.content import FileHashes
 
-BLOCK_BYTES = 512  # a tar's headers begin at multiples of this
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 # In a folder of shards, which ones are meant: the first prefix that any shard's name begins with.
 SPLIT_PREFIXES = {"train": ("train",), "val": ("val", "test")}
-
-
-class Span(NamedTuple):
-    """Where a member's content lies in its shard, in bytes."""
-
-    offset: int
-    size: int
-
-
-NO_SPAN = Span(-1, 0)
-
-
-class TarSample(NamedTuple):
-    """One image of a shard and what belongs to it."""
-
-    shard: str
-    key: str
-    image: Span
-    label: int | None
-    text: Span | None
-    record: Span | None
 
 
 class ShardStore(Protocol):
@@ -48,7 +26,7 @@ class ShardStore(Protocol):
         """Return all shards of the folder ``root``, sorted; none where it is no folder."""
         ...
 
-    def index(self, shards: Sequence[str]) -> list[TarSample]:
+    def index(self, shards: Sequence[str]) -> ShardContent:
         """List the images of shards, in the order of the shards."""
         ...
 
@@ -104,13 +82,13 @@ class LocalShards:
         """Return all shards of a folder, sorted; none where ``root`` is no folder."""
         return sorted(str(path) for path in Path(root).expanduser().glob("*.tar"))
 
-    def index(self, shards: Sequence[str]) -> list[TarSample]:
+    def index(self, shards: Sequence[str]) -> ShardContent:
         """List the images of shards by reading their headers."""
-        samples = []
-        for shard in shards:
-            with self.open(shard) as file:
-                samples += index_shard(file, shard)
-        return samples
+        return ShardContent.joined(self._index_one(shard) for shard in shards)
+
+    def _index_one(self, shard: str) -> ShardContent:
+        with self.open(shard) as file:
+            return index_shard(file, shard)
 
     def contents(self, shards: Sequence[str]) -> list[bytes]:
         """Hash what shards held at the first call; one that is new or changed is read."""
@@ -151,57 +129,6 @@ def sample_name(shard: str, key: str) -> str:
     return f"{file_name(shard)}/{key}"
 
 
-def index_shard(file: BinaryIO, shard: str) -> list[TarSample]:
-    """List the images of a shard by reading its headers, about 25 microseconds a member.
-
-    Members belong together where their names are equal up to the first dot of the file name; a
-    sample without an image is passed over.
-
-    Args:
-        file: The shard, opened.
-        shard: Its path or URL.
-
-    Raises:
-        ValueError: If the shard is damaged or compressed, or a class is not a whole number.
-    """
-    members: dict[str, dict[str, Span]] = {}
-    end = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
-                folder, _, file_name = member.name.rpartition("/")
-                stem, _, suffix = file_name.partition(".")
-                if member.isfile() and stem:
-                    key = f"{folder}/{stem}" if folder else stem
-                    span = Span(member.offset_data, member.size)
-                    members.setdefault(key, {})[suffix.lower()] = span
-        _check_end(file, end)
-    except (OSError, tarfile.TarError) as err:
-        raise ValueError(
-            f"The shard {shard} cannot be read: {err}. Expected an uncompressed, complete tar; "
-            "fetch it again or leave it out of data.root."
-        ) from err
-    samples = []
-    for key, spans in members.items():
-        image = next((spans[suffix] for suffix in IMAGE_SUFFIXES if suffix in spans), None)
-        if image is None:
-            continue
-        label = None
-        if "cls" in spans:
-            file.seek(spans["cls"].offset)
-            label = _parse_label(file.read(spans["cls"].size), f"{shard}: {key}.cls")
-        samples.append(TarSample(shard, key, image, label, spans.get("txt"), spans.get("json")))
-    return samples
-
-
-def _check_end(file: BinaryIO, end: int) -> None:
-    """Require the block of zeros that closes a tar: ``tarfile`` takes a torn header for the end."""
-    file.seek(end)
-    if file.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
-        raise tarfile.ReadError(f"it breaks off after {end} bytes")
-
-
 def find_shards(root: str, *, split: str) -> list[Path]:
     """Return the shards that ``root`` stands for, sorted.
 
@@ -222,6 +149,12 @@ def find_shards(root: str, *, split: str) -> list[Path]:
         patterns = expand_braces(str(folder))
         shards = sorted({Path(path) for pattern in patterns for path in _matches(pattern)})
     missing = [path for path in shards if not path.is_file()]
+    if not shards and folder.is_dir():
+        folders = [path.name for path in folder.iterdir() if any(path.glob("*.tar"))]
+        if (words := split_words(folder, folders)) is not None:
+            raise ValueError(
+                f"data.root={root} holds no tar itself, but folders of splits do. Give {words}"
+            )
     if missing or not shards:
         what = f"{missing[0]} does not exist" if missing else f"no tar is found under {root}"
         raise ValueError(
@@ -263,13 +196,3 @@ def expand_braces(pattern: str) -> list[str]:
         options = found[1].split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [text for option in options for text in expand_braces(before + option + after)]
-
-
-def _parse_label(content: bytes, name: str) -> int:
-    try:
-        label = int(content)
-    except ValueError as err:
-        raise ValueError(f"{name} holds {content[:20]!r}; expected a whole number.") from err
-    if label < 0:
-        raise ValueError(f"{name} holds {label}; classes are counted from 0.")
-    return label

@@ -271,7 +271,7 @@ class EvalTransform:
         """What is done, for the protocol."""
         if self.crop == "center":
             return "adm_center"
-        return f"{self.crops_per_image} fixed native crops an image"
+        return f"{self.crops_per_image} fixed native windows an image"
 
     @property
     def least_side(self) -> int | None:

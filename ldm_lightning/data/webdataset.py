@@ -9,26 +9,34 @@ only its share of them. Shards must be uncompressed.
 """
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from ldm_lightning.data.encoded import check_split, encoded_data_module, is_validation_name
+from ldm_lightning.data.encoded import encoded_data_module
+from ldm_lightning.data.formats import IMAGE_SUFFIXES
+from ldm_lightning.data.left_out import say_what_is_not_read
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.remote_shards import GIB, RemoteShards, is_remote
+from ldm_lightning.data.separation import (
+    check_separate_shards,
+    check_split,
+    is_validation_name,
+)
 from ldm_lightning.data.shard_cache import ShardCache
 from ldm_lightning.data.shard_order import ShardShuffle
 from ldm_lightning.data.shards import (
-    IMAGE_SUFFIXES,
-    NO_SPAN,
     LocalShards,
     ShardStore,
-    TarSample,
     file_name,
     sample_name,
     shards_of_split,
 )
+from ldm_lightning.data.tar_index import NO_SPAN, Span, TarSample
+from ldm_lightning.data.value_range import ValueRange
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.content import FileHashes, combined_hash
 
 
@@ -40,12 +48,19 @@ class TarSource:
         store: Where the shards lie.
         root: What the user gave as root.
         split: Which split these images are.
+        classes: Names of the classes by id; None takes ``classes.json`` beside the first shard.
     """
 
     data_name = "webdataset"
 
     def __init__(
-        self, samples: list[TarSample], store: ShardStore, *, root: str, split: str
+        self,
+        samples: list[TarSample],
+        store: ShardStore,
+        *,
+        root: str,
+        split: str,
+        classes: list[str] | None = None,
     ) -> None:
         self.store = store
         self.root = root
@@ -53,7 +68,8 @@ class TarSource:
         labels = [sample.label for sample in samples if sample.label is not None]
         # A class is known for all images or counts for none, so that every batch looks the same.
         self.num_classes = max(labels) + 1 if len(labels) == len(samples) else None
-        self.class_names = _read_class_names(store, samples[0].shard, self.num_classes)
+        self.label_gap = _label_gap(samples, len(labels))
+        self.class_names = _class_names(store, samples[0].shard, self.num_classes, classes)
         if self.class_names is not None:
             self.num_classes = len(self.class_names)
         # Arrays, because worker processes would each copy millions of small objects bit by bit.
@@ -105,6 +121,12 @@ class TarSource:
             caption = _caption_of(self._read_span(index, self._records[index]), self.name(index))
         return (None if self.num_classes is None else int(self._labels[index])), caption
 
+    def class_counts(self) -> list[int] | None:
+        """Images of each class, where there are classes."""
+        if self.num_classes is None:
+            return None
+        return np.bincount(self._labels, minlength=self.num_classes).tolist()
+
     def near(self, index: int) -> range:
         """Return the images of the same shard."""
         shard = self._shard_of[index]
@@ -134,31 +156,66 @@ def _caption_of(content: bytes, name: str) -> str | None:
     return None if caption is None else str(caption)
 
 
-def _read_class_names(store: ShardStore, shard: str, num_classes: int | None) -> list[str] | None:
-    """Names from ``classes.json``, a list beside the shards, where there is one."""
-    content = None if num_classes is None else store.read_beside(shard, "classes.json")
-    if content is None or num_classes is None:
+def _label_gap(samples: list[TarSample], num_labelled: int) -> str:
+    """Say how many samples have a label, and which has none; empty where all or none have one."""
+    if num_labelled in (0, len(samples)):
+        return ""
+    lacking = next(sample for sample in samples if sample.label is None)
+    return (
+        f"{num_labelled} of {len(samples)} have a label; missing for "
+        f"{sample_name(lacking.shard, lacking.key)}"
+    )
+
+
+def _class_names(
+    store: ShardStore, shard: str, num_classes: int | None, classes: list[str] | None
+) -> list[str] | None:
+    """The given names, or those of ``classes.json``, a list beside the shards, where there is one.
+
+    Raises:
+        ValueError: If they are fewer than the labels of the images ask for.
+    """
+    if num_classes is None:
         return None
-    names = json.loads(content)
+    names, source = classes, "data.classes"
+    if names is None:
+        content = store.read_beside(shard, "classes.json")
+        if content is None:
+            return None
+        names, source = json.loads(content), f"classes.json beside {shard}"
     if not isinstance(names, list) or len(names) < num_classes:
         raise ValueError(
-            f"classes.json beside {shard} must be a list of at least {num_classes} class names."
+            f"{source} must be a list of at least {num_classes} class names, for the labels 0 to "
+            f"{num_classes - 1}."
         )
     return [str(name) for name in names]
 
 
-def _index(store: ShardStore, shards: list[str], root: str) -> list[TarSample]:
-    samples = store.index(shards)
-    if not samples:
+def _samples(store: ShardStore, shards: list[str], root: str, *, key: str) -> list[TarSample]:
+    """The images of shards, after saying what is not read.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    content = store.index(shards)
+    left_out = content.left_out
+    if not content.samples:
+        passed_over = f" Not read: {left_out}." if left_out.num_files else ""
         raise ValueError(
             f"The {len(shards)} shard(s) of {root} hold no image. Expected members that end in "
-            f"{', '.join(IMAGE_SUFFIXES)}."
+            f"{', '.join(IMAGE_SUFFIXES)}.{passed_over}"
         )
-    return samples
+    say_what_is_not_read(left_out, f"{key}={root}")
+    return content.samples
 
 
 def _sources(
-    root: str, val_root: str | None, val_share: float, cache: ShardCache, hashes: FileHashes
+    root: str,
+    val_root: str | None,
+    val_share: float,
+    classes: list[str] | None,
+    cache: ShardCache,
+    hashes: FileHashes,
 ) -> tuple[TarSource, TarSource]:
     """Return the images to train on and those to validate on."""
     store = _store_of(root, cache, hashes)
@@ -167,38 +224,38 @@ def _sources(
     if val_root is None:
         val_shards = shards_of_split(store.list_folder(root), "val")
         if not val_shards or set(val_shards) == set(shards):
-            return _held_out(store, shards, root, val_share)
+            return _held_out(store, shards, root, val_share, classes)
         val_store = _store_of(root, cache, hashes)
         val_shards = val_store.find(root, split="val")
     else:
         val_shards = val_store.find(val_root, split="val")
-    if shared := {_place(shard) for shard in shards} & {_place(shard) for shard in val_shards}:
-        raise ValueError(
-            f"{min(shared)} belongs to data.root and to data.val_root; validation images must not "
-            "be trained on."
-        )
-    val_root = val_root or root
+    check_separate_shards(shards, val_shards)
+    key, val_root = ("data.root", root) if val_root is None else ("data.val_root", val_root)
+    samples = _samples(store, shards, root, key="data.root")
+    val_samples = _samples(val_store, val_shards, val_root, key=key)
     return (
-        TarSource(_index(store, shards, root), store, root=root, split="train"),
-        TarSource(_index(val_store, val_shards, val_root), val_store, root=val_root, split="val"),
+        TarSource(samples, store, root=root, split="train", classes=classes),
+        TarSource(val_samples, val_store, root=val_root, split="val", classes=classes),
     )
 
 
 def _held_out(
-    store: ShardStore, shards: list[str], root: str, val_share: float
+    store: ShardStore, shards: list[str], root: str, val_share: float, classes: list[str] | None
 ) -> tuple[TarSource, TarSource]:
     """Hold out a share of the images of all shards."""
     store.check_room(
         len(shards), "Holding out data.val_share of all shards instead of giving data.val_root"
     )
-    samples = _index(store, shards, root)
-    held_out = [is_validation_name(sample_name(s.shard, s.key), val_share) for s in samples]
+    samples = _samples(store, shards, root, key="data.root")
+    first: dict[tuple[str, Span], str] = {}  # of several links to an image, the first one decides
+    names = [first.setdefault((s.shard, s.image), sample_name(s.shard, s.key)) for s in samples]
+    held_out = [is_validation_name(name, val_share) for name in names]
     val_samples = [s for s, out in zip(samples, held_out, strict=True) if out]
     train_samples = [s for s, out in zip(samples, held_out, strict=True) if not out]
     check_split(len(train_samples), len(val_samples), root=root, val_share=val_share)
     return (
-        TarSource(train_samples, store, root=root, split="train"),
-        TarSource(val_samples, store, root=root, split="val"),
+        TarSource(train_samples, store, root=root, split="train", classes=classes),
+        TarSource(val_samples, store, root=root, split="val", classes=classes),
     )
 
 
@@ -206,16 +263,13 @@ def _store_of(root: str, cache: ShardCache, hashes: FileHashes) -> ShardStore:
     return RemoteShards(cache) if is_remote(root) else LocalShards(hashes)
 
 
-def _place(shard: str) -> str:
-    """Where a shard lies, whatever links lead there."""
-    return shard if is_remote(shard) else str(Path(shard).resolve())
-
-
 def webdataset_data_module(
     *,
     root: str,
     val_root: str | None,
     val_share: float,
+    classes: Sequence[str] | None = None,
+    value_range: Sequence[float] | None = None,
     resolution: int | tuple[int, int],
     image_channels: int,
     train_crop: str,
@@ -233,15 +287,17 @@ def webdataset_data_module(
     max_val_images: int | None,
     seed: int,
     cache_dir: str | None = None,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ImageDataModule:
     """Build the data module; keys as in conf/data/webdataset.yaml.
 
     Raises:
         ValueError: If shards are missing or damaged, or a setting is out of range.
     """
+    class_names = None if classes is None else [str(name) for name in classes]
     cache = ShardCache(Path(shard_cache_dir).expanduser(), max_bytes=int(shard_cache_gib * GIB))
     hashes = FileHashes(cache_dir)
-    train_source, val_source = _sources(root, val_root, val_share, cache, hashes)
+    train_source, val_source = _sources(root, val_root, val_share, class_names, cache, hashes)
     if shuffle_shards is None:
         train_source.store.check_room(
             len(train_source.shards), "Shuffling all images (data.shuffle_shards=null)"
@@ -251,6 +307,7 @@ def webdataset_data_module(
         val_source,
         resolution=resolution,
         image_channels=image_channels,
+        value_range=ValueRange.of(value_range),
         train_crop=train_crop,
         crop_scale=crop_scale,
         flip=flip,
@@ -260,6 +317,7 @@ def webdataset_data_module(
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,
+        worker_timeout_seconds=worker_timeout_seconds,
         max_val_images=max_val_images,
         seed=seed,
         shuffle=None if shuffle_shards is None else train_source.shuffle(shuffle_shards),

@@ -129,11 +129,11 @@ class WorkerLoader(DataLoader):
             raise
 
 
-def check_shared_memory(batch_bytes: Sequence[int], *, num_workers: int, num_groups: int) -> None:
+def check_shared_memory(batch_bytes: int, *, num_workers: int, num_groups: int) -> None:
     """Require room for the batches that workers keep ready.
 
     Args:
-        batch_bytes: Size of a batch of each loader that is alive at a time.
+        batch_bytes: Size of a batch; where several loaders are alive at a time, of one of each.
         num_workers: Worker processes of each loader.
         num_groups: Processes of this machine that each have such loaders.
 
@@ -143,7 +143,7 @@ def check_shared_memory(batch_bytes: Sequence[int], *, num_workers: int, num_gro
     if num_workers == 0 or not SHARED_MEMORY.is_dir():
         return
     # One more: the batch that is being used.
-    needed = num_groups * (num_workers * BATCHES_AHEAD + 1) * sum(batch_bytes)
+    needed = num_groups * (num_workers * BATCHES_AHEAD + 1) * batch_bytes
     if needed > (free := _free_bytes(SHARED_MEMORY)):
         raise WorkerError(
             f"{SHARED_MEMORY} has {free / MB:.0f} MB free, but the batches of "

@@ -14,6 +14,7 @@ from ldm_lightning.metrics.codebook import CodebookUsage
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.latents import LatentStatistics
 from ldm_lightning.metrics.reconstruction import Protocol, ReconstructionMetrics
+from ldm_lightning.utils.facts import count_fact
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,16 @@ class FirstStageMetrics:
         self._latents = LatentStatistics(latent_channels)
         self._kl = MeanOverImages()
         self._codebook = None if num_codes is None else CodebookUsage(num_codes)
+
+    def names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
+        """Names of all scalars that a pass over so many images of height and width measures.
+
+        Whether there is a KL divergence, the bottleneck decides.
+        """
+        names = self.reconstruction.names(num_images=num_images, size=size)
+        if self._codebook is not None:
+            names |= {"codebook_usage", "codebook_perplexity"}
+        return names
 
     def reset(self) -> None:
         """Begin a pass over the set; call it on every process."""
@@ -131,7 +142,7 @@ class FirstStageMetrics:
         kl = self._kl.compute()
         if kl.num_images > 0:
             scalars["kl"] = kl.mean
-            protocol["kl"] = {**self._protocol, "num_images": kl.num_images}
+            protocol["kl"] = {**self._protocol, count_fact(self._protocol): kl.num_images}
         histogram = None
         if self._codebook is not None:
             self._codebook.update(torch.empty(0, dtype=torch.int64, device=device))
@@ -140,7 +151,7 @@ class FirstStageMetrics:
             scalars["codebook_usage"] = codes.usage
             scalars["codebook_perplexity"] = codes.perplexity
             for name in ("codebook_usage", "codebook_perplexity"):
-                protocol[name] = {**self._protocol, "num_images": report.num_images}
+                protocol[name] = {**self._protocol, count_fact(self._protocol): report.num_images}
         self._latents.update(torch.empty(0, self._latents.total.shape[0], 1, 1, device=device))
         latents = self._latents.compute()
         return FirstStageReport(

@@ -17,6 +17,7 @@ from ldm_lightning.metrics.accumulators import FeatureMoments, FeatureStatistics
 from ldm_lightning.metrics.features import FeatureExtractor
 from ldm_lightning.metrics.reference_cache import ReferenceCache, ReferenceStatistics
 from ldm_lightning.utils.distributed import all_reduce_sum, num_processes, process_rank
+from ldm_lightning.utils.facts import count_fact
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ class FrechetDistance:
         self.extractor = extractor
         self._images = FeatureMoments(extractor.feature_dim)
         self._references = FeatureMoments(extractor.feature_dim)
-        self._fixed_count = None if reference_protocol is None else reference_protocol["num_images"]
+        self._count = count_fact(reference_protocol or {})
+        self._fixed_count = None if reference_protocol is None else reference_protocol[self._count]
         self._kept: ReferenceStatistics | None = None
         self._cache: ReferenceCache | None = None
         if reference_protocol is not None and cache_dir is not None:
@@ -179,7 +181,7 @@ class FrechetDistance:
     def describe(self, result: FrechetResult) -> Protocol:
         """Say how a result was made."""
         return {
-            "num_images": result.num_images,
+            self._count: result.num_images,
             "num_references": result.num_references,
             "small_sample": result.small_sample,
             "feature_network": self.extractor.feature_network,

@@ -26,6 +26,7 @@ from ldm_lightning.metrics.precision_recall import NEAREST, precision_and_recall
 from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.metrics.reference_cache import ReferenceStatistics, TensorCache
 from ldm_lightning.utils.distributed import all_reduce_sum, num_processes, process_rank
+from ldm_lightning.utils.facts import count_fact
 from ldm_lightning.utils.image import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,13 @@ class GenerationMetrics:
         """Whether this pass must be shown the real images; ask after ``reset``."""
         return self._kept is None
 
+    def names(self, *, num_samples: int) -> set[str]:
+        """Names of what a pass over so many samples measures, where no image is unreadable."""
+        names = self.features.set_names
+        least = min(num_samples, int(self._protocol.get("num_images", num_samples)))
+        found = {names.frechet, names.kernel} if least >= 2 else set()
+        return found | ({names.precision, names.recall} if least > NEAREST else set())
+
     def reset(self) -> None:
         """Begin a pass. Call it on every process: they agree here on whether a cache is used."""
         self._samples.reset()
@@ -159,7 +167,7 @@ class GenerationMetrics:
             return MetricReport({}, {}, len(samples))
         names, extractor = self.features.set_names, self.features.extractor
         common: Protocol = {
-            **self._protocol,
+            **_of_references(self._protocol),
             "num_images": len(samples),
             "num_references": len(references.features),
             "feature_network": extractor.feature_network,
@@ -194,7 +202,7 @@ class GenerationMetrics:
         if len(features) < 2:
             return None
         references = _References.of(features)
-        if len(features) == self._protocol.get("num_images"):
+        if len(features) == self._protocol.get(count_fact(self._protocol)):
             self._kept = references
             if self._cache is not None and process_rank() == 0:
                 self._cache.save({"features": features})
@@ -208,3 +216,11 @@ class GenerationMetrics:
 
     def _embed(self, images: Tensor) -> Tensor:
         return self.features.extractor(to_uint8(images)).to(self._dtype)
+
+
+def _of_references(protocol: Protocol) -> Protocol:
+    """What describes the references, under names that do not count samples."""
+    if "num_windows" not in protocol:
+        return protocol
+    facts = {name: value for name, value in protocol.items() if name != "num_windows"}
+    return {**facts, "num_reference_images": protocol["num_images"]}

@@ -21,7 +21,13 @@ from ldm_lightning.metrics.pixels import (
     peak_signal_to_noise_ratio,
     structural_similarity,
 )
-from ldm_lightning.metrics.power_spectrum import SMALLEST_SIZE, PowerSpectrum
+from ldm_lightning.metrics.power_spectrum import (
+    DEFICIT_NAME,
+    OCTAVE_NAMES,
+    SMALLEST_SIZE,
+    PowerSpectrum,
+)
+from ldm_lightning.utils.facts import count_fact
 from ldm_lightning.utils.image import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -34,9 +40,9 @@ class MetricReport:
     Attributes:
         scalars: Value by metric name. A metric that is undefined for the set (SSIM below 11 pixels,
             power ratios below 16, a Fréchet distance of fewer than two images) is absent.
-        protocol: By metric name: the data's own protocol, ``num_images``, and where a network was
-            used ``feature_network`` and ``weights_hash``; for Fréchet distances ``num_references``
-            and ``small_sample``.
+        protocol: By metric name: the data's own protocol, ``num_images``, or ``num_windows`` where
+            images were cut into several, and where a network was used ``feature_network`` and
+            ``weights_hash``; for Fréchet distances ``num_references`` and ``small_sample``.
         num_images: Number of images seen, over all processes.
     """
 
@@ -74,9 +80,21 @@ class ReconstructionMetrics:
             features.extractor, reference_protocol=protocol, cache_dir=cache_dir
         )
         self._protocol: Protocol = dict(protocol or {})
+        self._count = count_fact(self._protocol)
         self._means = {name: MeanOverImages() for name in ("psnr", "ssim", *features.perceptual)}
         self._spectrum = PowerSpectrum()
         self._network_dtype = torch.float32
+
+    def names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
+        """Names of what a pass over so many images of height and width measures."""
+        names = {"psnr", *self.features.perceptual}
+        if min(size) >= WINDOW_SIZE:
+            names.add("ssim")
+        if min(size) >= SMALLEST_SIZE:
+            names |= {DEFICIT_NAME, *OCTAVE_NAMES}
+        if num_images >= 2:
+            names.add(self.features.frechet_name)
+        return names
 
     def reset(self) -> None:
         """Begin a pass over the set; call it on every process."""
@@ -146,7 +164,11 @@ class ReconstructionMetrics:
             if count == 0:
                 continue
             scalars[name] = value
-            protocol[name] = {**self._protocol, "num_images": count, **self._network_protocol(name)}
+            protocol[name] = {
+                **self._protocol,
+                self._count: count,
+                **self._network_protocol(name),
+            }
             num_images = max(num_images, count)
         nothing = torch.empty(0, 1, SMALLEST_SIZE, SMALLEST_SIZE, dtype=torch.uint8)
         self._spectrum.update(nothing, nothing)
@@ -154,7 +176,7 @@ class ReconstructionMetrics:
         if spectrum.num_images > 0:
             measured = spectrum.scalars()
             scalars |= measured
-            entry = {**self._protocol, "num_images": spectrum.num_images}
+            entry = {**self._protocol, self._count: spectrum.num_images}
             protocol |= {name: dict(entry) for name in measured}
         result = self.frechet.compute()
         if result is None:

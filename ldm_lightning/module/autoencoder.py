@@ -119,6 +119,14 @@ class AutoencoderModule(UpdatingModule):
         """What a moving average is taken of."""
         return self.autoencoder
 
+    def validation_names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
+        """Full names of what a validation on so many images of height and width measures."""
+        own = self.metrics.names(num_images=num_images, size=size)
+        if "kl" in self.autoencoder.bottleneck.term_names:
+            own |= {"kl", "nll", "elbo"} if self.reconstruction_loss.pixel.is_likelihood else {"kl"}
+        names = {f"val/{name}" for name in own} | {"latent/mean", "latent/std"}
+        return names | ({f"val_raw/{name}" for name in own} if self.raw_metrics else set())
+
     def take_assigned(self) -> dict[str, Tensor]:
         """Return what the bottleneck has set past the optimizer, as ``averaged`` names it."""
         assigned = self.autoencoder.bottleneck.take_assigned()

@@ -22,6 +22,7 @@ from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.module.generation import Generated, GenerationValidation
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
+from ldm_lightning.utils.facts import count_fact
 from ldm_lightning.utils.random import RowDraws, generator_for
 
 NUM_NOISE_LEVELS = 10
@@ -107,6 +108,13 @@ class DiffusionModule(UpdatingModule):
     def averaged(self) -> nn.Module:
         """What a moving average is taken of."""
         return self.model
+
+    def validation_names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
+        """Full names of what a validation on so many images measures, whatever their size."""
+        names = {"val/loss", *(f"val/loss_level_{index}" for index in range(NUM_NOISE_LEVELS))}
+        if self.generation is None:
+            return names
+        return names | {f"gen/{name}" for name in self.generation.names}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Let device and precision changes reach the first stage too."""
@@ -204,7 +212,11 @@ class DiffusionModule(UpdatingModule):
         num_images = sum(mean.num_images for mean in seen.values())
         # every level alike, as the training times have it
         scalars["loss"] = sum(mean.mean for mean in seen.values()) / len(seen)
-        entry = {**self.protocol, "num_images": num_images, "noise_levels": NUM_NOISE_LEVELS}
+        entry = {
+            **self.protocol,
+            count_fact(self.protocol): num_images,
+            "noise_levels": NUM_NOISE_LEVELS,
+        }
         named = {f"val/{name}": value for name, value in scalars.items()}
         protocol: dict[str, Protocol] = {name: dict(entry) for name in named}
         if self.generation is not None:

@@ -72,10 +72,15 @@ class GenerationValidation:
         self._prior: Tensor | None = None  # likewise
 
     @property
+    def names(self) -> set[str]:
+        """Names of what is measured."""
+        return self.metrics.names(num_samples=self.num_samples)
+
+    @property
     def num_columns(self) -> int:
         """Images in a row of the pictures: one a class, where that fits."""
-        num_classes = self.image_sampler.conditioner.num_classes
-        return num_classes if num_classes is not None and 2 <= num_classes <= 16 else 8
+        num_classes = len(self.image_sampler.classes or ())
+        return num_classes if 2 <= num_classes <= 16 else 8
 
     def run(
         self, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
@@ -88,10 +93,10 @@ class GenerationValidation:
         own = range(
             self.num_samples * rank // processes, self.num_samples * (rank + 1) // processes
         )
-        num_classes = self.image_sampler.conditioner.num_classes
+        classes = self.image_sampler.classes
         for numbers in in_batches(own, self.batch_size):
             with autocast():
-                images = self.image_sampler.images(numbers, default_labels(numbers, num_classes))
+                images = self.image_sampler.images(numbers, default_labels(numbers, classes))
             self.metrics.update(images)
             if sum(map(len, shown)) < self.num_shown:
                 shown.append(images.float())

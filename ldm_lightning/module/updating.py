@@ -38,9 +38,11 @@ class UpdatingModule(pl.LightningModule):
 
     Attributes:
         part_names: What each optimizer trains, in their order; names logged gradient norms.
+        stored_config: Plain description of what is trained, written into every checkpoint.
     """
 
     part_names: tuple[str, ...]
+    stored_config: dict[str, Any]
 
     def __init__(self, *, optimization: Optimization, seed: int, log_every_steps: int) -> None:
         super().__init__()
@@ -56,6 +58,19 @@ class UpdatingModule(pl.LightningModule):
     @abstractmethod
     def networks(self) -> list[nn.Module]:
         """What an update spends its time in, frozen networks included."""
+
+    @property
+    @abstractmethod
+    def averaged(self) -> nn.Module:
+        """What a moving average is taken of."""
+
+    @abstractmethod
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Make the optimizers anew, in the order of ``part_names``."""
+
+    @abstractmethod
+    def validation_names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
+        """Full names of what a validation on so many images of height and width measures."""
 
     def take_assigned(self) -> dict[str, Tensor]:
         """Return which rows of ``averaged`` the last update has set past the optimizer.
@@ -184,16 +199,21 @@ class UpdatingModule(pl.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save what has diverged since the last row; the file before stays.
+        """Count optimizer states; refuse to save what has diverged since the last row.
+
+        The earlier file stays then.
 
         Raises:
             FloatingPointError: On every process, if one of them holds a value that is NaN or
                 infinite: weights, their average, optimizer states.
         """
+        # A missing one would silently begin with fresh moments.
+        states = checkpoint.get("optimizer_states", [])
+        checkpoint["num_optimizer_states"] = [len(state["state"]) for state in states]
         bad = not_finite(checkpoint)
         if self.trainer.strategy.reduce_boolean_decision(not bad, all=True):
             return
-        where = f"{first_names(bad)}" if bad else "tensors of another process"
+        where = first_names(bad) if bad else "tensors of another process"
         told = self._save_keys(self.global_step, bad, self._keys)
         raise FloatingPointError(
             f"Update {self.global_step} or one since the last row is no longer finite: NaN or "

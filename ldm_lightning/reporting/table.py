@@ -15,7 +15,7 @@ def print_metrics(
     meanings: Mapping[str, str],
     *,
     title: str,
-    counts: Mapping[str, int] | None = None,
+    counts: Mapping[str, str] | None = None,
     console: Console | None = None,
 ) -> None:
     """Print one row a metric: name, value, over how many images, meaning.
@@ -24,12 +24,12 @@ def print_metrics(
         metrics: Values by full name (``val/psnr``); None for one that was not finite.
         meanings: One line by metric, under its full name or the part after the first slash.
         title: Said above the table.
-        counts: Number of images (or pairs) behind a metric, where that matters.
+        counts: How many images, pairs or windows stand behind a metric, where that matters.
         console: Where to print; the terminal by default.
     """
     counts = counts or {}
     rows = [
-        (name, _format(value), str(counts.get(name, "")), _meaning(name, meanings))
+        (name, _format(value), counts.get(name, ""), _meaning(name, meanings))
         for name, value in sorted(metrics.items())
     ]
     print_rows(("metric", "value", "N", "meaning"), rows, title=title, console=console)

@@ -26,6 +26,7 @@ class ImageSampler:
         first_stage: Decodes.
         latent_size: Height and width of the latents.
         seed: Of the noise.
+        classes: Ids of the classes of which the model has seen images; None without classes.
 
     Raises:
         ValueError: If the sampler asks for a guidance the conditioner was not trained for.
@@ -38,6 +39,7 @@ class ImageSampler:
     first_stage: FrozenFirstStage
     latent_size: tuple[int, int]
     seed: int
+    classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Find out before any waiting what cannot be sampled."""
@@ -106,9 +108,9 @@ class ImageSampler:
         return torch.stack(rows).to(next(self.first_stage.parameters()))
 
 
-def default_labels(numbers: Sequence[int], num_classes: int | None) -> list[int] | None:
+def default_labels(numbers: Sequence[int], classes: Sequence[int] | None) -> list[int] | None:
     """Class after class in turn; None for a model without classes."""
-    return None if num_classes is None else [number % num_classes for number in numbers]
+    return None if classes is None else [classes[number % len(classes)] for number in numbers]
 
 
 def in_batches(numbers: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm_lightning.chain.steps import key_of
 from ldm_lightning.utils.run_folder import has_begun
+from ldm_lightning.words import key_of
 
 COMMON = ("sweep_name", "page")
 """Keys that are the same for all jobs of a folder and change no figure: no part of the hash."""

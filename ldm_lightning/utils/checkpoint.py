@@ -5,6 +5,7 @@ which is only replaced when they are all written, and a folder beside it that ho
 ``last.ckpt`` and ``last.shards``. Both are read alike.
 """
 
+import functools
 import pickle
 import shutil
 import zipfile
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException
 
+from ldm_lightning.utils.contents import shown
 from ldm_lightning.utils.errors import CheckpointError
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.shards import (
@@ -67,22 +69,27 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return with_shards(load_file(path), path, whole_tensors)
 
 
-def stored_weights(path: Path) -> dict[str, Tensor]:
-    """Names, shapes and types of a module's stored weights, on the meta device.
+def stored_content(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, its tensors on the meta device: names, shapes and types.
 
     Raises:
         CheckpointError: As ``load_checkpoint`` does; shards are read for their checksums alone.
     """
-    content = with_shards(load_file(path, device="meta"), path, tensors_without_values)
-    return content["state_dict"]
+    return with_shards(load_file(path, device="meta"), path, tensors_without_values)
 
 
 def stored_step(path: Path) -> int:
-    """Update after which a checkpoint was written.
+    """Update after which a checkpoint was written; a file that has not changed is read once.
 
     Raises:
         CheckpointError: As ``load_checkpoint`` does, or if it says no update; shards are not read.
     """
+    facts = path.stat() if path.is_file() else None
+    return _read_step(path, facts and (facts.st_ino, facts.st_mtime_ns, facts.st_size))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_step(path: Path, state: tuple[int, ...] | None) -> int:
     step = load_file(path, device="meta").get("global_step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise CheckpointError(f"checkpoint={path} says no update (global_step={step!r}).")
@@ -193,17 +200,36 @@ def check_fits(module: nn.Module, state_dict: Mapping[str, Tensor], path: str | 
         path: Where they come from, for the message.
 
     Raises:
-        CheckpointError: If a name is missing, unexpected or has another shape.
+        CheckpointError: If a name is missing, unexpected or has another shape or type.
     """
+    if not isinstance(state_dict, dict):
+        raise CheckpointError(f"checkpoint={path} holds no weights but {shown(state_dict)}.")
     own = module.state_dict()
     missing = [name for name in own if name not in state_dict]
     unexpected = [name for name in state_dict if name not in own]
+    kept = [name for name in own if name in state_dict]
+    for name in kept:
+        if not isinstance(state_dict[name], Tensor):
+            raise CheckpointError(
+                f"checkpoint={path} is damaged: {name} is {shown(state_dict[name])}; expected a "
+                "tensor."
+            )
     shapes = [
         f"{name} {tuple(state_dict[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state_dict and state_dict[name].shape != own[name].shape
+        for name in kept
+        if state_dict[name].shape != own[name].shape
     ]
-    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    types = [
+        f"{name} {state_dict[name].dtype} instead of {own[name].dtype}"
+        for name in kept
+        if state_dict[name].is_floating_point() != own[name].is_floating_point()
+    ]
+    problems = [
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", shapes),
+        ("of another type", types),
+    ]
     told = [f"{len(names)} {what} ({first_names(names)})" for what, names in problems if names]
     if told:
         raise CheckpointError(
@@ -230,7 +256,7 @@ def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], path: str |
 
 def first_names(names: list[str], count: int = 3) -> str:
     """Join the first few of many names."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    return ", ".join(map(str, names[:count])) + (", ..." if len(names) > count else "")
 
 
 @dataclass(frozen=True)
@@ -242,16 +268,21 @@ class TrainedWeights:
 
 
 def trained_weights(
-    checkpoint: Mapping[str, Any], weights: str = "ema", *, part: str = "autoencoder"
+    checkpoint: Mapping[str, Any],
+    weights: str = "ema",
+    *,
+    path: str | Path,
+    part: str = "autoencoder",
 ) -> TrainedWeights:
     """Choose the weights of a network from a checkpoint of a run.
 
     Args:
         checkpoint: As ``load_checkpoint`` returns it.
-        part: The module's attribute that was averaged: ``autoencoder``, or ``model`` in a second
-            stage.
         weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
             takes the raw weights.
+        path: Of the checkpoint, for messages.
+        part: The module's attribute that was averaged: ``autoencoder``, or ``model`` in a second
+            stage.
 
     Raises:
         ValueError: If ``weights`` is neither.
@@ -259,16 +290,22 @@ def trained_weights(
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}.")
-    if weights == "ema" and "ema" in checkpoint:
-        return TrainedWeights(dict(checkpoint["ema"]), "ema")
-    prefix = f"{part}."
+    key = "ema" if weights == "ema" and "ema" in checkpoint else "state_dict"
+    stored, prefix = checkpoint.get(key), f"{part}."
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
+        raise CheckpointError(
+            f"checkpoint={path} holds no weights: {key} is {shown(stored)}; expected tensors by "
+            "name, as a run of ours writes them."
+        )
+    if key == "ema":
+        return TrainedWeights(dict(stored), "ema")
     tensors = {
         name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint.get("state_dict", {}).items()
+        for name, tensor in stored.items()
         if name.startswith(prefix)
     }
     if not tensors:
         raise CheckpointError(
-            f"The checkpoint holds no {part}; it was not written by a run of ours."
+            f"checkpoint={path} holds no {part}; it was not written by a run of ours."
         )
     return TrainedWeights(tensors, "raw")

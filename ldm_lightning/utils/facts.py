@@ -1,6 +1,7 @@
-"""Comparing what a stored thing was made of with what is wanted now."""
+"""Facts about how something was made: comparing them, and saying how many images stand behind."""
 
 from collections.abc import Mapping
+from typing import Any
 
 Fact = str | int | float | bool
 
@@ -34,3 +35,15 @@ def check_facts(
             f"{what} was made of something else: {', '.join(differing)}; expected "
             f"{', '.join(wanted)}. {remedy}"
         )
+
+
+def count_fact(protocol: Mapping[str, Any]) -> str:
+    """Name of the fact that counts samples: ``num_windows`` where images are cut into several."""
+    return "num_windows" if "num_windows" in protocol else "num_images"
+
+
+def count_told(protocol: Mapping[str, Any]) -> str:
+    """How many samples stand behind a figure: ``512``, or ``1,600 windows of 100 images``."""
+    if "num_windows" not in protocol:
+        return str(protocol["num_images"])
+    return f"{protocol['num_windows']:,} windows of {protocol['num_images']:,} images"

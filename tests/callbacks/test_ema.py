@@ -72,7 +72,7 @@ def test_warm_up_follows_its_formula(tmp_path):
 
 def test_without_decay_the_average_is_the_network(tmp_path):
     checkpoint = saved_average(tmp_path, TinyModule(), Ema(decay=0.0))
-    for name, value in trained_weights(checkpoint, "raw").tensors.items():
+    for name, value in trained_weights(checkpoint, "raw", path="last.ckpt").tensors.items():
         assert torch.equal(checkpoint["ema"][name], value)
 
 
@@ -119,7 +119,7 @@ def test_an_exception_in_validation_restores_the_raw_weights():
 def test_stored_average_is_the_autoencoder_alone_and_loads_by_itself(tmp_path):
     module = TinyModule()
     checkpoint = saved_average(tmp_path, module, Ema(decay=0.9))
-    weights = trained_weights(checkpoint)
+    weights = trained_weights(checkpoint, path="last.ckpt")
     assert weights.kind == "ema"
     fresh = TinyModule().autoencoder
     load_strict(fresh, weights.tensors, "last.ckpt")

@@ -318,7 +318,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     refused("evaluate", ["checkpoint=other.ckpt"], tmp_path, "other.ckpt", "first stage")
     words = tiny("vqvae_f8", checkpoint="other.ckpt")
-    refused("train", words, tmp_path, "other.ckpt", "autoencoder")
+    refused("train", words, tmp_path, "autoencoder")
 
 
 def test_other_channels_than_the_checkpoints_are_refused(tmp_path, trained):

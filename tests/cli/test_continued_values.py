@@ -59,6 +59,10 @@ OF_STAGES = {
 }
 
 
+UNIMPORTANT = {".lock", "summary.json", "train.log", "failure_of_process_0.txt"}
+"""Files of a run that may say that a command was refused."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """One run of each stage after two updates."""
@@ -142,18 +146,19 @@ def effective_values(trainer):
 def test_every_object_has_the_value_that_the_command_gave(folder, trained, stage):
     wished = CHANGES | OF_STAGES[stage]
     words = [f"{key}={str(value).replace(' ', '')}" for key, value in wished.items()]
-    ended = command("train", [f"resume={stage}", *words], folder)
+    run = folder / f"continued_{stage}"
+    shutil.copytree(folder / stage, run)
+    ended = command("train", [f"resume={run}", *words], folder)
     assert ended.code == 0, ended.output
     effective = effective_values(trained[-1])
-    config = OmegaConf.load(folder / stage / "config.yaml")
+    config = OmegaConf.load(run / "config.yaml")
     for key, value in wished.items():
         assert OmegaConf.select(config, key) == value, key
         if key != "validation.every_steps":
             assert effective[key] == value, key
-    assert 3 in {
-        step for step, name, _ in read_metrics(folder / stage / "metrics.csv") if name[0] != "t"
-    }
-    stored = load_checkpoint(folder / stage / "checkpoints" / "last.ckpt")
+    validated = {step for step, name, _ in read_metrics(run / "metrics.csv") if name[:4] == "val/"}
+    assert validated == {2, 3, 4}
+    stored = load_checkpoint(run / "checkpoints" / "last.ckpt")
     group = stored["optimizer_states"][0]["param_groups"][0]
     assert (group["initial_lr"], group["weight_decay"]) == (0.002, 0.25)
     best = stored["callbacks"]["Checkpointing"]
@@ -166,14 +171,14 @@ def test_a_run_goes_back_to_a_named_checkpoint_and_keeps_the_newer_one(folder, t
     earlier = run / "checkpoints" / "earlier.ckpt"
     shutil.copy(run / "checkpoints" / "last.ckpt", earlier)
     step = load_checkpoint(earlier)["global_step"]
-    ended = command("train", [f"resume={run}", f"max_steps={step + 2}"], tmp_path)
+    ended = command("train", [f"resume={run}", f"max_steps={step + 1}"], tmp_path)
     assert ended.code == 0, ended.output
     rows = read_metrics(run / "metrics.csv")
     ended = command("train", [f"resume={earlier}"], tmp_path)
     assert ended.code == 0, ended.output
     assert read_metrics(run / "metrics.csv") == rows
-    kept = run / "checkpoints" / f"last_of_update_{step + 2}.ckpt"
-    assert load_checkpoint(kept)["global_step"] == step + 2
+    kept = run / "checkpoints" / f"last_of_update_{step + 1}.ckpt"
+    assert load_checkpoint(kept)["global_step"] == step + 1
 
 
 @pytest.mark.parametrize(
@@ -182,7 +187,6 @@ def test_a_run_goes_back_to_a_named_checkpoint_and_keeps_the_newer_one(folder, t
         (["max_steps=1"], ("max_steps=1", "update")),
         (["autoencoder.latent_channels=8"], ("autoencoder.latent_channels=8", "=4")),
         (["dry_run=true"], ("dry_run", "resume=")),
-        (["train=false", "checkpoint=first"], ("train=false",)),
         (["hydra.run.dir=elsewhere"], ("elsewhere",)),
     ],
 )
@@ -193,4 +197,4 @@ def test_what_cannot_be_applied_is_refused_and_nothing_is_written(folder, words,
     for part in told:
         assert part in ended.said
     after = {path: path.stat().st_mtime_ns for path in before}
-    assert {path.name for path in before if before[path] != after[path]} <= {"summary.json"}
+    assert {path.name for path in before if before[path] != after[path]} <= UNIMPORTANT

@@ -96,6 +96,7 @@ def evaluated_by_two(folder, *words):
     return summary_of(run_folder(folder, "evaluate"))  # there is one
 
 
+@pytest.mark.slow
 def test_two_processes_measure_a_checkpoint_as_one(run, tmp_path):
     words = (f"checkpoint={run}", "precision=64", "data.num_val_images=7")
     for folder in ("one", "two"):
@@ -216,6 +217,28 @@ def test_other_folders_are_compared_as_sets_under_another_name(tmp_path):
     assert set(summary["metrics"]) == set(summary["protocol"]) == names
     for entry in summary["protocol"].values():
         assert (entry["num_images"], entry["num_references"]) == (5, 7)
+
+
+def test_sizes_stand_in_the_protocol_and_different_ones_are_told(tmp_path):
+    write_images(tmp_path / "images", 4, seed=1, size=32)
+    write_images(tmp_path / "reference", 3, size=32)
+    write_images(tmp_path / "reference" / "large", 2, size=48)
+    ended = command("evaluate", ["images=images", "reference=reference"], tmp_path)
+    assert ended.code == 0, ended.output
+    assert "32x32 and 1 other size(s)" in ended.said
+    for entry in summary_of(run_folder(tmp_path, "evaluate"))["protocol"].values():
+        assert entry["measured_size"] == "32x32"
+        assert entry["reference_size"] == "32x32 and 1 other size(s)"
+
+
+def test_a_pair_of_two_sizes_is_refused_by_name(tmp_path):
+    for folder, size in (("images", 32), ("reference", 48)):
+        write_images(tmp_path / folder, 2, size=size)
+    ended = command("evaluate", ["images=images", "reference=reference"], tmp_path)
+    assert ended.code == 1
+    assert "000.png" in ended.said
+    assert "32x32" in ended.said
+    assert "48x48" in ended.said
 
 
 @pytest.mark.parametrize(

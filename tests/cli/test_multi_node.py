@@ -108,6 +108,7 @@ def slurm(rank: int, port: int) -> dict[str, str]:
     return variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
+@pytest.mark.slow
 def test_a_job_of_slurm_saves_on_sigterm_and_goes_on_in_its_folder(tmp_path):
     changes = {"trainer": "ddp_cpu", "trainer.devices": 1, "trainer.num_nodes": 2, "max_steps": 6}
     words = [*tiny("vqvae_f8", **changes), SABOTAGED, "resume=auto"]

@@ -153,7 +153,6 @@ def test_a_chain_that_was_changed_runs_nothing(start, tmp_path, change, said):
     ("words", "said"),
     [
         (["encode.overrides=['output=elsewhere']"], "output=elsewhere"),
-        (["name='${oc.env:HOME}'"], "${oc.env:HOME}"),
         (["experiment=kl_f4"], "experiment=kl_f4"),
         (["experiment=ldm_kl_f5"], "'experiment/ldm_kl_f5'"),
         (["max_stepz=3"], "'max_steps'"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_lightning.data.shapes import CLASS_NAMES
 from tests.cli.run import command, environment_of, process, run_folder, summary_of
 from tests.cli.second_stage import tiny_second, trained_first_stage
 
@@ -56,7 +57,9 @@ def test_images_labels_grid_and_npz_are_written(samples):
     images = images_of(samples)
     assert list(images) == [f"{number:06d}.png" for number in range(12)]
     assert all(image.shape == (32, 32, 3) for image in images.values())
-    labels = json.loads((samples / "labels.json").read_text())
+    written = json.loads((samples / "labels.json").read_text())
+    labels = written["labels"]
+    assert written["names"] == [CLASS_NAMES[label] for label in labels]
     assert labels == [number % 8 for number in range(12)]
     assert (samples / "grid.png").is_file()
     arrays = np.load(samples / "samples.npz")
@@ -113,7 +116,7 @@ def test_other_words_are_refused_and_nothing_is_lost(chain, samples, tmp_path):
 def test_labels_samplers_and_prior_change_the_images(chain, samples, tmp_path):
     expected = images_of(samples)["000001.png"]
     for name, words in {
-        "label": ["labels=[3,2]"],
+        "label": ["labels=[star,2]"],
         "sampler": ["sampler=dpm_solver", "sampler.num_steps=3"],
         "guidance": ["sampler.guidance_scale=1"],
         "prior": ["prior=true"],
@@ -122,8 +125,8 @@ def test_labels_samplers_and_prior_change_the_images(chain, samples, tmp_path):
         ended = sample(chain, tmp_path / name, "num_samples=2", *words)
         assert ended.code == 0, ended.output
         assert not np.array_equal(images_of(tmp_path / name)["000001.png"], expected), name
-    assert json.loads((tmp_path / "label/labels.json").read_text()) == [3, 2]
-    assert json.loads((tmp_path / "prior/labels.json").read_text()) == [None, None]
+    assert json.loads((tmp_path / "label/labels.json").read_text())["labels"] == [3, 2]
+    assert json.loads((tmp_path / "prior/labels.json").read_text())["labels"] == [None, None]
 
 
 def test_a_moved_chain_finds_its_first_stage(chain, samples, tmp_path):
@@ -148,7 +151,10 @@ def test_a_moved_chain_finds_its_first_stage(chain, samples, tmp_path):
         (["num_samples=0"], "num_samples=0"),
         (["batch_size=0"], "batch_size=0"),
         (["labels=8"], r"\b0 to 7\b"),
-        (["labels=[]"], r"\b0 to 7\b"),
+        (["labels=[]"], r"labels=\[\]"),
+        (["labels=true"], r"\b0 to 7\b"),
+        (["labels=Circel"], "circle"),
+        (["labels=[circle,blob]"], "blob"),
         (["sampler.num_steps=1001"], "1001"),
         (["sampler=ddim", "sampler.num_steps=0"], r"num_steps.*\b0\b"),
         (["prior=true", "labels=1"], r"\blabels?\b"),

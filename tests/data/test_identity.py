@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from ldm_lightning.autoencoder.normalizer import statistics_path
-from ldm_lightning.data.image_folder import image_folder_data_module, list_images
+from ldm_lightning.data.folder_listing import list_images
+from ldm_lightning.data.image_folder import image_folder_data_module
 from ldm_lightning.data.latents import LatentDataModule
 from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.data.samples import image_facts
@@ -243,7 +244,7 @@ def test_two_compared_folders_are_named_by_what_they_hold(change, tmp_path):
 
     def facts():
         hashes, folder = FileHashes(tmp_path / "cache"), root / "val"
-        names = list_images(folder, key="images")
+        names = list_images(folder, key="images").names
         return measured_facts(folder, names, hashes) | reference_facts(folder, names, hashes)
 
     before = facts()

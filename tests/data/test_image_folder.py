@@ -7,7 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_lightning.data.image_folder import class_names_of, image_folder_data_module, list_images
+from ldm_lightning.data.class_names import class_names_of
+from ldm_lightning.data.folder_listing import list_images
+from ldm_lightning.data.image_folder import image_folder_data_module
+from ldm_lightning.data.separation import is_validation_name
 
 SETTINGS = {
     "val_root": None,
@@ -79,7 +82,7 @@ def test_hidden_and_other_files_are_ignored_and_the_order_is_sorted(tmp_path):
     (tmp_path / "b" / "notes.txt").write_text("no image")
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     expected = ["a/deep/000.png", "b/000.png", "b/001.png"]
-    assert list_images(tmp_path, key="data.root") == expected
+    assert list_images(tmp_path, key="data.root").names == expected
 
 
 def test_sub_folders_are_classes(tmp_path):
@@ -93,6 +96,48 @@ def test_sub_folders_are_classes(tmp_path):
         expected = [["cat", "dog"].index(key.split("/")[0]) for key in batch["key"]]
         assert batch["label"].tolist() == expected
     assert next(iter(module.val_dataloader()))["label"].tolist() == [1, 1]
+
+
+def test_classes_keep_the_ids_that_were_given(tmp_path):
+    for name in ("ant", "bee", "cat"):
+        write_images(tmp_path / name, 8)
+    names = ["cat", "dog", "bee", "ant"]
+    module = data_module(tmp_path, classes=names)
+    assert (module.class_names, module.num_classes) == (names, 4)
+    assert module.classes_without_images() == [1]
+    for batch in module.train_dataloader():
+        assert batch["label"].tolist() == [names.index(key.split("/")[0]) for key in batch["key"]]
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"), [(["ant", "Bees"], "bee.*near: Bees"), (["ant", "ant"], "'ant' twice")]
+)
+def test_folders_that_are_none_of_the_given_classes_are_refused(tmp_path, classes, named):
+    for name in ("ant", "bee"):
+        write_images(tmp_path / name, 4)
+    with pytest.raises(ValueError, match=named):
+        data_module(tmp_path, classes=classes)
+
+
+def test_folders_without_images_are_named_and_held_out_classes_are_not_sampled(tmp_path, caplog):
+    for name in ("ant", "bee"):
+        write_images(tmp_path / name, 20)
+    write_images(tmp_path / "rare", 1)
+    (tmp_path / "empty").mkdir()
+    share = next(s / 20 for s in range(1, 20) if is_validation_name("rare/000.png", s / 20))
+    module = data_module(tmp_path, val_share=share)
+    assert module.class_names == ["ant", "bee", "rare"]
+    assert module.classes_without_images() == [2]
+    assert "empty" in caplog.text
+
+
+def test_what_is_not_read_is_told_once_with_an_example(tmp_path, caplog):
+    write_images(tmp_path, 8)
+    for number in range(3):
+        (tmp_path / f"{number}.heic").write_bytes(b"")
+    data_module(tmp_path)
+    (record,) = caplog.records
+    assert "suffix .heic: 3 (e.g. 0.heic)" in record.getMessage()
 
 
 @pytest.mark.parametrize("names", [["a.png", "x/b.png"], ["x/a.png", "x/b.png"]])
@@ -152,7 +197,14 @@ def test_fixed_windows_of_every_validation_image(tmp_path):
     keys = [key for batch in batches for key in batch["key"]]
     assert keys == [f"{number:03d}.png#{crop}" for number in range(3) for crop in range(4)]
     protocol = module.protocol("val")
-    assert protocol["num_images"] == 12
+    assert (protocol["num_windows"], protocol["num_images"]) == (12, 3)
+    counts = module.counts(1)
+    assert (counts.num_evaluated_images, counts.windows_per_image) == (3, 4)
+    assert "12 windows of 3 images" in str(counts)
+    subset = data_module(
+        tmp_path / "train", val_root=str(val_root), eval_crop="crops", max_val_images=2
+    ).protocol("val")
+    assert (subset["num_windows"], subset["num_images"]) == (32, 2)
     assert protocol["crop"].split()[:3] == ["4", "fixed", "native"]
     # Every window is a piece of its file at native scale.
     stored = torch.from_numpy(np.array(Image.open(val_root / "000.png"))).permute(2, 0, 1)
@@ -243,13 +295,6 @@ def test_missing_and_empty_folders_are_refused_at_once(tmp_path):
     root = write_images(tmp_path / "images", 3)
     with pytest.raises(ValueError, match=r"data\.val_root=.*nowhere"):
         data_module(root, val_root=str(tmp_path / "nowhere"))
-
-
-def test_validation_images_inside_the_training_folder_are_refused(tmp_path):
-    write_images(tmp_path / "train", 3)
-    write_images(tmp_path / "val", 3)
-    with pytest.raises(ValueError, match=r"data\.val_root=.*data\.root="):
-        data_module(tmp_path, val_root=str(tmp_path / "val"))
 
 
 def test_a_split_with_an_empty_side_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def writer(folder, module, split, *, first_stage_hash="aaa", **changes):
     dataset = module.val_dataset if split == "val" else module.train_dataset
     dataset = dataset.without_augmentation()
     settings = {"images_per_shard": 8, "dtype": torch.float32, "rank": 0, "num_processes": 1}
-    settings |= {"batch_size": 3, "num_workers": 0}
+    settings |= {"batch_size": 3, "num_workers": 0, "worker_timeout_seconds": 60.0}
     flip = changes.pop("flip", True) and split == "train"
     has_variance = changes.pop("has_variance", True)
     settings |= changes
@@ -578,3 +579,14 @@ def test_the_position_of_another_cache_is_announced(photos, cache, tmp_path, cap
     write_cache(tmp_path, image_module(photos), flip=False)
     latent_module(tmp_path).train_dataloader().load_state_dict(state)
     assert "images=" in caplog.text
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_one_split_is_not_taken_for_both(copied, link):
+    shutil.rmtree(copied / "val")
+    if link:
+        (copied / "val").symlink_to("train")
+    else:
+        shutil.copytree(copied / "train", copied / "val")
+    with pytest.raises(ValueError, match="'train'.*split='val'"):
+        latent_module(copied)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.sampling import EvaluationSampler, SampleKey, TrainBatchSampler
-from ldm_lightning.data.shards import find_shards, index_shard
+from ldm_lightning.data.shards import find_shards
+from ldm_lightning.data.tar_index import index_shard
 from ldm_lightning.data.webdataset import webdataset_data_module
 
 SETTINGS = {
@@ -95,7 +96,7 @@ def test_the_index_agrees_with_the_webdataset_library(tmp_path):
             name = f"{'long_folder_name/' * 8}sample{number}"  # beyond a plain tar header
             writer.write({"__key__": name, "png": png(number), "cls": str(number).encode()})
     with path.open("rb") as stream:
-        ours = [(s.key, s.label, s.image.size) for s in index_shard(stream, str(path))]
+        ours = [(s.key, s.label, s.image.size) for s in index_shard(stream, str(path)).samples]
     with path.open("rb") as stream:
         files = wds.tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
         library = list(wds.tariterators.group_by_keys(files))
@@ -152,6 +153,20 @@ def test_class_names_beside_the_shards_are_used(tmp_path):
     module = data_module(tmp_path)
     assert module.class_names == ["a", "b", "c", "d"]
     assert module.num_classes == 4
+
+
+def test_classes_without_an_image_are_known_and_given_names_count(tmp_path):
+    for split in ("train", "val"):
+        members = {}
+        for number in range(12):
+            label = str(number % 2 * 3).encode()
+            members |= {f"{number}.png": png(number), f"{number}.cls": label}
+        write_shard(tmp_path / f"{split}-0.tar", members)
+    module = data_module(tmp_path, classes=["a", "b", "c", "d", "e"])
+    assert (module.num_classes, module.class_names) == (5, ["a", "b", "c", "d", "e"])
+    assert module.classes_without_images() == [1, 2, 4]
+    with pytest.raises(ValueError, match=r"data\.classes\b.*\b4\b"):
+        data_module(tmp_path, classes=["a", "b"])
 
 
 def names(shards: list[Path]) -> list[str]:
@@ -256,3 +271,18 @@ def test_the_digest_changes_with_the_images(tmp_path):
 def test_samples_do_not_depend_on_the_epoch_without_augmentation(tmp_path):
     dataset = data_module(write_shards(tmp_path, "train")).train_dataset
     assert torch.equal(dataset[SampleKey(0, 2)]["image"], dataset[SampleKey(5, 2)]["image"])
+
+
+def test_how_many_labels_are_missing_is_known_with_an_example(tmp_path):
+    members = {f"{number:04d}.png": png(number) for number in range(6)}
+    members |= {f"{number:04d}.cls": b"1" for number in range(6) if number != 4}
+    some = write_shard(tmp_path / "some" / "a.tar", dict(sorted(members.items())))
+    pngs = {name: content for name, content in members.items() if name.endswith("png")}
+    none = write_shard(tmp_path / "none" / "a.tar", pngs)
+    whole = write_shards(tmp_path / "whole", "a")
+    datasets = [data_module(whole, val_root=str(root.parent)).val_dataset for root in (some, none)]
+    assert [dataset.num_classes for dataset in datasets] == [None, None]
+    for part in ("5 of 6", "a.tar/0004"):
+        assert part in datasets[0].label_gap
+    assert datasets[1].label_gap == ""
+    assert data_module(whole).train_dataset.label_gap == ""

@@ -1,5 +1,6 @@
 """Workers that hang, die, or find no room end the loading with an error."""
 
+import gc
 import os
 import signal
 import threading
@@ -9,6 +10,15 @@ import torch
 
 from ldm_lightning.data import workers
 from ldm_lightning.data.workers import WorkerError, WorkerLoader, check_shared_memory
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_ends():
+    """Do not wait five seconds for a worker that is going to be killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+        yield
+        gc.collect()  # ends the workers of loaders that an error has left
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -78,9 +88,9 @@ def test_a_batch_without_room_is_an_error_of_its_worker(monkeypatch):
 def test_the_room_is_checked_before_workers_start(monkeypatch):
     monkeypatch.setattr(workers, "_free_bytes", lambda folder: 64_000_000)
     fits = {"num_workers": 2, "num_groups": 1}
-    check_shared_memory([10_000_000, 2_000_000], **fits)  # (2 * 2 + 1) * 12 = 60 MB
-    check_shared_memory([10**12], num_workers=0, num_groups=1)
+    check_shared_memory(12_000_000, **fits)  # (2 * 2 + 1) * 12 = 60 MB
+    check_shared_memory(10**12, num_workers=0, num_groups=1)
     with pytest.raises(WorkerError, match=r"64 MB.* 65 MB"):
-        check_shared_memory([10_000_000, 3_000_000], **fits)
+        check_shared_memory(13_000_000, **fits)
     with pytest.raises(WorkerError, match=" 120 MB"):
-        check_shared_memory([10_000_000, 2_000_000], num_workers=2, num_groups=2)
+        check_shared_memory(12_000_000, num_workers=2, num_groups=2)

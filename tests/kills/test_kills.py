@@ -7,6 +7,7 @@ kills three times.
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,13 @@ def drawn(kind: str, counts: Counts, source: random.Random) -> Kill:
     return Kill(kind, update, call=source.randint(1, counts.calls[update]))
 
 
+def place_of(content: dict[str, Any]) -> tuple[Any, ...]:
+    """Updates done, place in the images, and which update was validated."""
+    loop = content["loops"]["fit_loop"]
+    validated = loop["epoch_loop.val_loop.state_dict"]
+    return content["global_step"], loop["state_dict"]["combined_loader"], validated
+
+
 def differences(expected: Path, actual: Path) -> list[str]:
     """What of a run's end differs from another's; empty where nothing does."""
     found = []
@@ -59,9 +67,8 @@ def differences(expected: Path, actual: Path) -> list[str]:
         else:
             different = [n for n, t in tensors[0].items() if not torch.equal(t, tensors[1][n])]
             found += [f"{name}.ckpt: {n}" for n in different]
-        found += [
-            f"{name}.ckpt: {key}" for key in ("global_step", "loops") if one[key] != other[key]
-        ]
+        if place_of(one) != place_of(other):
+            found.append(f"{name}.ckpt: place")
     parts = ("/state_dict/", "/ema/", "/optimizer_states/")
     assert all(any(name.startswith(part) for name in tensors[0]) for part in parts)
     if read_metrics(expected / "metrics.csv") != read_metrics(actual / "metrics.csv"):
@@ -128,7 +135,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, table, configuration):
 
 
 SHORT = (
-    Kill("SIGKILL", 5, call=700),
+    Kill("SIGKILL", 8, call=700),
     Kill("SIGKILL in a write", 3, stage="whole"),
     Kill("SIGTERM, SIGKILL before the second save", 7, call=100),
 )

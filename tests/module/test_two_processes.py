@@ -135,7 +135,9 @@ def compare_first_update(one: dict, processes: list[dict], folders: list[Path]) 
         assert (flat(two["gradients"]) - expected).norm() <= 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("experiment", ["kl_f8", "vqgan_f16", "vae_f8"])
+@pytest.mark.parametrize(
+    "experiment", [pytest.param("kl_f8", marks=pytest.mark.slow), "vqgan_f16", "vae_f8"]
+)
 def test_two_processes_equal_one(tmp_path, experiment):
     names = [name for name in SCENARIOS if name.startswith(experiment)]
     folders = [tmp_path / "one", tmp_path / "two"]

@@ -12,7 +12,7 @@ MEANINGS = {"psnr": "dB (mean)", "val/rfd_tiny": "Fréchet distance [tiny]"}
 def shown(*, terminal):
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=100, color_system=None)
-    counts = {"val/rfd_tiny": 512}
+    counts = {"val/rfd_tiny": "512"}
     print_metrics(METRICS, MEANINGS, title="Run [kl_f4]", counts=counts, console=console)
     return file.getvalue()
 

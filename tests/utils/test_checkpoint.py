@@ -120,13 +120,13 @@ def test_averaged_weights_are_preferred_and_raw_ones_can_be_forced():
         "state_dict": {"autoencoder.weight": torch.zeros(1), "discriminator.weight": torch.ones(1)},
         "ema": {"weight": torch.full((1,), 5.0)},
     }
-    averaged = trained_weights(checkpoint)
+    averaged = trained_weights(checkpoint, path="a.ckpt")
     assert (averaged.kind, averaged.tensors) == ("ema", {"weight": torch.full((1,), 5.0)})
-    raw = trained_weights(checkpoint, "raw")
+    raw = trained_weights(checkpoint, "raw", path="a.ckpt")
     assert (raw.kind, raw.tensors) == ("raw", {"weight": torch.zeros(1)})
     del checkpoint["ema"]
-    assert trained_weights(checkpoint).kind == "raw"
+    assert trained_weights(checkpoint, path="a.ckpt").kind == "raw"
     with pytest.raises(ValueError, match="'ema'.*'raw'.*'best'"):
-        trained_weights(checkpoint, "best")
+        trained_weights(checkpoint, "best", path="a.ckpt")
     with pytest.raises(CheckpointError, match="autoencoder"):
-        trained_weights({"state_dict": {}})
+        trained_weights({"state_dict": {}}, path="a.ckpt")

@@ -41,7 +41,7 @@ def homeless(monkeypatch, tmp_path):
 
 def test_every_key_of_a_path_is_known():
     assert {"data.root", "output_dir", "checkpoint", "features.weights_dir"} <= {*PATH_KEYS}
-    assert len(PATH_KEYS) >= 13
+    assert len(PATH_KEYS) >= 12
     assert not is_path("name")
 
 

@@ -16,7 +16,7 @@ from ldm_lightning.utils.checkpoint import (
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
-    stored_weights,
+    stored_content,
 )
 from ldm_lightning.utils.sharded_checkpoint import link_checkpoint, load_sharded, save_sharded
 
@@ -67,11 +67,11 @@ def assert_holds(path, step):
 
 def test_reads_as_if_it_were_one_file(path):
     assert_holds(path, 1)
-    assert {name: tuple(t.shape) for name, t in stored_weights(path).items()} == {
+    assert {name: tuple(t.shape) for name, t in stored_content(path)["state_dict"].items()} == {
         "weight": (3, 10_000),
         "count": (),
     }
-    assert all(tensor.is_meta for tensor in stored_weights(path).values())
+    assert all(tensor.is_meta for tensor in stored_content(path)["state_dict"].values())
 
 
 def test_a_process_reads_its_part_alone(path, mesh):
@@ -158,7 +158,7 @@ def test_a_damaged_shard_is_noticed(path, damage):
     with pytest.raises(CheckpointError, match=r"last\.ckpt.*shard"):
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"last\.ckpt"):
-        stored_weights(path)
+        stored_content(path)
 
 
 def test_a_missing_shard_is_named(path):
@@ -195,13 +195,13 @@ def test_the_pickle_of_another_format_is_not_looked_at(path, mesh, tmp_path):
     metadata.write_bytes(pickle.dumps(Evil(tmp_path)))
     assert_holds(path, 1)
     load_sharded(path, mesh)
-    stored_weights(path)
+    stored_content(path)
     assert not (tmp_path / "was_run").exists()
     pickle.loads(metadata.read_bytes())
     assert (tmp_path / "was_run").exists()  # so the file was dangerous
 
 
-@pytest.mark.parametrize("read", [load_checkpoint, stored_weights])
+@pytest.mark.parametrize("read", [load_checkpoint, stored_content])
 def test_pickled_code_in_the_file_is_refused_and_not_run(path, tmp_path, read):
     torch.save({"state_dict": {}, "shards": Evil(tmp_path)}, path)
     with pytest.raises(CheckpointError, match="refused"):

@@ -36,6 +36,8 @@ class Protocol:
         """Enough to recognise it by, for a figure that stands alone."""
         known = dict(self.parts)
         count = f"{known['num images']} images" if "num images" in known else ""
+        if "num windows" in known:
+            count = f"{known['num windows']} windows of {count}"
         if self.is_small_sample:
             count = f"small sample of {count}" if count else "small sample"
         split = f"split {known['split']}" if "split" in known else ""

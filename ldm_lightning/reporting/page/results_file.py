@@ -12,8 +12,9 @@ from ldm_lightning.reporting.page.settings import Difference
 from ldm_lightning.reporting.page.table import metric_names, time_text
 from ldm_lightning.reporting.page.tradeoffs import bits_per_pixel, elements_per_pixel
 from ldm_lightning.utils.files import open_regular
+from ldm_lightning.utils.terminal import printable
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 """With these a spreadsheet takes a text for a formula, and runs it."""
 
 FIRST_COLUMNS = ("number", "name", "folder")
@@ -68,4 +69,7 @@ def _row(
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+    if not isinstance(value, str):
+        return value
+    text = printable(value)  # a lone return would begin a row for some readers
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

@@ -1,0 +1,74 @@
+"""Loader of training batches, which goes on at any image."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ldm_lightning.data.position import Position
+from ldm_lightning.data.sampling import TrainBatchSampler
+from ldm_lightning.data.workers import WorkerLoader
+
+if TYPE_CHECKING:
+    from ldm_lightning.data.module import MapDataModule
+
+logger = logging.getLogger(__name__)
+
+
+class TrainLoader(WorkerLoader):
+    """Loader whose position Lightning stores in checkpoints.
+
+    Lightning calls ``state_dict`` when it saves, and ``load_state_dict`` before it makes the first
+    iterator. What counts is what the trainer has consumed; workers have fetched more by then.
+
+    Args:
+        data_module: Knows the data set and how many batches the trainer has consumed.
+        batch_sampler: Chooses the samples.
+
+    The position counts images (``data/position.py``), so that a run may be continued with another
+    batch size, other ``accumulate_batches`` and another number of processes.
+    """
+
+    def __init__(self, data_module: MapDataModule, batch_sampler: TrainBatchSampler) -> None:
+        super().__init__(
+            data_module.train_dataset,
+            batch_sampler=batch_sampler,
+            collate=data_module.collate_fn,
+            num_workers=data_module.num_workers,
+            timeout_seconds=data_module.worker_timeout_seconds,
+            persistent=True,
+        )
+        self._data_module = data_module
+        self._train_sampler = batch_sampler
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the images, and what their order depends on."""
+        num_batches = self._data_module.batches_consumed() - self._train_sampler.num_done
+        return {**self._train_sampler.position_after(num_batches).to_dict(), "order": self._order()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the images that were seen when the state was stored.
+
+        Where they come in another order by now, no place in it corresponds to the one stored: the
+        run continues with the next epoch, so that none shows an image twice.
+        """
+        position, stored, now = Position.from_dict(state), state["order"], self._order()
+        changed = [name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)]
+        for name in changed:
+            logger.warning(
+                "The checkpoint was made with %s=%s of the training data, now it is %s: the run "
+                "continues, but not with the images of an uninterrupted run; it begins epoch %d.",
+                name,
+                stored.get(name),
+                now.get(name),
+                position.epoch + 1,
+            )
+        self._train_sampler.continue_from(
+            Position(position.epoch + 1) if changed else position,
+            num_done=self._data_module.batches_consumed(),
+        )
+
+    def _order(self) -> dict[str, int | str]:
+        """What the order of an epoch depends on."""
+        images = self._data_module.train_dataset.digest()
+        return {"images": images, **self._train_sampler.order_facts}
