@@ -112,6 +112,7 @@ def test_the_cache_says_what_it_was_made_of(run, tmp_path):
         "num_images": 22,
         "resolution": "32x32",
         "channels": 3,
+        "value_range": "of the type",
         "crop": "none",
         "images": index["made_of"]["images"],
         "value_range": index["made_of"]["value_range"],
@@ -162,6 +163,9 @@ def test_mirrored_copies_and_both_evaluation_crops(run, tmp_path, flip):
     words += ["eval_crop=crops", "data.val_crops_per_image=2"]
     crops = latents_of(encoded(tmp_path, *words, name="crops"))
     assert (len(crops.train_dataset), len(crops.val_dataset)) == (40, 12)
+    told = crops.protocol("val")
+    assert (told["num_windows"], told["num_images"]) == (12, 6)
+    assert crops.counts(1).windows_per_image == 2
 
 
 def test_a_first_stage_with_codes_is_encoded_before_quantisation(tmp_path):
