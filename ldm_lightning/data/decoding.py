@@ -183,7 +183,7 @@ def _to_pixels(
             return None
         if fraction > 1:
             plane = rows[..., 0] if rows.shape[2] == 1 else rows
-            rows = np.atleast_3d(Image.fromarray(plane).reduce(fraction))
+            rows = np.atleast_3d(np.asarray(Image.fromarray(plane).reduce(fraction)))
         if pixels is None:
             height = -(-image.height // fraction)
             pixels = np.empty((height, *rows.shape[1:]), dtype=np.uint8)

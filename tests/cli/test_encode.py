@@ -115,7 +115,6 @@ def test_the_cache_says_what_it_was_made_of(run, tmp_path):
         "value_range": "of the type",
         "crop": "none",
         "images": index["made_of"]["images"],
-        "value_range": index["made_of"]["value_range"],
         "identified_by": "parameters",
         "flip": False,
         "dtype": "float16",
