@@ -155,7 +155,7 @@ def _writer(
     """What is to be written for a split, after refusing a folder that holds something else."""
     import torch
 
-    from ldm_lightning.data.latent_cache import INDEX, LatentIndex
+    from ldm_lightning.data.latent_cache import INDEX, LatentIndex, files_of_others
     from ldm_lightning.data.latent_writing import SplitWriter
     from ldm_lightning.data.samples import image_facts
     from ldm_lightning.utils.distributed import num_processes, process_rank
@@ -189,6 +189,11 @@ def _writer(
             index.made_of,
             folder=folder,
             remedy=f"Choose another output=, or delete {folder}.",
+        )
+    elif strange := files_of_others(folder):
+        raise ValueError(
+            f"{strange[0]} belongs to no latent cache, and encoding could replace it. Choose "
+            "another output."
         )
     return SplitWriter(
         folder,

@@ -23,6 +23,7 @@ from ldm_lightning.utils.contents import (
     MAPPING,
     SIZE,
     TEXT,
+    IfThere,
     OrNone,
     check,
 )
@@ -34,7 +35,7 @@ DESCRIPTION = {
     **dict.fromkeys(("denoiser", "conditioner", "diffusion", "sampler", "normalizer"), MAPPING),
     "resolution": SIZE,
     "image_channels": COUNT,
-    "classes": OrNone(CLASSES),
+    "classes": IfThere(CLASSES),
     "first_stage": {"path": TEXT, "weights": TEXT, "hash": TEXT},
 }
 """What a checkpoint says of its second stage."""
@@ -123,8 +124,11 @@ def open_second_stage(
             f"(weights={known['weights']}), formerly {known['path']}. {error} Give "
             "first_stage.checkpoint=RUN."
         ) from error
-    first_stage.check_weights(known["hash"])
-    first_stage.set_normalizer(normalizer)
+    try:
+        first_stage.check_weights(known["hash"])
+        first_stage.set_normalizer(normalizer)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint={path} does not fit its first stage: {error}") from error
     return OpenedSecondStage(
         networks,
         process,

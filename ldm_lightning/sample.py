@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,10 +213,13 @@ def _refuse_others(run_folder: RunFolder, facts: dict[str, Any]) -> None:
     """
     found = run_folder.read_summary().get("samples")
     if found is None:
-        if any(run_folder.images.glob("*.png")):
-            raise ValueError(
-                f"{run_folder.images} holds images of something else. Choose another output."
-            )
+        written = [run_folder.path / name for name in ("grid.png", "samples.npz", "labels.json")]
+        for path in (*run_folder.images.glob("*.png"), *written):
+            if os.path.lexists(path):
+                raise ValueError(
+                    f"{path} is of something else, and samples could replace it. Choose another "
+                    "output."
+                )
         return
     differing = [
         f"{key}={found.get(key)} there, {facts[key]} now"

@@ -187,13 +187,13 @@ def _first_stage_module(
 
 def _build_data(cfg: DictConfig, last: Path | None) -> MapDataModule:
     """Build the data; a second stage goes on with the class ids of its checkpoint, if any."""
-    from ldm_lightning import build, second_stage
+    from ldm_lightning import build, labels
     from ldm_lightning.utils.run_folder import find_checkpoint
 
     if cfg.stage == "first":
         return build.build_data(cfg)
     given = None if cfg.checkpoint is None else find_checkpoint(cfg.checkpoint)
-    return second_stage.build_data(cfg, start=last or given)
+    return labels.build_data(cfg, start=last or given)
 
 
 def _second_stage_module(
@@ -205,12 +205,12 @@ def _second_stage_module(
     resumed: Path | None,
 ) -> UpdatingModule:
     """Build the diffusion model, judge its first stage, measure its latents; quick checks first."""
-    from ldm_lightning import second_stage
+    from ldm_lightning import labels, second_stage
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.gate import run_gate
     from ldm_lightning.module.contents import check_continues
 
-    second_stage.check_labels(cfg, data)
+    labels.check_labels(cfg, data)
     second_stage.resolve_condition(cfg, num_classes=data.num_classes)
     first_stage = second_stage.build_first_stage(cfg, data)
     module = second_stage.build_module(

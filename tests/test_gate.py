@@ -135,7 +135,7 @@ def test_a_good_first_stage_passes_with_the_figures_of_its_own_validation(
     assert written["wanted"]["val/psnr"] == "at least 5"
     assert written["protocol"]["psnr"]["num_images"] == 10
     shown = capsys.readouterr().out
-    assert "on 10 held-out images" in shown
+    assert "held-out images: 10" in shown
     assert "at least 5" in shown
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.utils.contents import COUNT, MAPPING, NUMBER, TEXT, ListOf, OrNone, check
 from ldm_lightning.utils.facts import Fact, check_facts
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.hashing import hash_json
@@ -121,6 +122,16 @@ def statistics_path(
     """
     key = hash_json({**protocol, "first_stage_hash": first_stage_hash})
     return checkpoint.with_name(f"{checkpoint.stem}.latents_{key[:16]}.json")
+
+
+STORED = {
+    "shift": ListOf(NUMBER),
+    "scale": ListOf(NUMBER),
+    "origin": OrNone(
+        {"mode": TEXT, "first_stage_hash": TEXT, "num_images": COUNT, "protocol": MAPPING}
+    ),
+}
+"""What a checkpoint holds of a normalizer."""
 
 
 @dataclass(frozen=True)
@@ -256,14 +267,15 @@ class LatentNormalizer(nn.Module):
         Raises:
             ValueError: If something is missing or of another type.
         """
+        check(stored, STORED, "normalizer")
+        origin = stored["origin"]
         try:
-            origin = stored["origin"]
             return cls(
                 _vector(stored["shift"]),
                 _vector(stored["scale"]),
                 origin=None if origin is None else NormalizerOrigin(**origin),
             )
-        except (KeyError, TypeError) as error:
+        except TypeError as error:
             raise ValueError(f"No latent normalizer: {error!r}.") from error
 
     def _spread(self, values: Tensor, latents: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_lightning.utils.checkpoint import load_file
-from ldm_lightning.utils.contents import CLASSES, OrNone, check
+from ldm_lightning.utils.contents import CLASSES, IfThere, check
 from ldm_lightning.utils.errors import CheckpointError
 from ldm_lightning.utils.launch import launched
 
@@ -117,8 +117,8 @@ def class_names_in(path: Path) -> list[str] | None:
     """
     stored = load_file(path, device="meta").get("second_stage")
     try:
-        check(stored, {"classes": OrNone(CLASSES)}, "second_stage")
+        check(stored, {"classes": IfThere(CLASSES)}, "second_stage")
     except ValueError as error:
         raise CheckpointError(f"checkpoint={path} does not name its classes: {error}.") from error
-    classes = stored["classes"]  # type: ignore[index] # a dict, as was checked
-    return None if classes is None else classes["names"]
+    assert isinstance(stored, dict)  # as was checked
+    return stored["classes"]["names"] if "classes" in stored else None

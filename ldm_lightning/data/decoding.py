@@ -1,6 +1,7 @@
 """The one place where an image file becomes a tensor."""
 
 import re
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -20,12 +21,13 @@ MAX_FILE_BYTES = 2**29
 """Largest encoded image; 81 million pixels of 3 x 16 bits without compression are 486 MB."""
 
 MAX_ORDINARY_PIXELS = 2**25
-"""Of JPEG files with more pixels a smaller version is decoded where that suffices."""
+"""Of files with more pixels a smaller version is returned where that suffices."""
 
 MAX_SCANS = 100
 """A JPEG file with more passes over its pixels was made to take hours; ordinary ones have ten."""
 
 ROWS_AT_ONCE = 256
+FRACTIONS = (8, 4, 2, 1)  # of a large image's sides; all divide ROWS_AT_ONCE
 
 # EXIF's orientations other than 1: whether to transpose, then to mirror vertically, horizontally.
 ORIENTATION = 0x0112
@@ -66,9 +68,10 @@ def decode_image(
         name: What errors call the file; by default its path.
         value_range: Of the values of grey files of more than 8 bits; what lies outside is clipped.
             None takes the full range of their type, which floating-point numbers do not have.
-        least_side: A JPEG file of more than ``MAX_ORDINARY_PIXELS`` is decoded at a half, a quarter
-            or an eighth of its size as long as both sides keep so many pixels, which takes as much
-            less memory; None decodes it at its own size.
+        least_side: A file of more than ``MAX_ORDINARY_PIXELS`` is returned at a half, a quarter or
+            an eighth of its size as long as both sides keep so many pixels, which takes as much
+            less memory: of JPEG by its own scaled decoding, else by means over blocks of pixels.
+            None returns it at its own size.
 
     Returns:
         uint8 in [0, 255], [C, H, W], in memory with the channels of a pixel side by side.
@@ -80,7 +83,10 @@ def decode_image(
     name = name or (str(file) if isinstance(file, Path) else "image")
     try:
         data = read_regular(file, max_bytes=MAX_FILE_BYTES) if isinstance(file, Path) else file
-        with Image.open(BytesIO(data), formats=PILLOW_FORMATS) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),  # of what it repairs, once a file
+            Image.open(BytesIO(data), formats=PILLOW_FORMATS) as image,
+        ):
             _check_size(image)
             wide = WideType.of(image)
             if value_range is not None and is_wide_color(image):
@@ -90,11 +96,10 @@ def decode_image(
                 )
             if image.format in ("JPEG", "MPO"):
                 _check_scans(data)
-            if least_side is not None and image.width * image.height > MAX_ORDINARY_PIXELS:
-                image.draft(image.mode, (least_side, least_side))
+            fraction = 1 if least_side is None else _made_smaller(image, least_side)
             image.load()
             orientation = image.getexif().get(ORIENTATION)
-            pixels = _to_pixels(image, channels, wide, value_range)
+            pixels = _to_pixels(image, channels, wide, value_range, fraction)
             kind = f"{len(image.getbands())} channel(s) ({image.mode})"
     except Exception as err:  # decoders raise nearly anything on damaged bytes
         reason = str(err) or type(err).__name__
@@ -130,6 +135,16 @@ def _check_size(image: Image.Image) -> None:
         raise ValueError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}.")
 
 
+def _made_smaller(image: Image.Image, least_side: int) -> int:
+    """Let a large JPEG file be decoded smaller; of others return what to divide their sides by."""
+    if image.width * image.height <= MAX_ORDINARY_PIXELS:
+        return 1
+    if image.draft(image.mode, (least_side, least_side)) is not None:
+        return 1
+    side = min(image.size) // least_side
+    return next((number for number in FRACTIONS if number <= side), 1)
+
+
 def _check_scans(data: bytes) -> None:
     """Refuse a JPEG file of a few kilobytes that is decoded for hours."""
     if data.count(b"\xff\xda") <= MAX_SCANS:
@@ -147,9 +162,13 @@ def _check_scans(data: bytes) -> None:
 
 
 def _to_pixels(
-    image: Image.Image, channels: int, wide: WideType | None, value_range: ValueRange | None
+    image: Image.Image,
+    channels: int,
+    wide: WideType | None,
+    value_range: ValueRange | None,
+    fraction: int,
 ) -> np.ndarray | None:
-    """Return uint8 [H, W, C], or None where the file does not have ``channels`` channels.
+    """Return uint8 [H, W, C] at a fraction of the size; None where there are other channels.
 
     Some rows at a time: converting a large image as a whole takes three times its memory.
     """
@@ -162,9 +181,14 @@ def _to_pixels(
         rows = _strip_to_pixels(strip, channels)
         if rows is None:
             return None
+        if fraction > 1:
+            plane = rows[..., 0] if rows.shape[2] == 1 else rows
+            rows = np.atleast_3d(np.asarray(Image.fromarray(plane).reduce(fraction)))
         if pixels is None:
-            pixels = np.empty((image.height, *rows.shape[1:]), dtype=np.uint8)
-        pixels[top:bottom] = rows
+            height = -(-image.height // fraction)
+            pixels = np.empty((height, *rows.shape[1:]), dtype=np.uint8)
+        first = top // fraction
+        pixels[first : first + len(rows)] = rows
     return pixels
 
 

@@ -152,6 +152,19 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.safetensors"
 
 
+def files_of_others(folder: Path) -> list[Path]:
+    """Files that are called as shards are and hold something else; damaged ones may be shards."""
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                if "latents" not in (file.metadata() or {}):
+                    found.append(path)
+        except (OSError, SafetensorError):
+            continue
+    return found
+
+
 def pack_keys(keys: Sequence[str]) -> dict[str, Tensor]:
     """Names as two tensors, of which a row can be read without the rest."""
     encoded = [key.encode("utf-8", errors="surrogateescape") for key in keys]

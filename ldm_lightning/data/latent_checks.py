@@ -17,6 +17,7 @@ from ldm_lightning.data.latent_cache import (
     shard_name,
 )
 from ldm_lightning.utils.content import FileHashes
+from ldm_lightning.utils.facts import count_fact
 
 DTYPES = {"float32": "F32", "float16": "F16"}
 """Names of safetensors."""
@@ -71,10 +72,11 @@ def _require(index: LatentIndex, folder: Path) -> None:
         "shards": [shard_name(number) for number in range(max(1, len(shards)))],
         "class_names": None if index.class_names is None else index.num_classes,
     }
-    per_shard, num_images = (index.made_of.get(name) for name in ("images_per_shard", "num_images"))
-    if isinstance(per_shard, int) and per_shard > 0 and isinstance(num_images, int):
+    per_shard = index.made_of.get("images_per_shard")
+    num_samples = index.made_of.get(count_fact(index.made_of))
+    if isinstance(per_shard, int) and per_shard > 0 and isinstance(num_samples, int):
         found["number of shards"] = len(shards)
-        expected["number of shards"] = -(-num_images // per_shard)
+        expected["number of shards"] = -(-num_samples // per_shard)
     for name, value in found.items():
         if value != expected[name]:
             raise LatentCacheError(

@@ -20,7 +20,7 @@ from fsspec.core import url_to_fs
 
 from ldm_lightning.data.left_out import LeftOut, Reason
 from ldm_lightning.data.shard_cache import RemoteShard, ShardCache, ShardUnavailableError
-from ldm_lightning.data.shards import choose_shards, expand_braces
+from ldm_lightning.data.shards import MAX_BESIDE_BYTES, choose_shards, expand_braces
 from ldm_lightning.data.tar_index import ShardContent, Span, TarSample, index_shard
 from ldm_lightning.utils.content import hash_stream
 from ldm_lightning.utils.files import atomic_writer
@@ -140,7 +140,11 @@ class RemoteShards:
     def read_beside(self, shard: str, name: str) -> bytes | None:
         """Content of a file in the folder of a shard; None where there is no such file."""
         filesystem, path = _filesystem(f"{shard.rpartition('/')[0]}/{name}")
-        return filesystem.cat_file(path) if filesystem.exists(path) else None
+        if not filesystem.exists(path):
+            return None
+        if (filesystem.info(path).get("size") or 0) > MAX_BESIDE_BYTES:
+            raise ValueError(f"{name} beside {shard} is larger than {MAX_BESIDE_BYTES:,} bytes.")
+        return filesystem.cat_file(path)
 
     def fetch_ahead(self, shards: Sequence[str]) -> None:
         """Begin to fetch shards behind what is read now."""
@@ -178,18 +182,23 @@ class RemoteShards:
         shard = self._shards[url]
         path = self._index_path(shard)
         with self.cache.locked(path.name):
-            if not path.exists():
-                with self.cache.open(shard) as file:
-                    try:
-                        listed = index_shard(file, url)
-                    except ValueError:
-                        self.cache.discard(shard)
-                        raise
-                    file.seek(0)
-                    content = hash_stream(file)
-                with atomic_writer(path) as writer:
-                    writer.write(_to_json(_Index(content, listed)))
-        return _from_json(url, read_json(path, dict, max_bytes=MAX_INDEX_BYTES))
+            if path.exists():
+                try:
+                    return _from_json(url, read_json(path, dict, max_bytes=MAX_INDEX_BYTES))
+                except (ValueError, LookupError, TypeError, AttributeError) as err:
+                    logger.warning("The kept index %s is made anew: %s", path, err)
+            with self.cache.open(shard) as file:
+                try:
+                    listed = index_shard(file, url)
+                except ValueError:
+                    self.cache.discard(shard)
+                    raise
+                file.seek(0)
+                content = hash_stream(file)
+            index = _Index(content, listed)
+            with atomic_writer(path) as writer:
+                writer.write(_to_json(index))
+            return index
 
     def _index_path(self, shard: RemoteShard) -> Path:
         return self.cache.folder / f"{shard.stem}.index.json"

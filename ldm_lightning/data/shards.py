@@ -10,9 +10,13 @@ from typing import BinaryIO, Protocol
 from ldm_lightning.data.separation import split_words
 from ldm_lightning.data.tar_index import ShardContent, index_shard
 from ldm_lightning.utils.content import FileHashes
+from ldm_lightning.utils.files import open_regular, read_regular
 
 # In a folder of shards, which ones are meant: the first prefix that any shard's name begins with.
 SPLIT_PREFIXES = {"train": ("train",), "val": ("val", "test")}
+
+MAX_BESIDE_BYTES = 2**24
+"""Largest file beside shards that is read, of class names."""
 
 
 class ShardStore(Protocol):
@@ -105,12 +109,12 @@ class LocalShards:
 
     def open(self, shard: str) -> BinaryIO:
         """Open a shard."""
-        return open(shard, "rb")
+        return open_regular(Path(shard))
 
     def read_beside(self, shard: str, name: str) -> bytes | None:
         """Content of a file in the folder of a shard; None where there is no such file."""
         path = Path(shard).with_name(name)
-        return path.read_bytes() if path.is_file() else None
+        return read_regular(path, max_bytes=MAX_BESIDE_BYTES) if path.is_file() else None
 
     def fetch_ahead(self, shards: Sequence[str]) -> None:
         """Nothing to do: they are here."""

@@ -15,6 +15,8 @@ from ldm_lightning.data.formats import IMAGE_SUFFIXES, is_clutter, is_image_name
 from ldm_lightning.data.left_out import LeftOut, suffix_reason
 
 BLOCK_BYTES = 512  # a tar's headers begin at multiples of this
+MAX_HEADER_BYTES = 1 << 20
+MAX_LINKS = 40  # that lead from one to the next, as file systems allow
 MAX_LABEL_BYTES = 64
 MAX_CLASSES = 1_000_000
 ANNOTATION_SUFFIXES = (".cls", ".txt", ".json")
@@ -71,10 +73,10 @@ def index_shard(file: BinaryIO, shard: str) -> ShardContent:
     left_out = LeftOut()
     try:
         members = _members(file, shard, left_out)
-    except (OSError, tarfile.TarError) as err:
+    except Exception as err:  # tarfile raises nearly anything on damaged headers
         raise ValueError(
-            f"The shard {shard} cannot be read: {err}. Expected an uncompressed, complete tar; "
-            "fetch it again or leave it out of data.root."
+            f"The shard {shard} cannot be read: {str(err) or type(err).__name__}. Expected an "
+            "uncompressed, complete tar; fetch it again or leave it out of data.root."
         ) from err
     images: dict[str, list[str]] = {}  # names by sample
     annotations: dict[str, Span] = {}  # by name, with the suffix in lower case
@@ -112,9 +114,11 @@ def index_shard(file: BinaryIO, shard: str) -> ShardContent:
 def _members(file: BinaryIO, shard: str, left_out: LeftOut) -> dict[str, Span]:
     """Where each file of a tar lies, by name, in order; what is no file is left out."""
     found: dict[str, Span | str] = {}  # a span, or for a link the name it leads to
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:
             name = member.name
+            if member.size < 0:  # would lead back to the same header for ever
+                raise tarfile.ReadError(f"{name} has {member.size} bytes")
             if member.isdir() or any(map(is_clutter, _parts(name))):
                 continue
             if name in found:  # the later one counts, as where a tar is unpacked
@@ -134,7 +138,7 @@ def _members(file: BinaryIO, shard: str, left_out: LeftOut) -> dict[str, Span]:
     places = {posixpath.normpath(name): place for name, place in found.items()}
     members = {}
     for name, place in found.items():
-        for _ in range(len(found)):
+        for _ in range(MAX_LINKS):
             if not isinstance(place, str):
                 break
             place = places.get(posixpath.normpath(place), NO_SPAN)
@@ -143,6 +147,29 @@ def _members(file: BinaryIO, shard: str, left_out: LeftOut) -> dict[str, Span]:
         else:
             members[name] = place
     return members
+
+
+class _Headers:
+    """A tar of which only headers are read: one that says it is longer is damaged.
+
+    Args:
+        file: The tar.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        """Read the next bytes.
+
+        Raises:
+            ReadError: If they are more than a header has.
+        """
+        if size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"it holds a header of {size:,} bytes")
+        return self._file.read(size)
 
 
 def _parts(name: str) -> list[str]:

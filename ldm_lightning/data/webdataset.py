@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm_lightning.data.decoding import MAX_FILE_BYTES, UnreadableImageError
 from ldm_lightning.data.encoded import encoded_data_module
 from ldm_lightning.data.formats import IMAGE_SUFFIXES
 from ldm_lightning.data.left_out import say_what_is_not_read
@@ -38,6 +39,9 @@ from ldm_lightning.data.tar_index import NO_SPAN, Span, TarSample
 from ldm_lightning.data.value_range import ValueRange
 from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.utils.content import FileHashes, combined_hash
+from ldm_lightning.utils.small_files import parse_json
+
+MAX_CAPTION_BYTES = 2**20
 
 
 class TarSource:
@@ -109,16 +113,17 @@ class TarSource:
 
     def read(self, index: int) -> bytes:
         """Return the encoded image."""
-        return self._read_span(index, self._images[index])
+        return self._read_span(index, self._images[index], max_bytes=MAX_FILE_BYTES)
 
     def annotations(self, index: int) -> tuple[int | None, str | None]:
         """Return the label, and the caption: the text member, or ``caption`` of the JSON member."""
         caption = None
         if self._texts[index, 0] >= 0:
-            content = self._read_span(index, self._texts[index])
+            content = self._read_span(index, self._texts[index], max_bytes=MAX_CAPTION_BYTES)
             caption = content.decode("utf-8", "replace").strip()
         elif self._records[index, 0] >= 0:
-            caption = _caption_of(self._read_span(index, self._records[index]), self.name(index))
+            content = self._read_span(index, self._records[index], max_bytes=MAX_CAPTION_BYTES)
+            caption = _caption_of(content, self.name(index))
         return (None if self.num_classes is None else int(self._labels[index])), caption
 
     def class_counts(self) -> list[int] | None:
@@ -141,18 +146,19 @@ class TarSource:
             check_room=self.store.check_room,
         )
 
-    def _read_span(self, index: int, span: np.ndarray) -> bytes:
+    def _read_span(self, index: int, span: np.ndarray, *, max_bytes: int) -> bytes:
+        if span[1] > max_bytes:
+            raise UnreadableImageError(
+                f"Cannot read {self.name(index)}: a member of {int(span[1]):,} bytes is larger "
+                f"than the limit of {max_bytes:,}."
+            )
         with self.store.open(self.shards[self._shard_of[index]]) as file:
             file.seek(int(span[0]))
             return file.read(int(span[1]))
 
 
 def _caption_of(content: bytes, name: str) -> str | None:
-    try:
-        record = json.loads(content)
-    except ValueError as err:
-        raise ValueError(f"{name}.json is not valid JSON: {err}.") from err
-    caption = record.get("caption") if isinstance(record, dict) else None
+    caption = parse_json(content, dict, name=f"{name}.json").get("caption")
     return None if caption is None else str(caption)
 
 
@@ -182,7 +188,8 @@ def _class_names(
         content = store.read_beside(shard, "classes.json")
         if content is None:
             return None
-        names, source = json.loads(content), f"classes.json beside {shard}"
+        source = f"classes.json beside {shard}"
+        names = parse_json(content, list, name=source)
     if not isinstance(names, list) or len(names) < num_classes:
         raise ValueError(
             f"{source} must be a list of at least {num_classes} class names, for the labels 0 to "

@@ -86,19 +86,7 @@ ALWAYS = ("RunSummary", "Checkpointing")
 
 SECOND_STAGE = {
     "first_stage": {"path": TEXT, "hash": TEXT, "weights": TEXT},
-    "normalizer": {
-        "shift": ListOf(NUMBER),
-        "scale": ListOf(NUMBER),
-        "origin": OrNone(
-            {
-                "mode": TEXT,
-                "first_stage_hash": TEXT,
-                "num_images": COUNT,
-                "protocol": MAPPING,
-            }
-        ),
-    },
-    "classes": OrNone(CLASSES),
+    "normalizer": MAPPING,
 }
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -230,6 +218,8 @@ def _check_description(content: Mapping[str, Any], module: UpdatingModule) -> No
     rule = dict.fromkeys(module.stored_config, ANYTHING)
     if key == "second_stage":
         rule |= SECOND_STAGE  # type: ignore[arg-type]
+        if "classes" in rule:
+            rule["classes"] = CLASSES  # type: ignore[assignment]
     check(content.get(key), rule, key)
     if isinstance(module, DiffusionModule):
         module.first_stage.check_weights(content[key]["first_stage"]["hash"])

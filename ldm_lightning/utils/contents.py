@@ -1,7 +1,7 @@
 """Rules about nested plain values: what stands where, of which type.
 
-A rule is a ``Leaf``, a dict of rules by key (all of which must be there; others may be too),
-``Each`` for any keys with values alike, ``ListOf``, or ``OrNone``.
+A rule is a ``Leaf``, a dict of rules by key (all of which must be there, but for ``IfThere``;
+others may be too), ``Each`` for any keys with values alike, ``ListOf``, or ``OrNone``.
 """
 
 import reprlib
@@ -38,6 +38,13 @@ class ListOf:
 @dataclass(frozen=True)
 class OrNone:
     """A value of a rule, or None."""
+
+    rule: Any
+
+
+@dataclass(frozen=True)
+class IfThere:
+    """In a dict of rules: the rule of a key that may be missing."""
 
     rule: Any
 
@@ -95,7 +102,9 @@ def check(found: Any, rule: Any, place: str) -> None:
     Raises:
         ValueError: Naming the first place that does not fit, what it holds and what belongs there.
     """
-    if isinstance(rule, OrNone):
+    if isinstance(rule, IfThere):
+        check(found, rule.rule, place)
+    elif isinstance(rule, OrNone):
         if found is not None:
             check(found, rule.rule, place)
     elif isinstance(rule, Leaf):
@@ -117,9 +126,10 @@ def check(found: Any, rule: Any, place: str) -> None:
     else:
         for key, inner in rule.items():
             where = f"{place}.{key}" if place else str(key)
-            if key not in found:
+            if key in found:
+                check(found[key], inner, where)
+            elif not isinstance(inner, IfThere):
                 raise ValueError(f"{where} is missing")
-            check(found[key], inner, where)
 
 
 def check_tensors(found: Any, expected: dict[str, Tensor], place: str) -> None:

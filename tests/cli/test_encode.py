@@ -161,6 +161,9 @@ def test_mirrored_copies_and_both_evaluation_crops(run, tmp_path, flip):
     words += ["eval_crop=crops", "data.val_crops_per_image=2"]
     crops = latents_of(encoded(tmp_path, *words, name="crops"))
     assert (len(crops.train_dataset), len(crops.val_dataset)) == (40, 12)
+    told = crops.protocol("val")
+    assert (told["num_windows"], told["num_images"]) == (12, 6)
+    assert crops.counts(1).windows_per_image == 2
 
 
 def test_a_first_stage_with_codes_is_encoded_before_quantisation(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from tests.cli.run import EXPERIMENTS, ROOT, SECOND_STAGES, command, process
 
 COMMANDS = ("train", "evaluate", "encode", "sample", "pipeline", "plan", "report")
-PRINTED = {"help": ["--help"], "config": ["--cfg", "job"], "hydra": ["--hydra-help"]}
+PRINTED = {"help": ["--help"], "config": ["--cfg", "job"]}
 
 NO_TORCH = """
 import contextlib, io, json, runpy, sys

@@ -208,7 +208,7 @@ def test_the_tables_are_80_columns_wide_at_most(planned_512, is_terminal):
     assert max(map(len, lines)) <= 80, max(lines, key=len)
 
 
-FEW = ("vqgan_f16", "vae_f8", "ldm_dit_s")
+FEW = ("vqgan_f16", "ldm_dit_s")
 
 
 @pytest.mark.parametrize(

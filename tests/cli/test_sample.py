@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from ldm_lightning.data.shapes import CLASS_NAMES
+from ldm_lightning.sample import _refuse_others
+from ldm_lightning.utils.run_folder import RunFolder
 from tests.cli.run import command, environment_of, process, run_folder, summary_of
 from tests.cli.second_stage import tiny_second, trained_first_stage
 
@@ -111,6 +113,15 @@ def test_other_words_are_refused_and_nothing_is_lost(chain, samples, tmp_path):
     assert "seed=0 there, 1 now" in ended.said
     assert summary_of(copy)["state"] == "finished"
     assert_same_images(images_of(samples), images_of(copy))
+
+
+@pytest.mark.parametrize("name", ["grid.png", "samples.npz", "labels.json", "images/a.png"])
+def test_files_of_others_are_refused_and_kept(tmp_path, name):
+    folder = RunFolder(tmp_path)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=name):
+        _refuse_others(folder, {})
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_labels_samplers_and_prior_change_the_images(chain, samples, tmp_path):

@@ -10,12 +10,19 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from ldm_lightning.autoencoder.frozen import Moments
 from ldm_lightning.data import latents as latents_file
 from ldm_lightning.data.image_folder import image_folder_data_module
-from ldm_lightning.data.latent_cache import LatentIndex, ShardReader, pack_keys, write_shard
+from ldm_lightning.data.latent_cache import (
+    LatentIndex,
+    ShardReader,
+    files_of_others,
+    pack_keys,
+    write_shard,
+)
 from ldm_lightning.data.latent_writing import SplitWriter
 from ldm_lightning.data.latents import LatentDataModule, LatentDataset
 from ldm_lightning.data.samples import image_facts
@@ -439,6 +446,14 @@ def test_a_shard_with_a_damaged_header_is_refused(copied):
     path.write_bytes(content[:20] + b"\0" * 20 + content[40:])
     with pytest.raises(ValueError, match=r"00001\.safetensors.*encode"):
         latent_module(copied)
+
+
+def test_shards_are_told_from_files_of_others(copied):
+    folder = copied / "train"
+    assert files_of_others(folder) == []
+    save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+    (folder / "00001.safetensors").write_bytes(b"damaged")
+    assert files_of_others(folder) == [folder / "model.safetensors"]
 
 
 def test_an_index_that_is_missing_damaged_or_of_another_version_is_refused(copied):

@@ -113,6 +113,15 @@ def test_kernel_distance_equals_torchmetrics_where_a_subset_is_the_whole_set(set
     assert report.protocol["kd_tiny"]["num_subsets"] == 1
 
 
+def test_windows_of_references_are_told_beside_the_number_of_samples(sets):
+    protocol = {"num_windows": 40, "num_images": 10}
+    report = measured(*sets, metrics=GenerationMetrics(tiny_features(), protocol=protocol))
+    for entry in report.protocol.values():
+        assert "num_windows" not in entry
+        numbers = [entry[f"num_{name}"] for name in ("images", "references", "reference_images")]
+        assert numbers == [30, 40, 10]
+
+
 def test_protocol_says_how_each_figure_was_made(sets):
     report = measured(*sets, metrics=GenerationMetrics(tiny_features(), protocol=PROTOCOL))
     common = {

@@ -11,6 +11,7 @@ from ldm_lightning.metrics.frechet import FrechetDistance
 from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio, structural_similarity
 from ldm_lightning.metrics.power_spectrum import DEFICIT_NAME, OCTAVE_NAMES, PowerSpectrum
 from ldm_lightning.metrics.reconstruction import ReconstructionMetrics
+from ldm_lightning.utils.facts import count_told
 from ldm_lightning.utils.image import from_uint8, to_uint8
 
 PROTOCOL = {"data": "pictures", "split": "val", "num_images": 24, "resolution": 32}
@@ -153,6 +154,18 @@ def test_protocol_counts_the_images_that_were_seen(pair):
     measured(images, reconstructions, metrics=metrics)
     report = metrics.report()
     assert {entry["num_images"] for entry in report.protocol.values()} == {9}
+
+
+def test_windows_are_counted_as_windows(tmp_path, pair):
+    protocol = {"num_windows": 8, "num_images": 2, "images": "abc"}
+    images, reconstructions = pair(8)
+    for _ in range(2):  # measured, then with the kept statistics of the references
+        metrics = ReconstructionMetrics(tiny_features(), protocol=protocol, cache_dir=tmp_path)
+        measured(images, reconstructions, metrics=metrics)
+        for entry in metrics.report().protocol.values():
+            assert (entry["num_windows"], entry["num_images"]) == (8, 2)
+            assert count_told(entry) == "8 windows of 2 images"
+    assert len(list(tmp_path.glob("**/*.safetensors"))) == 1
 
 
 def test_nothing_enters_a_state_dict_or_an_optimizer(pair):

@@ -64,8 +64,7 @@ HARMLESS = {
         (("loops", "fit_loop", f"{loop}.state_dict", "validated_step"), "none")
         for loop in ("epoch_loop.val_loop", "validation_loop")
     ),
-    # a model without classes, or of unnamed ones; names are compared with the data's
-    (("second_stage", "classes"), "none"),
+    # classes without names; names are compared with the data's
     *((("second_stage", "classes", "names"), way) for way in ("none", "empty")),
     *((("second_stage", "classes", "names", 0), way) for way in ("removed", "text")),
     # the latents are not normalized
@@ -144,7 +143,7 @@ def runs(tmp_path_factory):
     first = run_folder(folder, "vq_f8")
     words = tiny_second(
         first, max_steps=2, trainer__precision=32, downsampling_factor=8, validation__num_samples=0,
-        monitor="val/loss",
+        monitor="val/loss", conditioner="class_label",
     )  # fmt: skip
     ended = command("train", words, folder)
     assert ended.code == 0, ended.output
@@ -203,9 +202,10 @@ def test_every_damage_to_a_continued_run_is_refused_with_file_and_key(checkable,
     assert not accepted, "\n".join(map(str, accepted))
 
 
+@pytest.mark.parametrize("depth", [1, pytest.param(9, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", ["first", "second"])
 def test_every_damage_to_what_is_opened_is_refused_with_the_file_or_changes_nothing(
-    runs, checkable, stage, tmp_path
+    runs, checkable, stage, depth, tmp_path
 ):
     content, _, _ = checkable[stage]
     path = tmp_path / "damaged.ckpt"
@@ -220,7 +220,9 @@ def test_every_damage_to_what_is_opened_is_refused_with_the_file_or_changes_noth
     torch.save(content, path)
     expected, accepted, tried = opened(), [], 0
     keys = ("ema", "global_step", f"{stage}_stage")
-    for place in (place for place in places(content) if place[0] in keys):
+    for place in places(content):
+        if place[0] not in keys or len(place) > depth:
+            continue
         value = content
         for key in place:
             value = value[key]
@@ -238,7 +240,7 @@ def test_every_damage_to_what_is_opened_is_refused_with_the_file_or_changes_noth
             except ValueError as error:
                 if "damaged.ckpt" not in str(error):
                     accepted.append((place, name, str(error)))
-    assert tried > 25
+    assert tried > 10
     assert not accepted, "\n".join(map(str, accepted))
 
 

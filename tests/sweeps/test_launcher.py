@@ -129,7 +129,7 @@ def test_a_failed_job_is_told_and_the_same_command_runs_it_alone(tmp_path, monke
     ended = sweep(tmp_path, *words)
     assert ended.code == 1
     assert "1 of 2 jobs" in ended.said
-    assert shlex.join(["python", "-m", "ldm_lightning.train", "-m", *FAKE, *words]) in ended.said
+    assert shlex.join(["python", "-m", MODULE, "-m", *words, *FAKE]) in ended.said
     assert f"{REFUSAL} (outputs/sweeps/some/1_" in ended.said
     assert "Traceback" not in ended.output
     monkeypatch.setenv("ALL_WELL", "1")

@@ -57,7 +57,7 @@ def test_a_killed_job_goes_on_later_and_all_jobs_equal_runs_of_their_own(tmp_pat
     assert "SIGKILL" in first.said
     again = train(tmp_path, *words)
     assert again.code == 0, again.output
-    assert f"resume={killed}" in (killed / "job.log").read_text()
+    assert "Continuing" in (killed / "job.log").read_text()
     assert folders(tmp_path, "two") == [*whole, killed]
 
     alone = command("train", common, tmp_path)  # this process has one thread too

@@ -3,7 +3,7 @@
 import fnmatch
 import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from ldm_lightning.reporting.page.charts import Chart
 from ldm_lightning.reporting.page.curves import curve_charts
 from ldm_lightning.reporting.page.drawing import Drawing, draw_chart
+from ldm_lightning.reporting.page.own_files import check_page, replace_figures
 from ldm_lightning.reporting.page.page import Pictures, render_page
 from ldm_lightning.reporting.page.pictures import compare_reconstructions, find_samples
 from ldm_lightning.reporting.page.protocols import Protocols
@@ -27,8 +28,8 @@ MAX_PICTURED = 50
 """So many runs show pictures, or the page would take minutes to open."""
 
 
-FIGURES = ("rate", "perception", "swept", "curve")
-"""First word of the name of every figure."""
+SUFFIXES = (".svg", ".png")
+"""Of the files of a figure."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,17 @@ def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") 
 
     Args:
         patterns: Folders or globs of folders.
-        output: The page; its folder must exist. What is there is replaced.
+        output: The page; its folder must exist. Files of an earlier report there are replaced.
         pictured: Pictures are of the ``MAX_PICTURED`` newest runs whose name or folder fits this
             glob.
 
     Raises:
-        ValueError: If there are no runs, or a ``results.csv`` that is not of a report.
+        ValueError: If there are no runs, or a file to be written is there and not of a report.
         OSError: If a file cannot be written.
     """
+    check_page(output)
     results = output.parent / "results.csv"
-    is_first = not os.path.lexists(results)
-    if not is_first and not is_of_a_report(results):
+    if os.path.lexists(results) and not is_of_a_report(results):
         raise ValueError(
             f"{results} is not of a report, and a report would replace it; give output= in another "
             "folder."
@@ -81,8 +82,7 @@ def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") 
         Pictures(compare_reconstructions(chosen), find_samples(chosen), len(chosen)),
     )
     folder = output.parent / "figures"
-    if not is_first:
-        _remove_figures(folder, kept={one.name for one, _ in figures})
+    replace_figures(folder, [f"{one.name}{suffix}" for one, _ in figures for suffix in SUFFIXES])
     _write_figures(figures, folder)
     _write(results, _encoded(results_csv(runs, protocols, differences)))
     _write(output, _encoded(page))
@@ -103,19 +103,9 @@ def write_own_page(folder: Path) -> None:
 
 
 def _write_figures(figures: Sequence[tuple[Chart, Drawing]], folder: Path) -> None:
-    if figures:
-        folder.mkdir(exist_ok=True)
     for one, drawing in figures:
         _write(folder / f"{one.name}.svg", drawing.svg.encode())
         _write(folder / f"{one.name}.png", drawing.png)
-
-
-def _remove_figures(folder: Path, *, kept: Collection[str]) -> None:
-    """Remove the figures of an earlier report that this one does not have."""
-    for kind in FIGURES:
-        for path in folder.glob(f"{kind}_*"):
-            if path.suffix in (".svg", ".png") and path.stem not in kept:
-                path.unlink()
 
 
 def _own_names(charts: Iterable[Chart]) -> Iterable[Chart]:

@@ -214,7 +214,7 @@ def test_a_summary_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.open", refused)
     run = read_run(tmp_path / "run")
-    assert (run.state, "[Errno 13]" in run.reason) == ("unreadable", True)
+    assert (run.state, "Permission denied" in run.reason) == ("unreadable", True)
 
 
 def test_a_summary_is_read_whole_while_it_is_replaced(tmp_path):

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from ldm_lightning.reporting.page import own_files
 from ldm_lightning.reporting.page.write import MAX_PICTURED, write_own_page, write_report
 from ldm_lightning.utils.run_folder import RunFolder
 from tests.hostile_names import HOSTILE_NAMES
@@ -107,14 +108,32 @@ def test_figures_of_an_earlier_report_go_and_others_stay(tmp_path):
     write_curves(write_run(tmp_path / "runs" / "one"))
     figures = tmp_path / "figures"
     figures.mkdir()
-    for name in ("curve_old.svg", "curve_old.txt", "mine.svg"):
-        (figures / name).write_text("")
-    write_report([str(tmp_path / "runs")], tmp_path / "report.html")
-    assert (figures / "curve_old.svg").exists()  # no report had been there
-    report = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
-    left = {path.name for path in figures.iterdir()}
-    assert len(left) == 2 + 2 * report.num_figures
-    assert {"curve_old.txt", "mine.svg"} <= left
+    mine = {"curve_mine.svg", "curve_mine.png", "notes.txt"}
+    for name in mine:
+        (figures / name).write_text("mine")
+    first = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    written = {path.name for path in figures.iterdir()}
+    assert len(written) == len(mine) + 2 * first.num_figures + 1  # the list of what is its own
+    (tmp_path / "runs" / "one" / "metrics.csv").unlink()
+    second = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    assert second.num_figures == 0
+    assert {path.name for path in figures.iterdir()} == mine | {own_files.LIST}
+    assert all((figures / name).read_text() == "mine" for name in mine)
+
+
+def test_a_report_replaces_nothing_that_no_report_wrote(tmp_path):
+    write_curves(write_run(tmp_path / "runs" / "one"))
+    runs = [str(tmp_path / "runs")]
+    (tmp_path / "a").mkdir()
+    report = write_report(runs, tmp_path / "a" / "report.html")
+    names = ["report.html", "results.csv", f"figures/{next(report.figures.glob('*.svg')).name}"]
+    for number, name in enumerate(names):
+        path = tmp_path / str(number) / name
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        with pytest.raises(ValueError, match=path.name):
+            write_report(runs, tmp_path / str(number) / "report.html")
+        assert path.read_text() == "mine"
 
 
 def test_numbers_may_stand_alone_or_share_an_axis_with_their_protocol_alone(sweep):
@@ -169,7 +188,7 @@ def test_the_page_of_one_run_shows_it_instead_of_comparing_it(tmp_path):
     text = " ".join(page.text)
     for wanted in ("kl_f8", "25 dB", "peak signal-to-noise ratio", "loss.kl_weight", "finished"):
         assert wanted in text
-    assert {path.name.partition("_")[0] for path in report.figures.iterdir()} == {"curve"}
+    assert {path.name.partition("_")[0] for path in report.figures.glob("*.svg")} == {"curve"}
 
 
 def test_the_page_of_a_chain_is_called_after_it(tmp_path):
