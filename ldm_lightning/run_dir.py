@@ -15,7 +15,15 @@ log = logging.getLogger(__name__)
 
 
 def run_dir(name: str, resume: str | None) -> str:
-    """Folder of the run: a new one, or the one that is continued; the same on every process."""
+    """Folder of the run: a new one, or the one that is continued; the same on every process.
+
+    Raises:
+        ValueError: If the name leads out of ``outputs/``, or ``resume`` names no run.
+    """
+    if Path(str(name)).is_absolute() or ".." in Path(str(name)).parts:
+        raise ValueError(
+            f"name={name} leads out of outputs/; give a plain name, and output_dir for the folder."
+        )
     root = Path("outputs") / str(name)
     if resume is None:
         return launch.agreed(lambda: str(_new_folder(root)))
