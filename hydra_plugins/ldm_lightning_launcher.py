@@ -227,7 +227,7 @@ def _check_sweeper(sweeper: DictConfig) -> None:
 
 
 def _check_words(words: Sequence[str]) -> None:
-    from ldm_lightning.chain.steps import key_of
+    from ldm_lightning.words import key_of
 
     for word in words:
         if (key := key_of(word)) in DECIDED_BY_THE_SWEEP:

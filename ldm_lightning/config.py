@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.metrics.gate import check_mode
 from ldm_lightning.metrics.names import METRICS
-from ldm_lightning.utils import launch
+from ldm_lightning.run_dir import run_dir
 from ldm_lightning.utils.home import cache_folder, expanded
-from ldm_lightning.utils.run_folder import RunFolder, read_summary
-from ldm_lightning.utils.small_files import SmallFileError
+from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -54,57 +52,6 @@ def _width_multipliers(factor: int, family: str = "kl") -> ListConfig:
     return OmegaConf.create(widths[factor])
 
 
-def _run_dir(name: str, resume: str | None) -> str:
-    """Folder of the run: a new one, or the one that is continued; the same on every process."""
-    root = Path("outputs") / str(name)
-    if resume is None:
-        return launch.agreed(lambda: str(_new_folder(root)))
-    if resume == "auto":
-        return launch.agreed(lambda: str(_unfinished_folder(root) or _new_folder(root)))
-    path = Path(resume)
-    folder = path.parent.parent if path.suffix == ".ckpt" else path
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(
-            f"resume={resume} is no run: {folder / 'config.yaml'} does not exist. Give the folder "
-            f"of a run, or resume=auto."
-        )
-    return str(folder)
-
-
-def _new_folder(root: Path) -> Path:
-    """A folder of the time; of several processes under srun, which agree on no time, of the job."""
-    if (step := launch.slurm_step()) is not None and not launch.launched().is_alone:
-        return root / f"slurm_{step}"
-    now = time.time()
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(now))
-    return root / f"{stamp}-{now % 1 * 1e3:03.0f}"
-
-
-def _unfinished_folder(root: Path) -> Path | None:
-    """The unfinished run that was started last, of this job before all others."""
-    open_states = {"running", "interrupted", "failed"}
-    folders = [path for path in root.glob("*/") if os.path.lexists(path / "summary.json")]
-    unfinished = [folder for folder in folders if _state(folder) in open_states]
-    if (own := _new_folder(root)) in unfinished:
-        return own
-    return max(unfinished, key=_started, default=None)
-
-
-def _state(folder: Path) -> str | None:
-    """What a run says of itself; None, with a warning, where its summary is damaged."""
-    try:
-        return read_summary(folder).get("state")
-    except SmallFileError as err:
-        log.warning("resume=auto passes over a run: %s", err)
-        return None
-
-
-def _started(folder: Path) -> tuple[float, str]:
-    """When a run wrote its configuration; those that did not get so far come first."""
-    config = folder / "config.yaml"
-    return (config.stat().st_mtime if config.is_file() else 0.0, folder.name)
-
-
 def _higher_is_better(name: str) -> bool:
     """Which way a metric such as ``val/psnr`` improves."""
     metric = METRICS.get(name.removeprefix("val/").removeprefix("gen/"))
@@ -126,7 +73,7 @@ def register_resolvers() -> None:
     resolvers: dict[str, Callable[..., Any]] = {
         "width_multipliers": _width_multipliers,
         "output_of": lambda pixel: "logits" if pixel == "bernoulli" else "images",
-        "run_dir": _run_dir,
+        "run_dir": run_dir,
         "created": lambda path: str(RunFolder(expanded(path, key="output_dir")).path),
         "cache_dir": lambda: str(cache_folder()),
         "higher_is_better": _higher_is_better,
@@ -162,6 +109,8 @@ def check_values(cfg: DictConfig) -> list[str]:
         raise ValueError(
             "train=false validates the weights of a checkpoint: give checkpoint=..., and no resume."
         )
+    if cfg.dry_run and cfg.resume is not None:
+        raise ValueError(f"dry_run=true builds a run anew: leave resume={cfg.resume} out.")
     size = [cfg.resolution] * 2 if isinstance(cfg.resolution, int) else list(cfg.resolution)
     second = cfg.stage == "second"
     factor = cfg.downsampling_factor if second else cfg.autoencoder.downsampling_factor

@@ -12,12 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
+from ldm_lightning.stored import read_config_keys
 from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
 from ldm_lightning.utils.contents import COUNT, MAPPING, SIZE, OrNone, check
 from ldm_lightning.utils.errors import CheckpointError, error_line
 from ldm_lightning.utils.hashing import hash_tensors
 from ldm_lightning.utils.run_folder import find_checkpoint
 from ldm_lightning.utils.targets import check_targets
+
+USED_OF_A_RUN = ("data", "features", "eval_crop", "trainer", "loss")
+"""Keys of a run's configuration that say how its first stage was measured."""
 
 DESCRIPTION = {
     "autoencoder": MAPPING,
@@ -58,10 +62,12 @@ class OpenedFirstStage:
         return folder if (folder / "config.yaml").is_file() else None
 
     def run_config(self) -> DictConfig:
-        """Configuration of the run it lies in; empty where it lies in none."""
-        config = OmegaConf.load(self.run / "config.yaml") if self.run else OmegaConf.create({})
-        assert isinstance(config, DictConfig)
-        return config
+        """What is used of the configuration of the run it lies in; empty where it lies in none.
+
+        Raises:
+            ValueError: If that builds what no file of ours names, or holds interpolations.
+        """
+        return OmegaConf.create(read_config_keys(self.run, USED_OF_A_RUN) if self.run else {})
 
     def frozen(self) -> FrozenFirstStage:
         """The same autoencoder for use by a second stage, its latents not normalized yet."""

@@ -23,15 +23,11 @@ from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageRepor
 from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio
 from ldm_lightning.utils.distributed import process_rank
 from ldm_lightning.utils.image import spread_rows, to_uint8
-from ldm_lightning.utils.targets import check_targets
 
 log = logging.getLogger(__name__)
 
 NUM_SHOWN = 8
 """Columns of the grid."""
-
-PACKAGES_OF = {"data": ("ldm_lightning.data",), "features": ("ldm_lightning.metrics",)}
-"""What a run's config.yaml may name: it may come from elsewhere, as the checkpoint beside it."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,6 @@ def with_run_defaults(cfg: DictConfig, first_stage: OpenedFirstStage) -> DictCon
     if cfg.precision is None:
         cfg.precision = OmegaConf.select(run, "trainer.precision", default="auto")
     for group in absent:
-        check_targets(OmegaConf.to_container(run[group]), allowed=PACKAGES_OF[group])
         cfg[group] = run[group]
     if "data" in absent:
         cfg.data.resolution = cfg.resolution

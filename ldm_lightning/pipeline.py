@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.chain.process import run_command
 from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
-from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, key_of, trainings
+from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, trainings
 from ldm_lightning.chain.words import check_words
 from ldm_lightning.command import (
     check_alone,
@@ -37,6 +37,7 @@ from ldm_lightning.entry import run_entry_point
 from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent
 from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.words import key_of
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -21,7 +23,11 @@ from ldm_lightning.config import CONF_DIR, check_values
 from ldm_lightning.entry import run_entry_point
 from ldm_lightning.key_checks import check_keys
 from ldm_lightning.processes import end_with_parent, every_process, first_cause_told
+from ldm_lightning.resume import composition_of, continued_arguments
+from ldm_lightning.run_dir import resumed_folder
+from ldm_lightning.stored import read_composition
 from ldm_lightning.utils.launch import launched
+from ldm_lightning.utils.run_folder import RunFolder, has_begun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +37,6 @@ if TYPE_CHECKING:
     from ldm_lightning.data.module import MapDataModule
     from ldm_lightning.metrics.features import FeatureSet
     from ldm_lightning.module.updating import UpdatingModule
-    from ldm_lightning.utils.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +57,7 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
     Returns:
         The final value of ``cfg.monitor``, for sweeps; None where nothing was validated.
     """
-    # Imported here, because importing torch takes seconds and help should not.
     quiet_lightning()
-    from ldm_lightning.utils.run_folder import RunFolder
-
     check_keys(cfg, runtime.runtime.choices)
     run_folder = RunFolder(runtime.runtime.output_dir)
     is_first = launched().is_first
@@ -63,28 +65,38 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
         logging.getLogger().setLevel(logging.WARNING)  # one of them tells what all do
     with sole_writer(run_folder, is_first=is_first):
         if is_first:
-            _refuse_another_run(cfg, run_folder)
+            _check_folder(cfg, run_folder)
         with end_noted(run_folder, is_first=is_first), first_cause_told(run_folder):
             return _run(cfg, runtime, run_folder)
 
 
-def _refuse_another_run(cfg: DictConfig, run_folder: RunFolder) -> None:
-    """Refuse to overwrite a run."""
-    if cfg.resume is None and (run_folder.checkpoints / "last.ckpt").is_file():
+def _check_folder(cfg: DictConfig, run_folder: RunFolder) -> None:
+    """Refuse to overwrite a run, and to continue one in the folder of another."""
+    if cfg.resume is None and has_begun(run_folder.path):
         raise ValueError(
             f"{run_folder.path} holds a run already. Continue it with resume={run_folder.path}, or "
             f"choose another output_dir."
         )
+    if cfg.resume not in (None, "auto"):
+        folder = resumed_folder(str(cfg.resume))
+        if folder.resolve() != run_folder.path.resolve():
+            raise ValueError(
+                f"resume={cfg.resume} goes on in its own folder, not in {run_folder.path}: leave "
+                "output_dir and hydra.run.dir out."
+            )
 
 
 def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | None:
     """Check, build, and train or validate."""
     continues = cfg.resume is not None and run_folder.config.is_file()
-    if continues:
-        cfg = _continued(cfg, runtime, run_folder)
     cfg.output_dir = str(run_folder.path)
     alarms = check_values(cfg)
-    if not continues:
+    resumed = None
+    if continues:
+        from ldm_lightning.resume_point import resumed_from
+
+        resumed = resumed_from(cfg, run_folder)
+    else:
         choices = runtime.runtime.choices
         log.info("scale=%s shrinks %s.", choices["scale"], cfg.scale_description)
         if choices["scale"] != "paper":
@@ -99,8 +111,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
 
     from ldm_lightning import build
     from ldm_lightning.hardware import prepare_networks
-    from ldm_lightning.module.contents import check_continues
-    from ldm_lightning.update_loop import check_length
+    from ldm_lightning.resume_point import go_back
     from ldm_lightning.utils.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
 
@@ -109,9 +120,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         torch.cuda.set_device(launched().local_rank)  # for what is measured before training
     features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
     torch.manual_seed(cfg.seed)
-    last = run_folder.checkpoints / "last.ckpt"
-    resumes = continues and last.is_file()
-    data = _build_data(cfg, last if resumes else None)
+    data = _build_data(cfg, resumed)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
     trainer = build.build_trainer(cfg, run_folder)
@@ -121,34 +130,33 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         log.info("%s", counts)
         run_folder.update_summary({"data": asdict(counts)})
     build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
-    module = build_module(cfg, data, features, trainer, run_folder)
+    module = build_module(cfg, data, features, trainer, run_folder, resumed)
     if cfg.train:
         build.check_monitors(trainer, module, data)
     loaded = None
-    if resumes:  # before config.yaml is replaced by one that may not fit
-        content = check_continues(last, trainer=trainer, module=module)
-        check_length(cfg.max_steps, done=content["global_step"], path=last)
-    elif cfg.checkpoint is not None:
+    if resumed is None and cfg.checkpoint is not None:
         loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
     if cfg.train:
         data.identify()  # last of the checks: it may read every file, once
     prepare_networks(cfg, module.networks)
     if trainer.is_global_zero:
+        if resumed is not None:
+            go_back(run_folder, resumed)
+        before = read_composition(run_folder.path) if continues else None
+        composition_of(runtime, before).write(run_folder.path)
         with atomic_writer(run_folder.config) as file:  # others may be reading it
             file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
         run_folder.update_summary({"name": cfg.name, "config": build.plain(cfg)})
         for logger in trainer.loggers:
             logger.log_hyperparams(build.plain(cfg))
-    if continues and not resumes:
-        log.info("There is no checkpoint yet: the run starts anew.")
     with every_process(trainer, run_folder):
         if cfg.train:
-            trainer.fit(module, data, ckpt_path=last if resumes else None)
+            trainer.fit(module, data, ckpt_path=resumed)
         else:
             trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         _report(module, run_folder, facts={} if cfg.train else {"weights": loaded})
-        if cfg.get("page", True):  # not in the configuration of older runs that are continued
+        if cfg.page:
             from ldm_lightning.reporting.page.write import write_own_page
 
             write_own_page(run_folder.path)
@@ -161,26 +169,31 @@ def _first_stage_module(
     features: FeatureSet,
     trainer: pl.Trainer,
     run_folder: RunFolder,
+    resumed: Path | None,
 ) -> UpdatingModule:
     from ldm_lightning import build
     from ldm_lightning.data.module import ImageDataModule
+    from ldm_lightning.module.contents import check_continues
 
     if not isinstance(data, ImageDataModule):
         raise ValueError("A first stage is trained on images: data=latents holds none.")
-    return build.build_module(
+    module = build.build_module(
         cfg, protocol=data.protocol("val"), num_devices=trainer.world_size, features=features
     )
+    if resumed is not None:
+        check_continues(resumed, trainer=trainer, module=module)
+    return module
 
 
 def _build_data(cfg: DictConfig, last: Path | None) -> MapDataModule:
     """Build the data; a second stage goes on with the class ids of its checkpoint, if any."""
-    from ldm_lightning import build, second_stage
+    from ldm_lightning import build, labels
     from ldm_lightning.utils.run_folder import find_checkpoint
 
     if cfg.stage == "first":
         return build.build_data(cfg)
     given = None if cfg.checkpoint is None else find_checkpoint(cfg.checkpoint)
-    return second_stage.build_data(cfg, start=last or given)
+    return labels.build_data(cfg, start=last or given)
 
 
 def _second_stage_module(
@@ -189,18 +202,23 @@ def _second_stage_module(
     features: FeatureSet,
     trainer: pl.Trainer,
     run_folder: RunFolder,
+    resumed: Path | None,
 ) -> UpdatingModule:
     """Build the diffusion model, judge its first stage, measure its latents; quick checks first."""
-    from ldm_lightning import second_stage
+    from ldm_lightning import labels, second_stage
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.gate import run_gate
+    from ldm_lightning.module.contents import check_continues
 
-    second_stage.check_labels(cfg, data)
+    labels.check_labels(cfg, data)
     second_stage.resolve_condition(cfg, num_classes=data.num_classes)
     first_stage = second_stage.build_first_stage(cfg, data)
     module = second_stage.build_module(
         cfg, data=data, first_stage=first_stage, features=features, num_devices=trainer.world_size
     )
+    if resumed is not None:  # before the waiting begins; its latents are normalized already
+        content = check_continues(resumed, trainer=trainer, module=module)
+        module.use_first_stage_of(content["second_stage"])
     if launched().is_first:
         run_gate(
             cfg.gate,
@@ -211,23 +229,9 @@ def _second_stage_module(
             cache_dir=cfg.cache_dir,
             run_folder=run_folder,
         )
-    second_stage.fit_normalizer(cfg, first_stage, data)  # last: it may read every image
+    if resumed is None:
+        second_stage.fit_normalizer(cfg, first_stage, data)  # last: it may read every image
     return module
-
-
-def _continued(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> DictConfig:
-    """The stored configuration of a run that is continued, with this command's values on top."""
-    groups = set(runtime.runtime.choices)
-    values = [
-        override
-        for override in runtime.overrides.task
-        if override.partition("=")[0].lstrip("+") not in groups
-    ]
-    stored = OmegaConf.load(run_folder.config)
-    merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(values))
-    assert isinstance(merged, DictConfig)
-    log.info("Continuing the run in %s.", run_folder.path)
-    return merged
 
 
 def _dry_run(cfg: DictConfig, run_folder: RunFolder) -> None:
@@ -280,10 +284,15 @@ def _monitored(cfg: DictConfig, module: pl.LightningModule) -> float | None:
     return scalars.get(name, scalars.get(name.removeprefix("val/")))
 
 
+def _complete_and_train() -> None:
+    sys.argv[1:] = continued_arguments(sys.argv[1:])
+    _train()
+
+
 def main() -> None:
     """Entry point of ``ldm-train`` and ``python -m ldm_lightning.train``."""
     end_with_parent()
-    run_entry_point(_train)
+    run_entry_point(_complete_and_train)
 
 
 if __name__ == "__main__":

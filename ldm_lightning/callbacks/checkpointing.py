@@ -29,6 +29,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ldm_lightning.callbacks.comparison import differing, protocol_of
 from ldm_lightning.update_loop import validation_is_missing
 from ldm_lightning.utils.checkpoint import load_checkpoint, remove_shards, save_checkpoint
 from ldm_lightning.utils.run_folder import RunFolder
@@ -95,6 +96,8 @@ class Checkpointing(Checkpoint):
         self.every_num_steps = every_num_steps
         self.best_value: float | None = None
         self.best_step: int | None = None
+        self._measured_as: dict[str, Any] | None = None  # the best value; None: not known
+        self._is_comparable = True  # False: to be found out, after loading
         self._saved_step = -1  # the update that last.ckpt holds
         self._seen_step = 0
         self._between_updates = True  # no batch of the next update has been seen
@@ -104,12 +107,26 @@ class Checkpointing(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """What is best so far."""
-        return {"best_value": self.best_value, "best_step": self.best_step}
+        return {
+            "monitor": self.monitor,
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "measured_as": self._measured_as,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue comparing with the best of the interrupted run."""
+        """Continue comparing with the best of the interrupted run, if it is of this metric."""
+        if state_dict["monitor"] != self.monitor:
+            logger.warning(
+                "The best checkpoint was chosen by %s; by monitor=%s the search starts anew.",
+                state_dict["monitor"],
+                self.monitor,
+            )
+            return
         self.best_value = state_dict["best_value"]
         self.best_step = state_dict["best_step"]
+        self._measured_as = state_dict["measured_as"]
+        self._is_comparable = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make every checkpoint this trainer writes or reads an atomic, code-free one."""
@@ -174,7 +191,7 @@ class Checkpointing(Checkpoint):
         """Save the last and, if it is, the best."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if not self._is_best(trainer):
+        if not self._is_best(trainer, pl_module):
             self._save_last(trainer)
             return
         # Best first: a run killed in between continues from last.ckpt and finds its best again.
@@ -212,7 +229,7 @@ class Checkpointing(Checkpoint):
         trainer.save_checkpoint(self.last_path, weights_only=False)
         self._saved_step = trainer.global_step
 
-    def _is_best(self, trainer: pl.Trainer) -> bool:
+    def _is_best(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Compare the monitored metric with the best so far, and remember it if it is better."""
         if self.monitor is None:
             return False
@@ -222,6 +239,15 @@ class Checkpointing(Checkpoint):
         value = float(trainer.callback_metrics[self.monitor])
         if not math.isfinite(value):
             return False
+        measured_as = protocol_of(pl_module, self.monitor)
+        if not self._is_comparable and self._measured_as != measured_as:
+            logger.warning(
+                "%s is measured otherwise than before (%s): the search for the best starts anew.",
+                self.monitor,
+                differing(self._measured_as or {}, measured_as),
+            )
+            self.best_value = self.best_step = None
+        self._is_comparable, self._measured_as = True, measured_as
         sign = 1 if self.higher_is_better else -1
         if self.best_value is not None and sign * value <= sign * self.best_value:
             return False

@@ -55,14 +55,15 @@ class Ema(pl.Callback):
         return min(self.decay, (1 + update) / (10 + update)) if self.warm_up else self.decay
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin at the current weights, or bring a continued average to the device."""
+        """Begin at the current weights, or bring a continued average to their device and type."""
         parameters = _parameters(pl_module)
         if not self._averages:
             if trainer.ckpt_path is not None:
                 logger.warning("%s has no moving average; it begins here.", trainer.ckpt_path)
             self._averages = {name: value.clone() for name, value in parameters.items()}
         self._averages = {
-            name: self._averages[name].to(value.device) for name, value in parameters.items()
+            name: self._averages[name].to(value.device, value.dtype)
+            for name, value in parameters.items()
         }
         self._own_averages = [own_part(average) for average in self._averages.values()]
         self._followed = [own_part(value) for value in parameters.values()]

@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from ldm_lightning.callbacks.comparison import protocol_of
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,6 +48,8 @@ class StallStopping(pl.Callback):
         self.stop_reason: str | None = None
         self._best: dict[str, float] = {}
         self._stalled = dict.fromkeys(self.monitors, 0)
+        self._measured_as: dict[str, dict[str, Any]] = {}
+        self._is_comparable = True  # False: to be found out, after loading
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop at once where the continued run had stalled, but was ended before it could stop."""
@@ -64,6 +68,7 @@ class StallStopping(pl.Callback):
             )
         if trainer.global_step < pl_module.adversarial_fully_on_step:  # type: ignore[operator]
             return
+        self._forget_what_is_measured_otherwise(pl_module)
         for name in self.monitors:
             self._compare(name, float(trainer.callback_metrics[name]))
         self._stop_if_stalled(trainer)
@@ -79,6 +84,16 @@ class StallStopping(pl.Callback):
             logger.info("Stopping at update %d: %s.", trainer.global_step, self.stop_reason)
             trainer.should_stop = True
 
+    def _forget_what_is_measured_otherwise(self, pl_module: pl.LightningModule) -> None:
+        """After loading, start metrics anew whose best value was measured in another way."""
+        measured_as = {name: protocol_of(pl_module, name) for name in self.monitors}
+        if not self._is_comparable:
+            for name in self.monitors:
+                if self._measured_as.get(name) != measured_as[name]:
+                    self._best.pop(name, None)
+                    self._stalled[name] = 0
+        self._is_comparable, self._measured_as = True, measured_as
+
     def _compare(self, name: str, value: float) -> None:
         """Count a validation as stalled unless the value is better than the best by enough."""
         sign = 1 if self.monitors[name] == "max" else -1
@@ -93,9 +108,15 @@ class StallStopping(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Best values and how long ago they were reached."""
-        return {"best": dict(self._best), "stalled": dict(self._stalled)}
+        return {
+            "best": dict(self._best),
+            "stalled": dict(self._stalled),
+            "measured_as": self._measured_as,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue counting; a metric that was not monitored before starts anew."""
         self._best = {name: v for name, v in state_dict["best"].items() if name in self.monitors}
         self._stalled = {name: state_dict["stalled"].get(name, 0) for name in self.monitors}
+        self._measured_as = state_dict["measured_as"]
+        self._is_comparable = False

@@ -13,13 +13,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ldm_lightning.chain.steps import Step, continued, path_word
+from ldm_lightning.chain.steps import Step, continued
 from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.reporting.table import print_metrics
 from ldm_lightning.utils.facts import count_told
 from ldm_lightning.utils.files import atomic_writer
 from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.small_files import read_json
+from ldm_lightning.words import path_word
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ldm_lightning.words import key_of, path_word
+
 SHARED = (
     *("data", "scale", "features", "trainer", "logger"),
     *("resolution", "image_channels", "train_crop", "eval_crop", "seed", "cache_dir"),
@@ -96,22 +98,9 @@ class ImageFacts:
 # Words
 
 
-def key_of(word: str) -> str:
-    """The key of ``key=value``, ``+key=value`` or ``~key``."""
-    return word.partition("=")[0].lstrip("+~")
-
-
 def _head(word: str) -> str:
     """The group, or the first part of the key."""
     return key_of(word).partition(".")[0]
-
-
-def path_word(key: str, path: Path) -> str:
-    """``key=path``, quoted where Hydra would read more into the path."""
-    text = str(path)
-    if not re.fullmatch(r"[\w./+@-]+", text, flags=re.ASCII):
-        text = "'" + text.replace("'", "\\'") + "'"
-    return f"{key}={text}"
 
 
 def overridden(words: Iterable[str], overrides: Iterable[str]) -> list[str]:

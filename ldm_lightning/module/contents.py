@@ -63,12 +63,21 @@ LOADER = {
 CALLBACKS = {
     "Ema": {"num_updates": COUNT},
     "CodebookAlarm": {"alarms": ListOf(TEXT), "num_low": COUNT},
-    "StallStopping": {"best": Each(NUMBER), "stalled": Each(COUNT)},
+    "StallStopping": {
+        "best": Each(NUMBER),
+        "stalled": Each(COUNT),
+        "measured_as": Each(MAPPING),
+    },
     "RunSummary": {
         "seconds": {"data_s": NUMBER, "step_s": NUMBER, "validation_s": NUMBER},
         "num_images": COUNT,
     },
-    "Checkpointing": {"best_value": OrNone(NUMBER), "best_step": OrNone(COUNT)},
+    "Checkpointing": {
+        "monitor": OrNone(TEXT),
+        "best_value": OrNone(NUMBER),
+        "best_step": OrNone(COUNT),
+        "measured_as": OrNone(MAPPING),
+    },
 }
 """What callbacks keep, by the key that Lightning stores it under."""
 

@@ -234,7 +234,17 @@ class DiffusionModule(UpdatingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the first stage the run began with, and its normalizer."""
         super().on_load_checkpoint(checkpoint)
-        stored = checkpoint["second_stage"]
+        self.use_first_stage_of(checkpoint["second_stage"])
+
+    def use_first_stage_of(self, stored: Mapping[str, Any]) -> None:
+        """Take the normalizer of a run that is continued, and refuse another first stage.
+
+        Args:
+            stored: ``second_stage`` of its checkpoint.
+
+        Raises:
+            ValueError: Naming the hashes of both first stages.
+        """
         self.first_stage.check_weights(stored["first_stage"]["hash"])
         self.first_stage.set_normalizer(LatentNormalizer.from_dict(stored["normalizer"]))
 

@@ -4,6 +4,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,22 @@ class UpdatingModule(pl.LightningModule):
 
 
 def prepared(optimizers: list[Optimizer]) -> list[Optimizer]:
-    """Note each optimizer's own learning rate, which the schedule multiplies."""
+    """Note each optimizer's own learning rate, which the schedule multiplies.
+
+    Settings stay those that the optimizers were made with when they are given a stored state.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        own = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+        optimizer.register_load_state_dict_post_hook(partial(_put_back, settings=own))
     return optimizers
+
+
+def _put_back(optimizer: Optimizer, settings: list[dict[str, Any]]) -> None:
+    """Undo what a stored state says about learning rate, betas and the like."""
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)

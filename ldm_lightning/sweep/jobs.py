@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm_lightning.chain.steps import key_of
+from ldm_lightning.utils.run_folder import has_begun
+from ldm_lightning.words import key_of
 
 COMMON = ("sweep_name", "page")
 """Keys that are the same for all jobs of a folder and change no figure: no part of the hash."""
@@ -41,7 +42,7 @@ class Job:
     @property
     def has_begun(self) -> bool:
         """Whether there is something that only ``resume`` goes on with; else its words begin it."""
-        return any((self.folder / name).is_file() for name in ("checkpoints/last.ckpt", CHAIN))
+        return has_begun(self.folder) or (self.folder / CHAIN).is_file()
 
 
 def hash_of(words: Iterable[str]) -> str:

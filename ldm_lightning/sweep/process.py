@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm_lightning.chain.steps import path_word
 from ldm_lightning.processes import STARTER, ended_by_signal
 from ldm_lightning.sweep.jobs import Job
 from ldm_lightning.sweep.reached import DONE, reached
 from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.words import path_word
 
 TAIL_BYTES = 4096
 """How much of a log is read to find its last line."""

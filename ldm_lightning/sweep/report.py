@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ldm_lightning.chain.steps import path_word
+from ldm_lightning.words import path_word
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ which is only replaced when they are all written, and a folder beside it that ho
 ``last.ckpt`` and ``last.shards``. Both are read alike.
 """
 
+import functools
 import pickle
 import shutil
 import zipfile
@@ -75,6 +76,24 @@ def stored_content(path: Path) -> dict[str, Any]:
         CheckpointError: As ``load_checkpoint`` does; shards are read for their checksums alone.
     """
     return with_shards(load_file(path, device="meta"), path, tensors_without_values)
+
+
+def stored_step(path: Path) -> int:
+    """Update after which a checkpoint was written; a file that has not changed is read once.
+
+    Raises:
+        CheckpointError: As ``load_checkpoint`` does, or if it says no update; shards are not read.
+    """
+    facts = path.stat() if path.is_file() else None
+    return _read_step(path, facts and (facts.st_ino, facts.st_mtime_ns, facts.st_size))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_step(path: Path, state: tuple[int, ...] | None) -> int:
+    step = load_file(path, device="meta").get("global_step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise CheckpointError(f"checkpoint={path} says no update (global_step={step!r}).")
+    return step
 
 
 def with_shards(

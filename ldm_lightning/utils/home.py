@@ -61,7 +61,9 @@ def expanded_word(word: str) -> str:
 
 def quoted(text: str) -> str:
     """Return a text as Hydra's command line takes it for exactly that text."""
-    return "'" + text.replace("'", "\\'") + "'"
+    # There, a backslash means something before a quote alone.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def ensure_home() -> None:

@@ -197,6 +197,13 @@ def find_checkpoint(path: str | Path, *, prefer: str = "best") -> Path:
     )
 
 
+def has_begun(path: Path) -> bool:
+    """Whether a folder holds rows or checkpoints of a run."""
+    metrics = path / "metrics.csv"
+    has_rows = metrics.is_file() and metrics.stat().st_size > 0
+    return has_rows or any((path / "checkpoints").glob("*.ckpt"))
+
+
 def _create(folder: Path, *, wanted: Path) -> None:
     """Make a folder, or say which part of the path is in the way."""
     advice = "Choose another output_dir."

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldm_lightning.chain.steps import Step, key_of
+from ldm_lightning.chain.steps import Step
 from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.words import key_of
 
 METRICS = {
     "first_stage_evaluation": {"test/psnr": 20.0, "latent/std": 1.0},

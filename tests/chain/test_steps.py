@@ -15,12 +15,11 @@ from ldm_lightning.chain.steps import (
     continued,
     first_stage_words,
     held_out_words,
-    key_of,
     overridden,
-    path_word,
     second_stage_words,
     trainings,
 )
+from ldm_lightning.words import key_of, path_word
 
 FOLDER = Path("/runs/chain")
 FACTS = ImageFacts(data="image_folder", features="tiny", eval_crop="crops", image_channels=3)

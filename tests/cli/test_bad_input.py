@@ -230,7 +230,8 @@ def test_resuming_with_another_architecture_changes_nothing(tmp_path, copied):
     kept = ("config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt")
     before = [(copied / name).read_bytes() for name in kept]
     words = [f"resume={copied}", "autoencoder.base_width=16", "max_steps=4"]
-    refused("train", words, tmp_path, str(copied), "architecture", "encoder.")
+    told = (str(copied), "autoencoder.base_width=16", "autoencoder.base_width=8")
+    refused("train", words, tmp_path, *told)
     assert [(copied / name).read_bytes() for name in kept] == before
 
 
@@ -368,7 +369,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_how_to_go_on(tmp_pat
         save(self, trainer)
 
     monkeypatch.setattr(Checkpointing, "_save_last", fill)
-    monkeypatch.setattr(Checkpointing, "_is_best", lambda self, trainer: False)
+    monkeypatch.setattr(Checkpointing, "_is_best", lambda self, trainer, pl_module: False)
     try:
         ended = command("train", tiny("vqvae_f8", max_steps=6), tmp_path)
     finally:

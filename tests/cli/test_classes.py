@@ -7,10 +7,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm_lightning.second_stage import build_data
+from ldm_lightning.labels import build_data
 from ldm_lightning.utils.checkpoint import load_checkpoint
 from tests.cli.run import ROOT, command, run_folder, write_images
 from tests.cli.second_stage import tiny_second, trained_first_stage
+
+STORED = {"names": ["dog", "bee"], "without_images": []}
 
 
 def write_classes(root, *names, first=0):
@@ -88,7 +90,7 @@ def test_ids_stay_those_of_training_when_the_folder_changes(chain, tmp_path):
 @pytest.mark.parametrize(("given", "expected"), [(None, ["dog", "bee"]), (["dog", "bee"], None)])
 def test_data_of_a_continued_model_take_the_names_of_its_checkpoint(tmp_path, given, expected):
     cfg = described(write_classes(tmp_path / "images", "bee", "dog"), given)
-    torch.save({"second_stage": {"classes": {"names": ["dog", "bee"]}}}, tmp_path / "last.ckpt")
+    torch.save({"second_stage": {"classes": STORED}}, tmp_path / "last.ckpt")
     data = build_data(cfg, start=tmp_path / "last.ckpt")
     assert data.class_names == ["dog", "bee"]
     assert expected is None or cfg.data.classes == expected
@@ -96,7 +98,7 @@ def test_data_of_a_continued_model_take_the_names_of_its_checkpoint(tmp_path, gi
 
 def test_data_that_number_their_classes_otherwise_are_refused(tmp_path):
     cfg = described(write_classes(tmp_path / "images", "bee", "dog"), ["bee", "dog"])
-    torch.save({"second_stage": {"classes": {"names": ["dog", "bee"]}}}, tmp_path / "last.ckpt")
+    torch.save({"second_stage": {"classes": STORED}}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="data.classes"):
         build_data(cfg, start=tmp_path / "last.ckpt")
 

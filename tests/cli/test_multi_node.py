@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from ldm_lightning import config
+from ldm_lightning import config, run_dir
 from ldm_lightning.hardware import trainer_settings
 from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.utils import launch
@@ -219,7 +219,7 @@ def test_a_shell_in_a_job_of_slurm_is_no_task_of_it(alone):
 def test_processes_started_by_hand_must_be_told_their_folder(alone):
     set_variables(alone, LOCAL_RANK=1, WORLD_SIZE=2)
     with pytest.raises(ValueError, match=r"Process 1\b.*output_dir=DIR"):
-        config._run_dir("kl_f4", None)
+        run_dir.run_dir("kl_f4", None)
 
 
 def test_other_numbers_of_processes_than_were_started_are_refused(alone, tmp_path):
@@ -255,12 +255,12 @@ def test_the_run_continued_is_the_one_started_last_and_of_a_job_its_own(alone, t
         folder.update_summary({"state": "interrupted"})
         folder.config.write_text("")
         os.utime(folder.config, (1e9 - age, 1e9 - age))
-    assert config._run_dir("kl_f4", "auto") == "outputs/kl_f4/slurm_7_0"
+    assert run_dir.run_dir("kl_f4", "auto") == "outputs/kl_f4/slurm_7_0"
     RunFolder("outputs/kl_f4/slurm_7_0").update_summary({"state": "finished"})
-    assert config._run_dir("kl_f4", "auto") == "outputs/kl_f4/2030-01-01"
+    assert run_dir.run_dir("kl_f4", "auto") == "outputs/kl_f4/2030-01-01"
     set_variables(alone, SLURM_NTASKS=2, SLURM_PROCID=1, SLURM_LOCALID=0, SLURM_JOB_ID=9)
-    assert config._run_dir("kl_f4", "auto") == "outputs/kl_f4/slurm_9_0"
-    assert config._run_dir("kl_f4", None) == "outputs/kl_f4/slurm_9_0"
+    assert run_dir.run_dir("kl_f4", "auto") == "outputs/kl_f4/slurm_9_0"
+    assert run_dir.run_dir("kl_f4", None) == "outputs/kl_f4/slurm_9_0"
 
 
 def test_a_chain_is_not_run_by_several_processes(alone, tmp_path):

@@ -53,5 +53,8 @@ def test_only_what_can_be_continued_has_begun(tmp_path):
     assert job.has_begun
     (job.folder / "chain.json").unlink()
     (job.folder / "checkpoints").mkdir()
-    (job.folder / "checkpoints" / "last.ckpt").touch()
+    (job.folder / "checkpoints" / "best.ckpt").touch()
+    assert job.has_begun
+    (job.folder / "checkpoints" / "best.ckpt").unlink()
+    (job.folder / "metrics.csv").write_text("step,metric,value\n")
     assert job.has_begun
