@@ -38,8 +38,8 @@ def rows(folder):
 
 
 def test_a_run_folder_holds_what_it_should_and_nothing_else(folder):
-    names = ["checkpoints", "config.yaml", "images", "metrics.csv", "summary.json", "train.log"]
-    assert sorted(os.listdir(folder)) == names
+    names = {"checkpoints", "config.yaml", "images", "metrics.csv", "overrides.yaml"}
+    assert set(os.listdir(folder)) == names | {".lock", "summary.json", "train.log"}
     assert sorted(os.listdir(folder / "checkpoints")) == ["best.ckpt", "last.ckpt"]
     grids = {f"reconstruction_{step}.png" for step in (2, 4, 6, "latest")}
     assert set(os.listdir(folder / "images")) == grids | {"legend.txt"}
