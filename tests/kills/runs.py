@@ -78,8 +78,9 @@ class Counts:
 class Saboteur:
     """Counts what a run does, and ends it where a ``Kill`` says; for one forked process."""
 
-    def __init__(self, kill: Kill | None) -> None:
+    def __init__(self, kill: Kill | None, *, counts: bool) -> None:
         self.kill = kill
+        self.hears_calls = counts or (kill is not None and kill.call > 0)
         self.calls: Counter[int] = Counter()
         self.update = 0
         self.writes = 0
@@ -104,7 +105,8 @@ class Saboteur:
 
         def on_train_batch_start(module: Any, batch: Any, batch_idx: int) -> None:
             self.update = module.global_step + 1
-            sys.setprofile(self._called)
+            if self.hears_calls:
+                sys.setprofile(self._called)
             original(module, batch, batch_idx)
 
         UpdatingModule.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
@@ -172,10 +174,10 @@ class _Os:
             self.saboteur._end("SIGKILL in a write", self.saboteur.writes)
 
 
-def words_of(configuration: str, parent: Path, *, num_updates: int = NUM_UPDATES) -> list[str]:
+def words_of(configuration: str, parent: Path) -> list[str]:
     """The command line of a configuration; makes what it needs below ``parent`` first."""
     common: dict[str, Any] = {
-        "max_steps": num_updates,
+        "max_steps": NUM_UPDATES,
         "accumulate_batches": 2,
         "validation__every_steps": VALIDATED_EVERY,
         "callbacks__checkpointing__every_num_steps": SAVED_EVERY,
@@ -202,10 +204,12 @@ def words_of(configuration: str, parent: Path, *, num_updates: int = NUM_UPDATES
     )
 
 
-def run_forked(words: list[str], folder: Path, *, kill: Kill | None = None) -> int:
+def run_forked(
+    words: list[str], folder: Path, *, kill: Kill | None = None, counts: bool = False
+) -> int:
     """Train in a forked process; returns its exit code, negative for a signal.
 
-    What it counted and said are in ``counts.json`` and ``said.txt``.
+    What it said is in ``said.txt``; what it counted, where it does, in ``counts.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
@@ -214,11 +218,12 @@ def run_forked(words: list[str], folder: Path, *, kill: Kill | None = None) -> i
     if not pid:
         code = 70
         try:
-            saboteur = Saboteur(kill)
+            saboteur = Saboteur(kill, counts=counts)
             saboteur.install()
             ended = command("train", words, folder)
             (folder / "said.txt").write_text(ended.output)
-            (folder / "counts.json").write_text(json.dumps(asdict(saboteur.counts())))
+            if counts:
+                (folder / "counts.json").write_text(json.dumps(asdict(saboteur.counts())))
             code = ended.code
         finally:
             os._exit(code)
