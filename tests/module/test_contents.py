@@ -46,7 +46,14 @@ NOT_READ = (
 )
 """Places below which a continued run reads nothing; a test proves it for the first stage."""
 
+COMPARED = (
+    ("callbacks", "StallStopping", "measured_as", "*", "*"),
+    ("callbacks", "Checkpointing", "measured_as", "*"),
+)
+"""Places that are compared with the run's own; where they differ, a search for the best begins."""
+
 STALLED = ("callbacks", "StallStopping")
+BEST = ("callbacks", "Checkpointing")
 LOADER = ("loops", "fit_loop", "state_dict", "combined_loader", 0)
 HARMLESS = {
     # switched on when the run is continued: it begins to count then
@@ -59,6 +66,15 @@ HARMLESS = {
         for part in ("best", "stalled")
         for name in ("perceptual_tiny", "rfd_tiny")
     ),
+    # the best of a metric that was measured otherwise, or of another metric
+    ((*STALLED, "measured_as"), "empty"),
+    *(
+        ((*STALLED, "measured_as", f"val/{name}"), way)
+        for name in ("perceptual_tiny", "rfd_tiny")
+        for way in ("removed", "empty")
+    ),
+    *(((*BEST, "monitor"), way) for way in ("none", "text")),
+    *(((*BEST, "measured_as"), way) for way in ("none", "empty")),
     # no validation yet: the one after this update is made up
     *(
         (("loops", "fit_loop", f"{loop}.state_dict", "validated_step"), "none")
@@ -186,7 +202,7 @@ def test_every_damage_to_a_continued_run_is_refused_with_file_and_key(checkable,
         for key in place:
             value = value[key]
         for name, damage in damages(value):
-            if is_below(place, NOT_READ) or (place, name) in HARMLESS:
+            if is_below(place, (*NOT_READ, *COMPARED)) or (place, name) in HARMLESS:
                 continue
             tried += 1
             changed = damaged(content, place, damage)

@@ -195,7 +195,8 @@ def test_words_reach_the_jobs_as_they_were_meant(tmp_path, words_of):
     quoted = ["'" + root.replace("'", "\\'") + "'" for root in roots]
     words = ["autoencoder.attention_at=[2,4]", "data=image_folder", "sweep_name=awkward"]
     jobs = words_of(tmp_path, "-m", f"data.root={','.join(quoted)}", *words)
-    assert [parsed(job[0]) for job in jobs] == [("data.root", root) for root in roots]
+    found = [root.replace("~", str(Path.home())) for root in roots]
+    assert [parsed(job[0]) for job in jobs] == [("data.root", root) for root in found]
     assert parsed(jobs[0][1]) == ("autoencoder.attention_at", [2, 4])
     assert len({hash_of(job) for job in jobs}) == len(jobs)
 
