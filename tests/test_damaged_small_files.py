@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_lightning import config
+from ldm_lightning import run_dir
 from ldm_lightning.autoencoder.normalizer import StoredStatistics
 from ldm_lightning.chain.running import Chain
 from ldm_lightning.data.latent_cache import LatentCacheError, LatentIndex
@@ -66,7 +66,7 @@ def test_resume_auto_passes_over_a_run_with_a_damaged_summary(tmp_path, kind, ca
     strange = tmp_path / "strange" / "summary.json"
     damage(strange, kind)
     before = sorted(path.name for path in strange.parent.iterdir())
-    assert config._unfinished_folder(tmp_path) == tmp_path / "first"
+    assert run_dir._unfinished_folder(tmp_path) == tmp_path / "first"
     assert str(strange) in caplog.text
     assert sorted(path.name for path in strange.parent.iterdir()) == before
 

@@ -53,7 +53,7 @@ class Seen(pl.Callback):
         self.keys.setdefault(step, []).append(batch["key"])
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step:
+        if trainer.global_step > max(self.keys):  # the batch has completed an update
             self.rates[trainer.global_step - 1] = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_validation_end(self, trainer, pl_module):
