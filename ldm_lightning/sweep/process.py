@@ -14,7 +14,7 @@ from ldm_lightning.processes import STARTER, ended_by_signal
 from ldm_lightning.sweep.jobs import Job
 from ldm_lightning.sweep.reached import DONE, reached
 from ldm_lightning.utils.run_folder import RunFolder
-from ldm_lightning.words import path_word
+from ldm_lightning.words import key_of, path_word
 
 TAIL_BYTES = 4096
 """How much of a log is read to find its last line."""
@@ -36,11 +36,23 @@ class Command:
     options: tuple[str, ...] = ()
 
     def words(self, job: Job) -> list[str]:
-        """The command line that begins a job, or goes on with it."""
-        own = [path_word("resume", job.folder)] if job.has_begun else list(job.words)
+        """Return the command line that begins a job, or continues it.
+
+        A continued job has its words stored. Those that name classes are given again, because a
+        stored one is built only where its package allows it or the command names it.
+        """
+        own = list(job.words)
+        if job.has_begun:
+            own = [path_word("resume", job.folder), *filter(_names_classes, job.words)]
         folder = path_word("hydra.run.dir", job.folder)
         # An experiment that asks for -m by itself would make every job a sweep.
         return [sys.executable, "-m", self.module, *self.options, *own, "hydra.mode=RUN", folder]
+
+
+def _names_classes(word: str) -> bool:
+    """Tell whether a word names a class of the user's own, or a package that he trusts."""
+    key = key_of(word)
+    return key.rpartition(".")[2] == "_target_" or key == "trusted_packages"
 
 
 class JobProcess:
