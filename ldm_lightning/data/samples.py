@@ -111,7 +111,7 @@ def image_facts(dataset: ImageDataset, indices: list[int]) -> dict[str, str | in
         **counted(len(indices), windows_per_image=dataset.windows_per_image),
         "resolution": f"{height}x{width}",
         "channels": dataset.image_channels,
-        "value_range": str(dataset.value_range or "of the type"),
+        "value_range": str(dataset.value_range or "full"),
         "crop": dataset.crop,
         "images": digest,
         "identified_by": dataset.identified_by,

@@ -112,7 +112,7 @@ def test_the_cache_says_what_it_was_made_of(run, tmp_path):
         "num_images": 22,
         "resolution": "32x32",
         "channels": 3,
-        "value_range": "of the type",
+        "value_range": "full",
         "crop": "none",
         "images": index["made_of"]["images"],
         "identified_by": "parameters",
