@@ -197,7 +197,8 @@ def test_the_command_line_with_two_processes_equals_one_and_shares_one_run_folde
     alone = tmp_path / "one" / name
     written_besides = files_of(run) - files_of(alone)
     assert files_of(alone) <= files_of(run)
-    assert {Path(path).suffix for path in written_besides} <= {".yaml", ".log"}
+    kinds = {Path(path).suffix or Path(path).name for path in written_besides}
+    assert kinds <= {".yaml", ".log", ".lock"}
 
     assert_logs_equal([alone, run], groups=("train", "val", "val_raw", "latent"))
     stored, expected = (

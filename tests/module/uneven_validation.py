@@ -49,7 +49,7 @@ def measured(scenario: str, folder: Path, first_stage: Path, *, num_processes: i
     features, data = build.build_features(cfg), build.build_data(cfg)
     data.num_train_batches = cfg.max_steps
     trainer = build.build_trainer(cfg, run_folder)
-    module = build_module(cfg, data, features, trainer, run_folder)
+    module = build_module(cfg, data, features, trainer, run_folder, None)
     if (
         stage == "second" and trainer.global_rank > 0
     ):  # one that measured something else follows the first
