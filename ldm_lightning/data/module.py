@@ -142,10 +142,14 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         if self.shuffle is not None:
             self.shuffle.check_processes(self.trainer.num_devices if self.trainer else 1)
         return TrainLoader(
-            self,
+            self.train_dataset,
             self._train_sampler(
                 self.num_train_batches, rank=process_rank(), num_processes=num_processes()
             ),
+            collate=self.collate_fn,
+            num_workers=self.num_workers,
+            timeout_seconds=self.worker_timeout_seconds,
+            batches_consumed=self.batches_consumed,
         )
 
     def val_dataloader(self) -> EvaluationLoader:

@@ -1,16 +1,13 @@
 """Loader of training batches, which goes on at any image."""
 
-from __future__ import annotations
-
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from ldm_lightning.data.position import Position
+from ldm_lightning.data.samples import MapDataset
 from ldm_lightning.data.sampling import TrainBatchSampler
-from ldm_lightning.data.workers import WorkerLoader
-
-if TYPE_CHECKING:
-    from ldm_lightning.data.module import MapDataModule
+from ldm_lightning.data.workers import Collate, WorkerLoader
 
 logger = logging.getLogger(__name__)
 
@@ -22,28 +19,42 @@ class TrainLoader(WorkerLoader):
     iterator. What counts is what the trainer has consumed; workers have fetched more by then.
 
     Args:
-        data_module: Knows the data set and how many batches the trainer has consumed.
+        dataset: The training split.
         batch_sampler: Chooses the samples.
+        collate: Joins samples to a batch.
+        num_workers: Worker processes; 0 loads in this process.
+        timeout_seconds: Longest wait for a worker.
+        batches_consumed: Counts the batches whose training step is over.
 
     The position counts images (``data/position.py``), so that a run may be continued with another
     batch size, other ``accumulate_batches`` and another number of processes.
     """
 
-    def __init__(self, data_module: MapDataModule, batch_sampler: TrainBatchSampler) -> None:
+    def __init__(
+        self,
+        dataset: MapDataset,
+        batch_sampler: TrainBatchSampler,
+        *,
+        collate: Collate,
+        num_workers: int,
+        timeout_seconds: float,
+        batches_consumed: Callable[[], int],
+    ) -> None:
         super().__init__(
-            data_module.train_dataset,
+            dataset,  # type: ignore[arg-type]
             batch_sampler=batch_sampler,
-            collate=data_module.collate_fn,
-            num_workers=data_module.num_workers,
-            timeout_seconds=data_module.worker_timeout_seconds,
+            collate=collate,
+            num_workers=num_workers,
+            timeout_seconds=timeout_seconds,
             persistent=True,
         )
-        self._data_module = data_module
+        self._dataset = dataset
         self._train_sampler = batch_sampler
+        self._batches_consumed = batches_consumed
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the images, and what their order depends on."""
-        num_batches = self._data_module.batches_consumed() - self._train_sampler.num_done
+        num_batches = self._batches_consumed() - self._train_sampler.num_done
         return {**self._train_sampler.position_after(num_batches).to_dict(), "order": self._order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -65,10 +76,10 @@ class TrainLoader(WorkerLoader):
             )
         self._train_sampler.continue_from(
             Position(position.epoch + 1) if changed else position,
-            num_done=self._data_module.batches_consumed(),
+            num_done=self._batches_consumed(),
         )
 
     def _order(self) -> dict[str, int | str]:
         """What the order of an epoch depends on."""
-        images = self._data_module.train_dataset.digest()
+        images = self._dataset.digest()
         return {"images": images, **self._train_sampler.order_facts}
