@@ -21,10 +21,10 @@ from torchvision.transforms import v2
 from benchmarks.ours import OURS
 from benchmarks.results import Row
 from benchmarks.timing import Spread, time_in_turn
-from ldm_lightning.data.image_folder import image_folder_data_module
+from ldm_lightning.data.images.image_folder import image_folder_data_module
 from ldm_lightning.data.module import ImageDataModule
-from ldm_lightning.data.sampling import SampleKey
-from ldm_lightning.data.webdataset import webdataset_data_module
+from ldm_lightning.data.order.sampling import SampleKey
+from ldm_lightning.data.shards.webdataset import webdataset_data_module
 
 PART = "input_pipeline"
 SIZES = ((500, 375), (1024, 768), (2048, 1536))  # width, height

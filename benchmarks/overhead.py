@@ -15,11 +15,11 @@ from benchmarks.ours import OURS, time_ours
 from benchmarks.results import Row
 from benchmarks.rules import OneForward
 from benchmarks.timing import Timings
-from ldm_lightning import build
+from ldm_lightning.builders.training import build_trainer
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.nn.condition import Condition
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.random import RowDraws
-from ldm_lightning.utils.run_folder import RunFolder
 
 PART = "overhead"
 GOAL = 1.03
@@ -64,7 +64,7 @@ def first_stage_row(*, num_rounds: int) -> Row:
     noise = torch.randn(module.autoencoder.latent_shape(images.shape), device=DEVICE)
     others = {BARE: functools.partial(bare.update, images, noise)}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build.build_trainer(settings(["experiment=kl_f4"], num_rounds), RunFolder(folder))
+        trainer = build_trainer(settings(["experiment=kl_f4"], num_rounds), RunFolder(folder))
         timings = time_ours(module, {OURS: {"image": images}}, others, trainer)
     return row("first-stage update", str(KL_F4), timings)
 
@@ -107,7 +107,5 @@ def second_stage_row(*, num_rounds: int) -> Row:
     others = {BARE: BareLoop(module, batch).update}
     with tempfile.TemporaryDirectory() as folder:
         cfg = settings(second_stage.WORDS, num_rounds)
-        timings = time_ours(
-            module, {OURS: batch}, others, build.build_trainer(cfg, RunFolder(folder))
-        )
+        timings = time_ours(module, {OURS: batch}, others, build_trainer(cfg, RunFolder(folder)))
     return row("second-stage update, cached", second_stage.SETTING, timings)

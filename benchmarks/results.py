@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.timing import Spread
-from ldm_lightning.utils.files import atomic_writer
+from ldm_lightning.storage.files import atomic_writer
 from ldm_lightning.utils.provenance import git_commit, package_versions
 
 

@@ -17,15 +17,16 @@ from benchmarks.networks import KL_F4, build_players, random_lpips
 from benchmarks.ours import OURS, plain_trainer, time_ours
 from benchmarks.results import Row
 from benchmarks.timing import time_in_turn
-from ldm_lightning import second_stage
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
+from ldm_lightning.builders.second_stage import stored_second_stage
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.config import CONF_DIR, register_resolvers
 from ldm_lightning.diffusion.process import Process
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.nn.condition import Condition
+from ldm_lightning.restore.second_stage import build_networks, build_process
 
 PART = "second_stage"
 NUM_PARAMETERS = 16_057_604
@@ -55,8 +56,8 @@ def build_module(words: Sequence[str] = WORDS) -> DiffusionModule:
     """The module of these words on a first stage of width 64 with random weights."""
     cfg = composed(*words)
     torch.manual_seed(0)
-    stored = second_stage.stored_second_stage(cfg)
-    networks = second_stage.build_networks(stored)
+    stored = stored_second_stage(cfg)
+    networks = build_networks(stored)
     channels = cfg.latent_channels
     shape = dataclasses.replace(KL_F4, latent_channels=channels, resolution=128)
     first_stage = FrozenFirstStage(
@@ -70,7 +71,7 @@ def build_module(words: Sequence[str] = WORDS) -> DiffusionModule:
     module = DiffusionModule(
         networks.denoiser,
         networks.conditioner,
-        second_stage.build_process(stored),
+        build_process(stored),
         first_stage,
         optimization=Optimization(optimizer=adam, schedule=lambda step: 1.0),
         seed=0,

@@ -19,8 +19,8 @@ from benchmarks.ours import OURS, plain_trainer, time_ours
 from benchmarks.results import Row
 from benchmarks.timing import Spread
 from ldm_lightning.callbacks.ema import Ema
-from ldm_lightning.cost.counter import Counter
 from ldm_lightning.module.updating import UpdatingModule
+from ldm_lightning.planning.counter import Counter
 
 PART = "throughput"
 CELEBAHQ = ("experiment=ldm_celebahq", "scale=paper")

@@ -1,7 +1,7 @@
 """Hydra's launcher for ``-m``: every job of a sweep is a process of its own.
 
 Hydra accepts launchers from the package ``hydra_plugins`` alone, and imports all that is there at
-every start of every command; so this file holds what Hydra asks for, and ``ldm_lightning.sweep``,
+every start of every command; so this file holds what Hydra asks for, and ``ldm_lightning.jobs``,
 imported when a sweep begins, does the work. Neither imports torch.
 
 In one process, jobs would share environment variables, seeds, W&B runs and torch's global settings,
@@ -27,7 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from ldm_lightning.sweep.status import Status
+    from ldm_lightning.jobs.sweep.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ class ProcessLauncher(Launcher):
         Raises:
             ValueError: Naming the setting and what to give.
         """
-        from ldm_lightning.command import check_alone
-        from ldm_lightning.sweep.resources import Resources, chosen_gpus
+        from ldm_lightning.cli import check_alone
+        from ldm_lightning.jobs.sweep.resources import Resources, chosen_gpus
 
         check_alone("a sweep", instead="start it alone; its jobs start the others (trainer=ddp).")
         _check_name(config.sweep_name)
@@ -131,9 +131,9 @@ class ProcessLauncher(Launcher):
             SystemExit: When all jobs have ended, after Ctrl-C and SIGTERM, and after a job that
                 failed; unless a search goes on without it.
         """
-        from ldm_lightning.sweep.process import Command
-        from ldm_lightning.sweep.report import write_page
-        from ldm_lightning.sweep.running import run_sweep
+        from ldm_lightning.jobs.sweep.job_process import Command
+        from ldm_lightning.jobs.sweep.report_page import write_page
+        from ldm_lightning.jobs.sweep.running import run_sweep
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         for words in job_overrides:
@@ -227,7 +227,7 @@ def _check_sweeper(sweeper: DictConfig) -> None:
 
 
 def _check_words(words: Sequence[str]) -> None:
-    from ldm_lightning.words import key_of
+    from ldm_lightning.runs.overrides import key_of
 
     for word in words:
         if (key := key_of(word)) in DECIDED_BY_THE_SWEEP:
@@ -237,7 +237,7 @@ def _check_words(words: Sequence[str]) -> None:
 
 def _options(config: DictConfig) -> list[str]:
     """The words of the command line that count for the jobs' Hydra."""
-    from ldm_lightning.command import config_dir_words
+    from ldm_lightning.cli import config_dir_words
 
     options = config_dir_words(config.hydra)
     name = config.hydra.job.config_name

@@ -1,6 +1,6 @@
 """The configuration: where it is, its resolvers, and checks across keys.
 
-Together with ``build.py`` and the entry points the only place that sees a DictConfig. Nothing here
+Together with the builders and the doors the only place that sees a DictConfig. Nothing here
 imports torch, so that help and printed configurations come at once.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.metrics.gate import check_mode
 from ldm_lightning.metrics.names import METRICS
-from ldm_lightning.run_dir import run_dir
-from ldm_lightning.utils.home import cache_folder, expanded
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.metrics.thresholds import check_mode
+from ldm_lightning.runs.folder_choice import run_dir
+from ldm_lightning.runs.run_folder import RunFolder
+from ldm_lightning.storage.home import cache_folder, expanded
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,13 @@ def register_resolvers() -> None:
     for name, function in resolvers.items():
         # Cached: a run's folder carries the time and must not change between two readings.
         OmegaConf.register_new_resolver(name, function, replace=True, use_cache=name == "run_dir")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as dicts and lists."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 # Checks

@@ -19,19 +19,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
+from ldm_lightning.checks.keys import check_keys
+from ldm_lightning.cli import end_noted, errors_told_plainly, run_entry_point, sole_writer
 from ldm_lightning.config import CONF_DIR
-from ldm_lightning.entry import run_entry_point
-from ldm_lightning.key_checks import check_keys
-from ldm_lightning.processes import end_with_parent
+from ldm_lightning.distributed.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
-    from ldm_lightning.data.latent_writing import Encode, SplitWriter
+    from ldm_lightning.data.latents.writing import Encode, SplitWriter
     from ldm_lightning.data.module import ImageDataModule
-    from ldm_lightning.first_stage import OpenedFirstStage
-    from ldm_lightning.utils.content import FileHashes
-    from ldm_lightning.utils.run_folder import RunFolder
+    from ldm_lightning.restore.first_stage import OpenedFirstStage
+    from ldm_lightning.runs.run_folder import RunFolder
+    from ldm_lightning.storage.content import FileHashes
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +52,9 @@ def encode(cfg: DictConfig) -> None:
         ValueError: If a value makes no sense, or the folder holds a cache of other things.
     """
     _check(cfg)
-    from ldm_lightning.utils.distributed import joined_processes
+    from ldm_lightning.runs.run_folder import RunFolder
+    from ldm_lightning.utils.collectives import joined_processes
     from ldm_lightning.utils.memory import keep_freed_memory
-    from ldm_lightning.utils.run_folder import RunFolder
 
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
@@ -80,18 +79,20 @@ def _check(cfg: DictConfig) -> None:
 
 def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Write the splits, one after the other; returns what to put into the summary."""
-    from ldm_lightning import build, measure
     from ldm_lightning.autoencoder.frozen import Moments
-    from ldm_lightning.data.latent_cache import LatentIndex
+    from ldm_lightning.builders.data import build_data
+    from ldm_lightning.builders.hardware import choose_computing
+    from ldm_lightning.config import plain
+    from ldm_lightning.data.latents.cache import LatentIndex
     from ldm_lightning.data.module import ImageDataModule
-    from ldm_lightning.first_stage import open_first_stage
-    from ldm_lightning.utils.content import FileHashes
+    from ldm_lightning.restore.first_stage import open_first_stage
+    from ldm_lightning.storage.content import FileHashes
     from ldm_lightning.utils.provenance import git_commit, package_versions, peak_memory
 
     opened = open_first_stage(cfg.checkpoint, weights=cfg.weights)
     cfg = _with_run_defaults(cfg, opened)
-    computing = measure.choose_computing(str(cfg.precision))
-    data = build.build_data(cfg)
+    computing = choose_computing(str(cfg.precision))
+    data = build_data(cfg)
     if not isinstance(data, ImageDataModule):
         raise ValueError("data=latents is encoded already; give the images: data=image_folder ...")
     writers = [
@@ -128,17 +129,17 @@ def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
         "memory": peak_memory(computing.device),
         "versions": package_versions(),
         "commit": git_commit(),
-        "config": build.plain(cfg),
+        "config": plain(cfg),
     }
 
 
 def _with_run_defaults(cfg: DictConfig, opened: OpenedFirstStage) -> DictConfig:
     """Fill what was not given from the checkpoint and its run, the crop of its data included."""
-    from ldm_lightning import measure
+    from ldm_lightning.restore.run_defaults import with_run_defaults
 
     takes_run_data = cfg.get("data") is None
     # It fills feature networks too; there is no use for them here.
-    cfg = measure.with_run_defaults(OmegaConf.merge({"features": {}}, cfg), opened)  # type: ignore[arg-type]
+    cfg = with_run_defaults(OmegaConf.merge({"features": {}}, cfg), opened)  # type: ignore[arg-type]
     if takes_run_data and "eval_crop" in cfg.data:
         cfg.data.eval_crop = cfg.eval_crop
     return cfg
@@ -155,10 +156,10 @@ def _writer(
     """What is to be written for a split, after refusing a folder that holds something else."""
     import torch
 
-    from ldm_lightning.data.latent_cache import INDEX, LatentIndex, files_of_others
-    from ldm_lightning.data.latent_writing import SplitWriter
+    from ldm_lightning.data.latents.cache import INDEX, LatentIndex, files_of_others
+    from ldm_lightning.data.latents.writing import SplitWriter
     from ldm_lightning.data.samples import image_facts
-    from ldm_lightning.utils.distributed import num_processes, process_rank
+    from ldm_lightning.utils.collectives import num_processes, process_rank
 
     dataset = data.val_dataset if split == "val" else data.train_dataset
     dataset = dataset.without_augmentation()
@@ -214,8 +215,8 @@ def _fill(
     writer: SplitWriter, encode: Encode, hashes: FileHashes, *, bad_files: Path
 ) -> float | None:
     """Write what is missing, then the index; returns images a second of this process."""
-    from ldm_lightning.data.latent_cache import INDEX
-    from ldm_lightning.utils.distributed import wait_for_all
+    from ldm_lightning.data.latents.cache import INDEX
+    from ldm_lightning.utils.collectives import wait_for_all
 
     writer.folder.mkdir(exist_ok=True)
     if writer.rank == 0 and not (writer.folder / INDEX).exists():
@@ -252,7 +253,7 @@ def _write_shards(writer: SplitWriter, pending: list[int], encode: Encode) -> fl
 
 def _statistics(writer: SplitWriter, run_folder: RunFolder) -> dict[str, Any]:
     """Measure what the shards hold, over all processes; write ``statistics.json``."""
-    from ldm_lightning.data.latent_cache import STATISTICS
+    from ldm_lightning.data.latents.cache import STATISTICS
     from ldm_lightning.metrics.latents import measure_statistics
 
     made_of = dict(writer.index.made_of)

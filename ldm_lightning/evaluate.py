@@ -20,16 +20,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
+from ldm_lightning.checks.keys import check_keys
+from ldm_lightning.cli import end_noted, errors_told_plainly, run_entry_point, sole_writer
 from ldm_lightning.config import CONF_DIR
-from ldm_lightning.entry import run_entry_point
-from ldm_lightning.key_checks import check_keys
-from ldm_lightning.processes import end_with_parent
+from ldm_lightning.distributed.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
-    from ldm_lightning.data.folder_batches import FolderSizes
-    from ldm_lightning.utils.run_folder import RunFolder
+    from ldm_lightning.data.images.folder_batches import FolderSizes
+    from ldm_lightning.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +54,9 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
         ValueError: If neither or both of a checkpoint and two folders are named.
     """
     measure = _choose(cfg)
-    from ldm_lightning.utils.distributed import joined_processes
+    from ldm_lightning.runs.run_folder import RunFolder
+    from ldm_lightning.utils.collectives import joined_processes
     from ldm_lightning.utils.memory import keep_freed_memory
-    from ldm_lightning.utils.run_folder import RunFolder
 
     keep_freed_memory()
     run_folder, is_first = RunFolder(folder), launched().is_first
@@ -94,28 +93,34 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     """Reconstruct a split with the autoencoder of a checkpoint."""
     import torch
 
-    from ldm_lightning import build, measure
-    from ldm_lightning.first_stage import open_first_stage
+    from ldm_lightning.builders.data import build_data
+    from ldm_lightning.builders.first_stage import build_metrics
+    from ldm_lightning.builders.hardware import choose_computing
+    from ldm_lightning.builders.training import build_features
+    from ldm_lightning.config import plain
+    from ldm_lightning.evaluation.reconstruct import evaluation_cache, reconstruct
     from ldm_lightning.metrics.efficiency import (
         bits_per_pixel,
         compression_ratio,
         measure_throughput,
     )
+    from ldm_lightning.restore.first_stage import open_first_stage
+    from ldm_lightning.restore.run_defaults import with_run_defaults
     from ldm_lightning.utils.image import save_grid
     from ldm_lightning.utils.provenance import peak_memory
 
     first_stage = open_first_stage(cfg.checkpoint, weights=cfg.weights)
-    cfg = measure.with_run_defaults(cfg, first_stage)
-    computing = measure.choose_computing(str(cfg.precision))
-    features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
-    data = build.build_data(cfg)
+    cfg = with_run_defaults(cfg, first_stage)
+    computing = choose_computing(str(cfg.precision))
+    features = build_features(cfg)  # first: weights may be missing, data may be slow to list
+    data = build_data(cfg)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     protocol, autoencoder = data.protocol("val"), first_stage.autoencoder
-    metrics = build.build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol)
-    measured = measure.reconstruct(first_stage, data, metrics, computing=computing)
+    metrics = build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol)
+    measured = reconstruct(first_stage, data, metrics, computing=computing)
     with torch.inference_mode(), computing.autocast():
         throughput = measure_throughput(autoencoder, measured.first)
-    cache = measure.evaluation_cache(
+    cache = evaluation_cache(
         first_stage,
         features,
         protocol=protocol,
@@ -147,7 +152,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
         "per_channel": report.per_channel,
         "parameters": {"autoencoder": sum(p.numel() for p in autoencoder.parameters())},
         "memory": peak_memory(computing.device),
-        "config": build.plain(cfg),
+        "config": plain(cfg),
         "num_unreadable_files": len(data.bad_files()),
     }
 
@@ -157,19 +162,19 @@ def _compare_folders(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     import torch
     from hydra.utils import instantiate
 
-    from ldm_lightning.data.folder_batches import FolderSizes, folder_batches
-    from ldm_lightning.data.folder_listing import list_images
+    from ldm_lightning.data.images.folder_batches import FolderSizes, folder_batches
+    from ldm_lightning.data.images.folder_listing import list_images
     from ldm_lightning.data.left_out import say_what_is_not_read
-    from ldm_lightning.metrics.features import tiny_features
-    from ldm_lightning.metrics.folders import (
+    from ldm_lightning.evaluation.folders import (
         ImagePair,
         compare_pairs,
         compare_sets,
         measured_facts,
         reference_facts,
     )
-    from ldm_lightning.utils.content import FileHashes
-    from ldm_lightning.utils.distributed import num_processes, process_rank
+    from ldm_lightning.metrics.features import tiny_features
+    from ldm_lightning.storage.content import FileHashes
+    from ldm_lightning.utils.collectives import num_processes, process_rank
 
     features = instantiate(cfg.features) if cfg.get("features") else tiny_features()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -232,15 +237,15 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     import torch
     from hydra.utils import instantiate
 
-    from ldm_lightning import build
-    from ldm_lightning.data.folder_batches import FolderSizes, folder_batches
-    from ldm_lightning.data.folder_listing import list_images
+    from ldm_lightning.builders.data import build_data
+    from ldm_lightning.data.images.folder_batches import FolderSizes, folder_batches
+    from ldm_lightning.data.images.folder_listing import list_images
     from ldm_lightning.data.left_out import say_what_is_not_read
     from ldm_lightning.data.module import ImageDataModule
+    from ldm_lightning.evaluation.folders import compare_sets, measured_facts
     from ldm_lightning.metrics.features import tiny_features
-    from ldm_lightning.metrics.folders import compare_sets, measured_facts
-    from ldm_lightning.utils.content import FileHashes
-    from ldm_lightning.utils.distributed import num_processes, process_rank
+    from ldm_lightning.storage.content import FileHashes
+    from ldm_lightning.utils.collectives import num_processes, process_rank
 
     root, cfg = Path(cfg.images), cfg.copy()
     OmegaConf.set_struct(cfg, False)
@@ -252,7 +257,7 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     cfg.image_channels = first.shape[1]
     cfg.resolution = cfg.resolution or list(first.shape[2:])
     cfg.eval_crop = cfg.eval_crop or "center"
-    data = build.build_data(cfg)
+    data = build_data(cfg)
     if not isinstance(data, ImageDataModule):
         raise ValueError("data=latents holds no images to compare with; give the images.")
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
@@ -287,7 +292,7 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
 def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
     from ldm_lightning.metrics.names import METRICS
     from ldm_lightning.reporting.table import print_metrics
-    from ldm_lightning.utils.facts import count_told
+    from ldm_lightning.utils.metadata import count_told
     from ldm_lightning.utils.provenance import git_commit, package_versions
 
     provenance = {"versions": package_versions(), "commit": git_commit()}

@@ -22,22 +22,22 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.chain.process import run_command
-from ldm_lightning.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
-from ldm_lightning.chain.steps import ImageFacts, Request, Step, all_steps, trainings
-from ldm_lightning.chain.words import check_words
-from ldm_lightning.command import (
+from ldm_lightning.checks.keys import check_keys
+from ldm_lightning.cli import (
     check_alone,
     config_dir_words,
     errors_told_plainly,
+    run_entry_point,
     sole_writer,
 )
 from ldm_lightning.config import CONF_DIR, check_values
-from ldm_lightning.entry import run_entry_point
-from ldm_lightning.key_checks import check_keys
-from ldm_lightning.processes import end_with_parent
-from ldm_lightning.utils.run_folder import RunFolder
-from ldm_lightning.words import key_of
+from ldm_lightning.distributed.processes import end_with_parent
+from ldm_lightning.jobs.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
+from ldm_lightning.jobs.chain.step_process import run_command
+from ldm_lightning.jobs.chain.steps import ImageFacts, Request, Step, all_steps, trainings
+from ldm_lightning.jobs.chain.stored_overrides import check_words
+from ldm_lightning.runs.overrides import key_of
+from ldm_lightning.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -21,14 +21,13 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ldm_lightning.command import errors_told_plainly, quiet_lightning
+from ldm_lightning.checks.keys import check_keys
+from ldm_lightning.cli import errors_told_plainly, quiet_lightning, run_entry_point
 from ldm_lightning.config import CONF_DIR, check_values, discriminator_start
-from ldm_lightning.entry import run_entry_point
-from ldm_lightning.key_checks import check_keys
 
 if TYPE_CHECKING:
+    from ldm_lightning.builders.hardware import Hardware
     from ldm_lightning.data.module import MapDataModule
-    from ldm_lightning.hardware import Hardware
     from ldm_lightning.planning.price import Price
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ def plan(cfg: DictConfig, runtime: HydraConf) -> dict[str, Any]:
         raise ValueError(f"output={output}: the folder {output.absolute().parent} does not exist.")
 
     facts = _facts(cfg, choices, num_images=num_images, measure=own["measure"])
-    from ldm_lightning.reporting.plan import print_plan
+    from ldm_lightning.planning.table import print_plan
 
     print_plan(facts)
     if output is not None:
@@ -90,9 +89,10 @@ def _facts(
     cfg: DictConfig, choices: Mapping[str, str], *, num_images: int | None, measure: bool
 ) -> dict[str, Any]:
     """Every figure."""
-    from ldm_lightning import build, second_stage
-    from ldm_lightning.hardware import choose_hardware
-    from ldm_lightning.parts import networks_without_memory
+    from ldm_lightning.builders.data import build_data
+    from ldm_lightning.builders.hardware import choose_hardware
+    from ldm_lightning.builders.meta_networks import networks_without_memory
+    from ldm_lightning.builders.second_stage import resolve_condition
     from ldm_lightning.planning.facts import (
         counted_facts,
         disk_facts,
@@ -103,13 +103,13 @@ def _facts(
     from ldm_lightning.planning.second_stage import first_stage_description, price_second_stage
 
     hardware = choose_hardware(cfg)
-    data = None if OmegaConf.missing_keys(cfg.data) else build.build_data(cfg)
+    data = None if OmegaConf.missing_keys(cfg.data) else build_data(cfg)
     encodes, description = choices["data"] != "latents", None
     if cfg.stage == "first":
         price = price_first_stage(cfg, hardware, networks_without_memory(cfg))
     else:
         if data is not None:
-            second_stage.resolve_condition(cfg, num_classes=data.num_classes)
+            resolve_condition(cfg, num_classes=data.num_classes)
         description = first_stage_description(cfg, choices)
         price = price_second_stage(
             cfg,

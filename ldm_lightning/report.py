@@ -14,10 +14,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
-from ldm_lightning.command import errors_told_plainly
+from ldm_lightning.checks.keys import check_keys
+from ldm_lightning.cli import errors_told_plainly, run_entry_point
 from ldm_lightning.config import CONF_DIR
-from ldm_lightning.entry import run_entry_point
-from ldm_lightning.key_checks import check_keys
 
 log = logging.getLogger(__name__)
 

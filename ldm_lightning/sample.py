@@ -20,16 +20,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ldm_lightning.command import end_noted, errors_told_plainly, sole_writer
+from ldm_lightning.checks.keys import check_keys
+from ldm_lightning.cli import end_noted, errors_told_plainly, run_entry_point, sole_writer
 from ldm_lightning.config import CONF_DIR
-from ldm_lightning.entry import run_entry_point
-from ldm_lightning.key_checks import check_keys
-from ldm_lightning.processes import end_with_parent
+from ldm_lightning.distributed.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
-    from ldm_lightning.generator import OpenedSecondStage
-    from ldm_lightning.utils.run_folder import RunFolder
+    from ldm_lightning.restore.second_stage import OpenedSecondStage
+    from ldm_lightning.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +50,9 @@ def sample(cfg: DictConfig) -> None:
         ValueError: If a value makes no sense, or the folder holds other samples.
     """
     _check(cfg)
-    from ldm_lightning.utils.distributed import joined_processes
+    from ldm_lightning.runs.run_folder import RunFolder
+    from ldm_lightning.utils.collectives import joined_processes
     from ldm_lightning.utils.memory import keep_freed_memory
-    from ldm_lightning.utils.run_folder import RunFolder
 
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
@@ -77,22 +76,24 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Make what is missing; returns what to put into the summary."""
     import torch
 
-    from ldm_lightning import build, generator, measure
+    from ldm_lightning.builders.hardware import choose_computing
+    from ldm_lightning.config import plain
+    from ldm_lightning.restore.second_stage import open_second_stage, opened_sampler
     from ldm_lightning.sampler.images import in_batches
-    from ldm_lightning.utils.distributed import num_processes, process_rank, wait_for_all
+    from ldm_lightning.utils.collectives import num_processes, process_rank, wait_for_all
     from ldm_lightning.utils.provenance import git_commit, package_versions
 
-    opened = generator.open_second_stage(
+    opened = open_second_stage(
         cfg.checkpoint, weights=cfg.weights, first_stage_checkpoint=cfg.first_stage.checkpoint
     )
     sampler = _sampler_config(cfg.sampler, opened)
-    image_sampler = generator.opened_sampler(opened, sampler, seed=cfg.seed)
+    image_sampler = opened_sampler(opened, sampler, seed=cfg.seed)
     labels = None
     if image_sampler.classes is not None and not cfg.prior:
         labels = _labels(cfg.labels, cfg.num_samples, opened)
     elif cfg.labels is not None:
         raise ValueError(f"labels={cfg.labels}, but these images depend on no label; leave it out.")
-    computing = measure.choose_computing(str(cfg.precision))
+    computing = choose_computing(str(cfg.precision))
     facts = {
         "checkpoint": str(opened.path.absolute()),
         "weights": opened.weights,
@@ -130,7 +131,7 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
         "num_samples": cfg.num_samples,
         "versions": package_versions(),
         "commit": git_commit(),
-        "config": build.plain(cfg),
+        "config": plain(cfg),
     }
 
 
@@ -138,7 +139,7 @@ def _sampler_config(given: DictConfig, opened: OpenedSecondStage) -> DictConfig:
     """The sampler to use: the given one, or the run's with the given values."""
     if given._target_ is not None:
         return given
-    from ldm_lightning.utils.targets import check_targets
+    from ldm_lightning.checkpoints.targets import check_targets
 
     stored = opened.description["sampler"]
     check_targets(stored, allowed=("ldm_lightning.sampler",))
@@ -239,7 +240,7 @@ def _path(run_folder: RunFolder, number: int) -> Path:
 
 def _save(images: Any, numbers: Sequence[int], run_folder: RunFolder) -> None:
     """Write images as PNG files, each whole or not at all."""
-    from ldm_lightning.utils.files import atomic_writer
+    from ldm_lightning.storage.files import atomic_writer
     from ldm_lightning.utils.image import png_bytes
 
     for image, number in zip(images, numbers, strict=True):

@@ -18,16 +18,21 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.command import end_noted, errors_told_plainly, quiet_lightning, sole_writer
+from ldm_lightning.checks.keys import check_keys
+from ldm_lightning.cli import (
+    end_noted,
+    errors_told_plainly,
+    quiet_lightning,
+    run_entry_point,
+    sole_writer,
+)
 from ldm_lightning.config import CONF_DIR, check_values
-from ldm_lightning.entry import run_entry_point
-from ldm_lightning.key_checks import check_keys
-from ldm_lightning.processes import end_with_parent, every_process, first_cause_told
-from ldm_lightning.resume import composition_of, continued_arguments
-from ldm_lightning.run_dir import resumed_folder
-from ldm_lightning.stored import read_composition
+from ldm_lightning.distributed.processes import end_with_parent, every_process, first_cause_told
+from ldm_lightning.restore.stored_config import read_composition
+from ldm_lightning.resume.arguments import composition_of, continued_arguments
+from ldm_lightning.runs.folder_choice import resumed_folder
+from ldm_lightning.runs.run_folder import RunFolder, has_begun
 from ldm_lightning.utils.launch import launched
-from ldm_lightning.utils.run_folder import RunFolder, has_begun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +98,7 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     alarms = check_values(cfg)
     resumed = None
     if continues:
-        from ldm_lightning.resume_point import resumed_from
+        from ldm_lightning.resume.point import resumed_from
 
         resumed = resumed_from(cfg, run_folder)
     else:
@@ -109,21 +114,27 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
 
     import torch
 
-    from ldm_lightning import build
-    from ldm_lightning.hardware import prepare_networks
-    from ldm_lightning.resume_point import go_back
-    from ldm_lightning.utils.files import atomic_writer
+    from ldm_lightning.builders.hardware import prepare_networks
+    from ldm_lightning.builders.training import (
+        build_features,
+        build_trainer,
+        check_monitors,
+        load_weights,
+    )
+    from ldm_lightning.config import plain
+    from ldm_lightning.resume.point import go_back
+    from ldm_lightning.storage.files import atomic_writer
     from ldm_lightning.utils.memory import keep_freed_memory
 
     keep_freed_memory()
     if 0 < launched().local_rank < torch.cuda.device_count():
         torch.cuda.set_device(launched().local_rank)  # for what is measured before training
-    features = build.build_features(cfg)  # first: weights may be missing, data may be slow to list
+    features = build_features(cfg)  # first: weights may be missing, data may be slow to list
     torch.manual_seed(cfg.seed)
     data = _build_data(cfg, resumed)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
-    trainer = build.build_trainer(cfg, run_folder)
+    trainer = build_trainer(cfg, run_folder)
     data.check_workers(training=cfg.train, num_devices=trainer.num_devices)
     if cfg.train and trainer.is_global_zero:
         counts = data.counts(trainer.world_size)
@@ -132,10 +143,10 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
     build_module = _first_stage_module if cfg.stage == "first" else _second_stage_module
     module = build_module(cfg, data, features, trainer, run_folder, resumed)
     if cfg.train:
-        build.check_monitors(trainer, module, data)
+        check_monitors(trainer, module, data)
     loaded = None
     if resumed is None and cfg.checkpoint is not None:
-        loaded = build.load_weights(module, cfg.checkpoint, weights=cfg.weights)
+        loaded = load_weights(module, cfg.checkpoint, weights=cfg.weights)
     if cfg.train:
         data.identify()  # last of the checks: it may read every file, once
     prepare_networks(cfg, module.networks)
@@ -146,9 +157,9 @@ def _run(cfg: DictConfig, runtime: HydraConf, run_folder: RunFolder) -> float | 
         composition_of(runtime, before).write(run_folder.path)
         with atomic_writer(run_folder.config) as file:  # others may be reading it
             file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
-        run_folder.update_summary({"name": cfg.name, "config": build.plain(cfg)})
+        run_folder.update_summary({"name": cfg.name, "config": plain(cfg)})
         for logger in trainer.loggers:
-            logger.log_hyperparams(build.plain(cfg))
+            logger.log_hyperparams(plain(cfg))
     with every_process(trainer, run_folder):
         if cfg.train:
             trainer.fit(module, data, ckpt_path=resumed)
@@ -171,13 +182,13 @@ def _first_stage_module(
     run_folder: RunFolder,
     resumed: Path | None,
 ) -> UpdatingModule:
-    from ldm_lightning import build
+    from ldm_lightning.builders.first_stage import build_first_stage_module
     from ldm_lightning.data.module import ImageDataModule
-    from ldm_lightning.module.contents import check_continues
+    from ldm_lightning.module.checkpoint_contents import check_continues
 
     if not isinstance(data, ImageDataModule):
         raise ValueError("A first stage is trained on images: data=latents holds none.")
-    module = build.build_module(
+    module = build_first_stage_module(
         cfg, protocol=data.protocol("val"), num_devices=trainer.world_size, features=features
     )
     if resumed is not None:
@@ -187,13 +198,13 @@ def _first_stage_module(
 
 def _build_data(cfg: DictConfig, last: Path | None) -> MapDataModule:
     """Build the data; a second stage goes on with the class ids of its checkpoint, if any."""
-    from ldm_lightning import build, labels
-    from ldm_lightning.utils.run_folder import find_checkpoint
+    from ldm_lightning.builders.data import build_data, build_labeled_data
+    from ldm_lightning.runs.run_folder import find_checkpoint
 
     if cfg.stage == "first":
-        return build.build_data(cfg)
+        return build_data(cfg)
     given = None if cfg.checkpoint is None else find_checkpoint(cfg.checkpoint)
-    return labels.build_data(cfg, start=last or given)
+    return build_labeled_data(cfg, start=last or given)
 
 
 def _second_stage_module(
@@ -205,15 +216,21 @@ def _second_stage_module(
     resumed: Path | None,
 ) -> UpdatingModule:
     """Build the diffusion model, judge its first stage, measure its latents; quick checks first."""
-    from ldm_lightning import labels, second_stage
+    from ldm_lightning.builders.data import check_labels
+    from ldm_lightning.builders.second_stage import (
+        build_frozen_first_stage,
+        build_second_stage_module,
+        fit_normalizer,
+        resolve_condition,
+    )
     from ldm_lightning.data.module import ImageDataModule
-    from ldm_lightning.gate import run_gate
-    from ldm_lightning.module.contents import check_continues
+    from ldm_lightning.evaluation.gate import run_gate
+    from ldm_lightning.module.checkpoint_contents import check_continues
 
-    labels.check_labels(cfg, data)
-    second_stage.resolve_condition(cfg, num_classes=data.num_classes)
-    first_stage = second_stage.build_first_stage(cfg, data)
-    module = second_stage.build_module(
+    check_labels(cfg, data)
+    resolve_condition(cfg, num_classes=data.num_classes)
+    first_stage = build_frozen_first_stage(cfg, data)
+    module = build_second_stage_module(
         cfg, data=data, first_stage=first_stage, features=features, num_devices=trainer.world_size
     )
     if resumed is not None:  # before the waiting begins; its latents are normalized already
@@ -230,20 +247,20 @@ def _second_stage_module(
             run_folder=run_folder,
         )
     if resumed is None:
-        second_stage.fit_normalizer(cfg, first_stage, data)  # last: it may read every image
+        fit_normalizer(cfg, first_stage, data)  # last: it may read every image
     return module
 
 
 def _dry_run(cfg: DictConfig, run_folder: RunFolder) -> None:
     """Build everything without memory, print the parameters, write them down."""
-    from ldm_lightning import build
-    from ldm_lightning.parts import count_parameters, networks_without_memory
+    from ldm_lightning.builders.meta_networks import count_parameters, networks_without_memory
+    from ldm_lightning.config import plain
     from ldm_lightning.reporting.parameters import print_parameters
 
     counts = count_parameters(networks_without_memory(cfg))
     print_parameters(counts, title=f"{cfg.name}: parameters")
     run_folder.update_summary(
-        {"state": "dry_run", "name": cfg.name, "parameters": counts, "config": build.plain(cfg)}
+        {"state": "dry_run", "name": cfg.name, "parameters": counts, "config": plain(cfg)}
     )
     OmegaConf.save(cfg, run_folder.config, resolve=True)
 
@@ -252,7 +269,7 @@ def _report(module: pl.LightningModule, run_folder: RunFolder, *, facts: dict[st
     """Print the final metrics and where everything is; ``facts`` go into their protocol."""
     from ldm_lightning.metrics.names import METRICS
     from ldm_lightning.reporting.table import print_metrics
-    from ldm_lightning.utils.facts import count_told
+    from ldm_lightning.utils.metadata import count_told
 
     summary = run_folder.read_summary()
     protocol: dict[str, Any] = {}

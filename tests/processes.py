@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-IMPORTED = ("ldm_lightning.train", "ldm_lightning.second_stage", "tests.cli.run")
+IMPORTED = ("ldm_lightning.train", "ldm_lightning.builders.second_stage", "tests.cli.run")
 
 
 def run_processes(work: Callable[..., None], *arguments: Any, number: int) -> None:

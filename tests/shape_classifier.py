@@ -24,11 +24,11 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm_lightning.data.folder_batches import folder_batches
-from ldm_lightning.data.folder_listing import list_images
-from ldm_lightning.data.sampling import SampleKey
-from ldm_lightning.data.shapes import CLASS_NAMES, VERSION, Shapes
-from ldm_lightning.hardware import native_bf16
+from ldm_lightning.builders.hardware import native_bf16
+from ldm_lightning.data.images.folder_batches import folder_batches
+from ldm_lightning.data.images.folder_listing import list_images
+from ldm_lightning.data.order.sampling import SampleKey
+from ldm_lightning.data.shapes.module import CLASS_NAMES, VERSION, Shapes
 from ldm_lightning.utils.image import from_uint8
 
 SIZE = 32  # pixels

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments.cifar10_ldm import judge
-from tests.data.test_webdataset import write_shard
+from tests.data.shards.test_webdataset import write_shard
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.run import make_commands
-from tests.sweeps.fake_job import MODULE
+from tests.jobs.sweep.fake_job import MODULE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def short_form(command: str, place: dict[str, Path]) -> list[str]:
     words = shlex.split(command)
     if {"--help", "dry_run=true"} & set(words):
         return words
-    if "-m" in words[3:]:  # tests/sweeps/test_trainings.py runs real ones
+    if "-m" in words[3:]:  # tests/jobs/sweep/test_trainings.py runs real ones
         return [*words, f"hydra.launcher.module={MODULE}"]
     if words[2] == "ldm_lightning.train":
         words += SHORT_SECOND if "experiment=ldm" in command else SHORT_FIRST

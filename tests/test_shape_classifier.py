@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_lightning.data.shapes import CLASS_NAMES
+from ldm_lightning.data.shapes.module import CLASS_NAMES
 from tests import shape_classifier
 from tests.shape_classifier import (
     SIZE,

@@ -23,16 +23,16 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm_lightning.data.decoding import decode_image
-from ldm_lightning.data.folder_batches import folder_batches
-from ldm_lightning.data.folder_listing import list_images
-from ldm_lightning.data.shards import LocalShards
-from ldm_lightning.data.webdataset import TarSource
-from ldm_lightning.hardware import native_bf16
+from ldm_lightning.builders.hardware import native_bf16
+from ldm_lightning.data.images.decoding import decode_image
+from ldm_lightning.data.images.folder_batches import folder_batches
+from ldm_lightning.data.images.folder_listing import list_images
+from ldm_lightning.data.shards.shard_set import LocalShards
+from ldm_lightning.data.shards.webdataset import TarSource
 from ldm_lightning.metrics.accumulators import fit_gaussian
 from ldm_lightning.metrics.frechet import frechet_distance, reference_statistics
 from ldm_lightning.metrics.reference_cache import ReferenceStatistics
-from ldm_lightning.utils.hashing import hash_tensors
+from ldm_lightning.storage.hashing import hash_tensors
 from ldm_lightning.utils.image import from_uint8, to_uint8
 
 SIZE = 32  # pixels

@@ -20,10 +20,10 @@ from omegaconf import DictConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
+from ldm_lightning.builders.meta_networks import networks_without_memory
 from ldm_lightning.config import CONF_DIR, check_values, register_resolvers
-from ldm_lightning.cost.counter import Counter
 from ldm_lightning.nn.condition import Condition
-from ldm_lightning.parts import networks_without_memory
+from ldm_lightning.planning.counter import Counter
 
 GB = 1e9
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
-from ldm_lightning.utils.facts import check_facts
+from ldm_lightning.utils.metadata import check_facts
 
 
 class Moments(NamedTuple):

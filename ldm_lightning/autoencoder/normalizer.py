@@ -15,11 +15,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.utils.contents import COUNT, MAPPING, NUMBER, TEXT, ListOf, OrNone, check
-from ldm_lightning.utils.facts import Fact, check_facts
-from ldm_lightning.utils.files import atomic_writer
-from ldm_lightning.utils.hashing import hash_json
-from ldm_lightning.utils.small_files import read_json
+from ldm_lightning.checkpoints.contents import COUNT, MAPPING, NUMBER, TEXT, ListOf, OrNone, check
+from ldm_lightning.storage.files import atomic_writer
+from ldm_lightning.storage.hashing import hash_json
+from ldm_lightning.storage.small_files import read_json
+from ldm_lightning.utils.metadata import Fact, check_facts
 
 MODES = ("identity", "scalar", "channel")
 

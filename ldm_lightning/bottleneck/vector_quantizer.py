@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm_lightning.bottleneck.base import Bottleneck, BottleneckOutput
 from ldm_lightning.bottleneck.kmeans import kmeans, nearest
-from ldm_lightning.utils.distributed import all_gather_rows, all_reduce_sum, of_first
+from ldm_lightning.utils.collectives import all_gather_rows, all_reduce_sum, of_first
 from ldm_lightning.utils.random import generator_for
 
 KMEANS_VECTORS_PER_CODE = 8

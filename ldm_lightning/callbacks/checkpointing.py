@@ -30,10 +30,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ldm_lightning.callbacks.comparison import differing, protocol_of
-from ldm_lightning.update_loop import validation_is_missing
-from ldm_lightning.utils.checkpoint import load_checkpoint, remove_shards, save_checkpoint
-from ldm_lightning.utils.run_folder import RunFolder
-from ldm_lightning.utils.sharded_checkpoint import link_checkpoint
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint, remove_shards, save_checkpoint
+from ldm_lightning.checkpoints.sharded import link_checkpoint
+from ldm_lightning.module.update_loop import validation_is_missing
+from ldm_lightning.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

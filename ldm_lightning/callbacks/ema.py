@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.utils.distributed import own_part
+from ldm_lightning.utils.collectives import own_part
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.callbacks.ema import Ema
-from ldm_lightning.utils.distributed import own_part
+from ldm_lightning.runs.run_folder import RunFolder
+from ldm_lightning.utils.collectives import own_part
 from ldm_lightning.utils.provenance import peak_memory
-from ldm_lightning.utils.run_folder import RunFolder
 from ldm_lightning.utils.units import format_bytes, format_seconds
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.callbacks.pictures import draw
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.image import spread_rows
 from ldm_lightning.utils.random import generator_for
-from ldm_lightning.utils.run_folder import RunFolder
 
 
 class ReconstructionGrid(pl.Callback):

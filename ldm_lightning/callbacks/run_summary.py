@@ -13,10 +13,10 @@ from torch import nn
 from ldm_lightning.callbacks.codebook_alarm import CodebookAlarm
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.stall_stopping import StallStopping
-from ldm_lightning.update_loop import validation_is_missing
+from ldm_lightning.module.update_loop import validation_is_missing
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.errors import error_line
 from ldm_lightning.utils.provenance import device_name, git_commit, package_versions, peak_memory
-from ldm_lightning.utils.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

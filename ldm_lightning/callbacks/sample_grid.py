@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from ldm_lightning.callbacks.pictures import draw, draw_once
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 
 LEGEND = """\
 samples_<update>.png: generated images, always of the same noise; of a class-conditional model

@@ -6,8 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ldm_lightning.utils.checkpoint import load_file
-from ldm_lightning.utils.contents import CLASSES, IfThere, check
+from ldm_lightning.checkpoints.checkpoint import load_file
+from ldm_lightning.checkpoints.contents import CLASSES, IfThere, check
 from ldm_lightning.utils.errors import CheckpointError
 from ldm_lightning.utils.launch import launched
 

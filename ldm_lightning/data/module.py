@@ -12,17 +12,17 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import BatchSampler
 
 from ldm_lightning.data.evaluation_loader import EvaluationLoader
-from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
-from ldm_lightning.data.sampling import (
+from ldm_lightning.data.order.sampling import (
     EpochCounts,
     EvaluationSampler,
     TrainBatchSampler,
     evaluated_indices,
 )
-from ldm_lightning.data.shard_order import ShardBatchSampler, ShardShuffle
+from ldm_lightning.data.order.shard_order import ShardBatchSampler, ShardShuffle
+from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
 from ldm_lightning.data.train_loader import TrainLoader
 from ldm_lightning.data.workers import TIMEOUT_SECONDS, check_shared_memory
-from ldm_lightning.utils.distributed import num_processes, process_rank
+from ldm_lightning.utils.collectives import num_processes, process_rank
 
 DatasetT = TypeVar("DatasetT", bound=MapDataset)
 

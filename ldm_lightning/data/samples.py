@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm_lightning.data.bad_files import BadFileLog
-from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.data.order.sampling import SampleKey
 from ldm_lightning.data.value_range import ValueRange
 from ldm_lightning.utils.image import from_uint8
 

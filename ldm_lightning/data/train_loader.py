@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ldm_lightning.data.position import Position
+from ldm_lightning.data.order.position import Position
+from ldm_lightning.data.order.sampling import TrainBatchSampler
 from ldm_lightning.data.samples import MapDataset
-from ldm_lightning.data.sampling import TrainBatchSampler
 from ldm_lightning.data.workers import Collate, WorkerLoader
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm_lightning.data.sampling import SampleKey
+from ldm_lightning.data.order.sampling import SampleKey
 from ldm_lightning.utils.random import generator_for
 
 TRAIN_CROPS = ("random_resized", "random", "center")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_lightning.utils.distributed import all_reduce_mean
+from ldm_lightning.utils.collectives import all_reduce_mean
 
 
 def _full(logits: Tensor) -> Tensor:

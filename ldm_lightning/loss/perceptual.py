@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ldm_lightning.nn.tiny_features import MIN_SIZE as TINY_MIN_SIZE
 from ldm_lightning.nn.tiny_features import TinyFeatures, feature_distance
-from ldm_lightning.utils.hashing import hash_tensors
+from ldm_lightning.storage.hashing import hash_tensors
 from ldm_lightning.utils.pretrained import load_weights
 
 LpipsNet = Literal["alex", "vgg", "squeeze"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm_lightning.loss.perceptual import Lpips, PerceptualLoss, TinyPerceptual, grey_triplets
 from ldm_lightning.nn.tiny_features import TinyFeatures
-from ldm_lightning.utils.hashing import hash_tensors
+from ldm_lightning.storage.hashing import hash_tensors
 from ldm_lightning.utils.pretrained import parse_weights, read_weights, require_weights
 
 STANDARD_WEIGHTS = ("alexnet", "vgg16", "inception")

@@ -14,7 +14,7 @@ from ldm_lightning.metrics.codebook import CodebookUsage
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.latents import LatentStatistics
 from ldm_lightning.metrics.reconstruction import Protocol, ReconstructionMetrics
-from ldm_lightning.utils.facts import count_fact
+from ldm_lightning.utils.metadata import count_fact
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from ldm_lightning.metrics.accumulators import FeatureMoments, FeatureStatistics
 from ldm_lightning.metrics.features import FeatureExtractor
 from ldm_lightning.metrics.reference_cache import ReferenceCache, ReferenceStatistics
-from ldm_lightning.utils.distributed import all_reduce_sum, num_processes, process_rank
-from ldm_lightning.utils.facts import count_fact
+from ldm_lightning.utils.collectives import all_reduce_sum, num_processes, process_rank
+from ldm_lightning.utils.metadata import count_fact
 
 logger = logging.getLogger(__name__)
 

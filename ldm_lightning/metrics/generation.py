@@ -25,9 +25,9 @@ from ldm_lightning.metrics.kernel_distance import SEED, kernel_distance
 from ldm_lightning.metrics.precision_recall import NEAREST, precision_and_recall
 from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.metrics.reference_cache import ReferenceStatistics, TensorCache
-from ldm_lightning.utils.distributed import all_reduce_sum, num_processes, process_rank
-from ldm_lightning.utils.facts import count_fact
+from ldm_lightning.utils.collectives import all_reduce_sum, num_processes, process_rank
 from ldm_lightning.utils.image import to_uint8
+from ldm_lightning.utils.metadata import count_fact
 
 logger = logging.getLogger(__name__)
 

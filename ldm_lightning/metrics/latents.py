@@ -10,8 +10,8 @@ from torchmetrics import Metric
 
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage, Moments
 from ldm_lightning.autoencoder.normalizer import StoredStatistics
-from ldm_lightning.utils.distributed import all_reduce_sum
-from ldm_lightning.utils.facts import Fact
+from ldm_lightning.utils.collectives import all_reduce_sum
+from ldm_lightning.utils.metadata import Fact
 
 
 class LatentResult(NamedTuple):

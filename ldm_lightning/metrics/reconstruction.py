@@ -27,8 +27,8 @@ from ldm_lightning.metrics.power_spectrum import (
     SMALLEST_SIZE,
     PowerSpectrum,
 )
-from ldm_lightning.utils.facts import count_fact
 from ldm_lightning.utils.image import to_uint8
+from ldm_lightning.utils.metadata import count_fact
 
 logger = logging.getLogger(__name__)
 

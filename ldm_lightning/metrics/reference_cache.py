@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm_lightning.utils.hashing import canonical_json, hash_json, hash_tensors
+from ldm_lightning.storage.hashing import canonical_json, hash_json, hash_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageRepor
 from ldm_lightning.module.precision import at_least_float32, gradient_at_layer, loss_precision
 from ldm_lightning.module.settings import Adversary, Optimization
 from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
-from ldm_lightning.utils.distributed import all_reduce_mean, average_gradients
+from ldm_lightning.utils.collectives import all_reduce_mean, average_gradients
 from ldm_lightning.utils.random import RowDraws
 
 

@@ -22,7 +22,7 @@ from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.module.generation import Generated, GenerationValidation
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
-from ldm_lightning.utils.facts import count_fact
+from ldm_lightning.utils.metadata import count_fact
 from ldm_lightning.utils.random import RowDraws, generator_for
 
 NUM_NOISE_LEVELS = 10

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm_lightning.metrics.generation import GenerationMetrics
 from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.sampler.images import ImageSampler, default_labels, in_batches
-from ldm_lightning.utils.distributed import num_processes, process_rank
+from ldm_lightning.utils.collectives import num_processes, process_rank
 from ldm_lightning.utils.image import spread_rows
 
 RealBatches = Callable[[], Iterable[Mapping[str, Any]]]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ldm_lightning.utils.distributed import all_reduce_mean
+from ldm_lightning.utils.collectives import all_reduce_mean
 
 
 class UpdateLog:

@@ -15,10 +15,10 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ldm_lightning.checkpoints.checkpoint import check_fits, first_names
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.update_log import UpdateLog
-from ldm_lightning.utils.checkpoint import check_fits, first_names
-from ldm_lightning.utils.distributed import num_processes, process_rank, whole
+from ldm_lightning.utils.collectives import num_processes, process_rank, whole
 from ldm_lightning.utils.finite import ADVICE, not_finite
 from ldm_lightning.utils.random import RowDraws
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm_lightning.utils.hashing import hash_tensors
+from ldm_lightning.storage.hashing import hash_tensors
 
 WEIGHTS_PATH = Path(__file__).with_suffix(".safetensors")
 RECORD_PATH = Path(__file__).with_suffix(".json")

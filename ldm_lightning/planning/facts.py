@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm_lightning.data.latents import LatentDataModule
+from ldm_lightning.builders.hardware import Hardware
+from ldm_lightning.data.latents.module import LatentDataModule
 from ldm_lightning.data.module import MapDataModule
-from ldm_lightning.hardware import Hardware
 from ldm_lightning.planning.price import Price, StateBytes
 from ldm_lightning.planning.trial import Trial
 from ldm_lightning.utils.memory import available_memory

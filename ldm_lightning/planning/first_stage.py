@@ -5,18 +5,12 @@ from collections.abc import Mapping
 from omegaconf import DictConfig
 from torch import nn
 
-from ldm_lightning import build
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
-from ldm_lightning.cost.counter import without_memory
-from ldm_lightning.cost.update import (
-    UpdateCost,
-    count_first_stage_update,
-    count_forward,
-    tensor_bytes,
-)
-from ldm_lightning.hardware import Hardware, autocast
+from ldm_lightning.builders.first_stage import build_reconstruction_loss
+from ldm_lightning.builders.hardware import Hardware, autocast
+from ldm_lightning.builders.meta_networks import count_parameters
 from ldm_lightning.metrics.efficiency import bits_per_pixel
-from ldm_lightning.parts import count_parameters
+from ldm_lightning.planning.counter import without_memory
 from ldm_lightning.planning.price import (
     Price,
     bytes_of,
@@ -25,6 +19,12 @@ from ldm_lightning.planning.price import (
     put,
     state_bytes,
     three,
+)
+from ldm_lightning.planning.update_cost import (
+    UpdateCost,
+    count_first_stage_update,
+    count_forward,
+    tensor_bytes,
 )
 
 
@@ -38,7 +38,7 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
     """
     autoencoder, discriminator = parts["autoencoder"], parts.get("discriminator")
     assert isinstance(autoencoder, Autoencoder)
-    loss = build.build_reconstruction_loss(cfg, trained=False)  # reads a file where there is one
+    loss = build_reconstruction_loss(cfg, trained=False)  # reads a file where there is one
     perceptual = loss.perceptual
     with without_memory():
         feature_network = None if perceptual is None else perceptual.network

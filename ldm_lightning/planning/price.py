@@ -9,10 +9,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ldm_lightning.cost.counter import empty_weights
-from ldm_lightning.cost.update import UpdateCost, tensor_bytes
+from ldm_lightning.builders.hardware import Hardware
 from ldm_lightning.data.transforms import as_size
-from ldm_lightning.hardware import Hardware
+from ldm_lightning.planning.counter import empty_weights
+from ldm_lightning.planning.update_cost import UpdateCost, tensor_bytes
 
 ADAM_MOMENTS = 2
 

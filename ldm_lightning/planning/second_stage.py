@@ -10,15 +10,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ldm_lightning import build, second_stage
-from ldm_lightning.cost.counter import without_memory
-from ldm_lightning.cost.update import UpdateCost, count_denoiser_update, count_forward
+from ldm_lightning.builders.first_stage import stored_first_stage
+from ldm_lightning.builders.hardware import Hardware, autocast
+from ldm_lightning.builders.meta_networks import count_parameters
+from ldm_lightning.builders.second_stage import stored_second_stage
 from ldm_lightning.data.transforms import as_size
-from ldm_lightning.first_stage import open_first_stage, rebuild_autoencoder
-from ldm_lightning.hardware import Hardware, autocast
 from ldm_lightning.metrics.efficiency import bits_per_pixel
 from ldm_lightning.nn.condition import Condition
-from ldm_lightning.parts import count_parameters
+from ldm_lightning.planning.counter import without_memory
 from ldm_lightning.planning.price import (
     DenoiserPrice,
     Price,
@@ -29,6 +28,9 @@ from ldm_lightning.planning.price import (
     state_bytes,
     three,
 )
+from ldm_lightning.planning.update_cost import UpdateCost, count_denoiser_update, count_forward
+from ldm_lightning.restore.first_stage import open_first_stage, rebuild_autoencoder
+from ldm_lightning.restore.second_stage import build_process
 
 
 def first_stage_description(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def first_stage_description(cfg: DictConfig, choices: Mapping[str, str]) -> dict
             f"image_channels={cfg.image_channels}",
             f"autoencoder.latent_channels={cfg.latent_channels}",
         ]
-        stored = build.stored_first_stage(compose("train", overrides=words))
+        stored = stored_first_stage(compose("train", overrides=words))
     for key in ("latent_channels", "downsampling_factor"):
         if cfg[key] != stored["autoencoder"][key]:
             raise ValueError(
@@ -70,13 +72,13 @@ def price_second_stage(
     """Count the networks of a second stage, one update, and the same denoiser on pixels.
 
     Args:
-        cfg: The composed configuration, after ``second_stage.resolve_condition``.
+        cfg: The composed configuration, after ``resolve_condition``.
         hardware: What it would run on.
         parts: Of ``networks_without_memory``; their weights are replaced.
         first_stage: Description of the first stage.
         encodes: Whether every update encodes images, instead of reading latents.
     """
-    stored = second_stage.stored_second_stage(cfg)
+    stored = stored_second_stage(cfg)
     with torch.device("meta"):
         autoencoder = rebuild_autoencoder(first_stage)
         in_pixels = instantiate(_in_pixel_space(cfg, stored["denoiser"]))
@@ -163,7 +165,7 @@ def _in_pixel_space(cfg: DictConfig, denoiser: Mapping[str, Any]) -> dict[str, A
 
 def calls_per_sample(cfg: DictConfig) -> int:
     """Rows that the denoiser sees to generate one image: steps, second calls, guidance."""
-    stored = second_stage.stored_second_stage(cfg)
+    stored = stored_second_stage(cfg)
     conditioner = instantiate(stored["conditioner"])
     noise, rows = torch.zeros(1, 1, 1, 1), 0
 
@@ -174,6 +176,6 @@ def calls_per_sample(cfg: DictConfig) -> int:
 
     null = conditioner.null(1, noise.device)
     instantiate(cfg.sampler).sample(
-        second_stage.build_process(stored), network, null, null, noise, lambda step: noise
+        build_process(stored), network, null, null, noise, lambda step: noise
     )
     return rows

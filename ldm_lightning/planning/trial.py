@@ -13,16 +13,19 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ldm_lightning import build, second_stage
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
+from ldm_lightning.builders.first_stage import build_first_stage_module, build_reconstruction_loss
+from ldm_lightning.builders.hardware import Hardware, autocast
+from ldm_lightning.builders.second_stage import stored_second_stage
+from ldm_lightning.builders.training import build_optimization
 from ldm_lightning.config import PRECISIONS
-from ldm_lightning.first_stage import rebuild_autoencoder
-from ldm_lightning.hardware import Hardware, autocast
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.planning.price import image_shape_of
+from ldm_lightning.restore.first_stage import rebuild_autoencoder
+from ldm_lightning.restore.second_stage import build_networks, build_process
 from ldm_lightning.utils.provenance import peak_memory
 
 MAX_UPDATES = 20
@@ -74,7 +77,7 @@ def time_updates(
     Neither data, trained weights, checkpoints nor validation take part.
 
     Args:
-        cfg: The composed configuration, after ``second_stage.resolve_condition``.
+        cfg: The composed configuration, after ``resolve_condition``.
         hardware: What it runs on.
         first_stage: Description of a second stage's first stage; else None.
         encodes: Whether a second stage encodes images in every update, instead of reading latents.
@@ -153,12 +156,12 @@ def _first_stage_module(cfg: DictConfig) -> AutoencoderModule:
         cfg.loss.discriminator_warmup_steps = cfg.loss.discriminator_ramp_steps = 0
     if "unquantised_steps" in cfg.bottleneck:
         cfg.bottleneck.unquantised_steps = 0
-    loss = build.build_reconstruction_loss(cfg, trained=False)
+    loss = build_reconstruction_loss(cfg, trained=False)
     if loss.perceptual is not None and next(loss.perceptual.network.parameters()).is_meta:
         loss.perceptual.network.to_empty(device="cpu")
         for parameter in loss.perceptual.network.parameters():
             nn.init.normal_(parameter, std=0.01)
-    return build.build_module(
+    return build_first_stage_module(
         cfg,
         protocol={"num_images": 0},
         num_devices=1,
@@ -169,12 +172,12 @@ def _first_stage_module(cfg: DictConfig) -> AutoencoderModule:
 
 def _second_stage_module(cfg: DictConfig, first_stage: dict[str, Any]) -> DiffusionModule:
     """The module of the run around an untrained first stage."""
-    stored = second_stage.stored_second_stage(cfg)
-    networks = second_stage.build_networks(stored)
+    stored = stored_second_stage(cfg)
+    networks = build_networks(stored)
     return DiffusionModule(
         networks.denoiser,
         networks.conditioner,
-        second_stage.build_process(stored),
+        build_process(stored),
         FrozenFirstStage(
             rebuild_autoencoder(first_stage),
             LatentNormalizer.identity(cfg.latent_channels),
@@ -182,7 +185,7 @@ def _second_stage_module(cfg: DictConfig, first_stage: dict[str, Any]) -> Diffus
             path=Path("untrained"),
             weights="raw",
         ),
-        optimization=build.build_optimization(cfg, num_devices=1),
+        optimization=build_optimization(cfg, num_devices=1),
         seed=cfg.seed,
         log_every_steps=cfg.log_every_steps,
         stored_config=stored,

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm_lightning.reporting.metrics_file import HEADER, MAX_BYTES, read_metrics
-from ldm_lightning.utils.files import atomic_writer, read_regular
-from ldm_lightning.utils.small_files import SmallFileError
+from ldm_lightning.storage.files import atomic_writer, read_regular
+from ldm_lightning.storage.small_files import SmallFileError
 
 
 class MetricsCsv(Logger):

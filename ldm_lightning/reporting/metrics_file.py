@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ldm_lightning.utils.small_files import SmallFileError, read_csv
+from ldm_lightning.storage.small_files import SmallFileError, read_csv
 
 HEADER = ("step", "metric", "value")
 

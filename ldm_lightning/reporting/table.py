@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ldm_lightning.metrics.gate import GateRow
+from ldm_lightning.metrics.thresholds import GateRow
 from ldm_lightning.utils.terminal import one_line
 
 

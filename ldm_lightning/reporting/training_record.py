@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm_lightning.reporting.metrics_file import read_metrics
-from ldm_lightning.utils.run_folder import read_summary
-from ldm_lightning.utils.small_files import SmallFileError
+from ldm_lightning.runs.run_folder import read_summary
+from ldm_lightning.storage.small_files import SmallFileError
 
 SAME_IMAGES = ("images", "resolution", "crop", "channels")
 """Entries of a protocol that must agree for two figures to be of the same images."""

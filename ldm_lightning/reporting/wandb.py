@@ -19,8 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ldm_lightning.metrics.names import higher_is_better
 from ldm_lightning.reporting.metrics_file import read_metrics
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.provenance import git_commit
-from ldm_lightning.utils.run_folder import RunFolder
 
 AXIS = "update"
 """What every chart is drawn against; gets no chart of its own."""

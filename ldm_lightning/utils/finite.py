@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_lightning.utils.distributed import own_part
+from ldm_lightning.utils.collectives import own_part
 
 ADVICE = (
     "Lower optim.learning_rate, set optim.clip_norm, or use trainer.precision=bf16 or 32 instead "

@@ -7,7 +7,7 @@ import torch
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
-from ldm_lightning.first_stage import open_first_stage, rebuild_autoencoder
+from ldm_lightning.restore.first_stage import open_first_stage, rebuild_autoencoder
 
 BOTTLENECKS: dict[str, dict[str, Any]] = {
     "gaussian": {"_target_": "ldm_lightning.bottleneck.gaussian.GaussianBottleneck"},

@@ -6,9 +6,9 @@ from torch import nn
 
 from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer, NormalizerOrigin
-from ldm_lightning.first_stage import open_first_stage
 from ldm_lightning.metrics.latents import frozen_moments, measure_statistics
-from ldm_lightning.utils.hashing import hash_tensors
+from ldm_lightning.restore.first_stage import open_first_stage
+from ldm_lightning.storage.hashing import hash_tensors
 from tests.autoencoder.first_stages import autoencoder_of, frozen, write_checkpoint
 
 KINDS = ("gaussian", "identity", "quantizer")

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from ldm_lightning import build
-from ldm_lightning.cost.counter import without_memory
-from ldm_lightning.cost.update import count_forward
-from ldm_lightning.first_stage import rebuild_autoencoder
+from ldm_lightning.builders.first_stage import stored_first_stage
+from ldm_lightning.planning.counter import without_memory
+from ldm_lightning.planning.update_cost import count_forward
+from ldm_lightning.restore.first_stage import rebuild_autoencoder
 from tests.module.composed import compose_tiny
 
 
 def composed(tmp_path, experiment, resolution):
     words = [f"resolution={resolution}", "loss.discriminator_start_steps=0"]
     cfg = compose_tiny(experiment, *words, folder=tmp_path)
-    return build.stored_first_stage(cfg)
+    return stored_first_stage(cfg)
 
 
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (512, 256)])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ldm_lightning.bottleneck.kmeans import kmeans, nearest
 from ldm_lightning.bottleneck.vector_quantizer import VectorQuantizer
-from ldm_lightning.cost.counter import Counter
+from ldm_lightning.planning.counter import Counter
 
 
 def quantizer(**changes) -> VectorQuantizer:

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.run_summary import RunSummary
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from ldm_lightning.reporting.metrics_csv import MetricsCsv
 from ldm_lightning.reporting.metrics_file import read_metrics
-from ldm_lightning.utils.checkpoint import load_checkpoint
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.callbacks.tiny_module import TinyModule, fit, make_trainer
 
 

@@ -3,8 +3,8 @@ import torch
 
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.ema import Ema
-from ldm_lightning.utils.checkpoint import load_checkpoint, load_strict, trained_weights
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint, load_strict, trained_weights
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.callbacks.tiny_module import TinyModule, fit, make_trainer
 
 

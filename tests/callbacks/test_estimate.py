@@ -8,7 +8,7 @@ from ldm_lightning.callbacks import estimate
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.estimate import Estimate
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.callbacks.tiny_module import TinyModule, fit, make_trainer
 from tests.figures import figures_of
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.reconstruction_grid import ReconstructionGrid
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.image import to_uint8
-from ldm_lightning.utils.run_folder import RunFolder
 from tests.callbacks.recorder import Recorder
 from tests.callbacks.tiny_module import (
     TinyBottleneckOutput,

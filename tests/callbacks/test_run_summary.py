@@ -7,7 +7,7 @@ import torch
 from ldm_lightning.callbacks import run_summary
 from ldm_lightning.callbacks.codebook_alarm import CodebookAlarm
 from ldm_lightning.callbacks.run_summary import RunSummary
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.callbacks.recorder import Recorder
 from tests.callbacks.tiny_module import TinyModule, TinyReport, fit, make_trainer, without_advice
 

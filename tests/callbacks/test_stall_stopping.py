@@ -5,7 +5,7 @@ import pytest
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.run_summary import RunSummary
 from ldm_lightning.callbacks.stall_stopping import StallStopping
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.callbacks.tiny_module import TinyModule, fit, make_trainer
 
 BOTH = {"val/rfid": "min", "val/lpips": "min"}

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.update_loop import use_update_loop
+from ldm_lightning.module.update_loop import use_update_loop
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm_lightning.callbacks.checkpointing import Checkpointing
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils import pretrained
-from ldm_lightning.utils.checkpoint import load_checkpoint
-from ldm_lightning.utils.run_folder import RunFolder
 from tests.cli.run import command, run_folder, summary_of, tiny, write_images
 
 
@@ -391,7 +391,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_how_to_go_on(tmp_pat
 
 
 def test_an_error_before_training_is_written_down(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldm_lightning.build.build_trainer", lambda *a: [][0])  # a mistake of ours
+    monkeypatch.setattr(
+        "ldm_lightning.builders.build.build_trainer", lambda *a: [][0]
+    )  # a mistake of ours
     with pytest.raises(IndexError):
         command("train", tiny("vqvae_f8"), tmp_path)
     assert "IndexError" in failed_reason(tmp_path, "vqvae_f8")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm_lightning.labels import build_data
-from ldm_lightning.utils.checkpoint import load_checkpoint
+from ldm_lightning.builders.data import build_labeled_data
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from tests.cli.run import ROOT, command, run_folder, write_images
 from tests.cli.second_stage import tiny_second, trained_first_stage
 
@@ -91,7 +91,7 @@ def test_ids_stay_those_of_training_when_the_folder_changes(chain, tmp_path):
 def test_data_of_a_continued_model_take_the_names_of_its_checkpoint(tmp_path, given, expected):
     cfg = described(write_classes(tmp_path / "images", "bee", "dog"), given)
     torch.save({"second_stage": {"classes": STORED}}, tmp_path / "last.ckpt")
-    data = build_data(cfg, start=tmp_path / "last.ckpt")
+    data = build_labeled_data(cfg, start=tmp_path / "last.ckpt")
     assert data.class_names == ["dog", "bee"]
     assert expected is None or cfg.data.classes == expected
 
@@ -100,7 +100,7 @@ def test_data_that_number_their_classes_otherwise_are_refused(tmp_path):
     cfg = described(write_classes(tmp_path / "images", "bee", "dog"), ["bee", "dog"])
     torch.save({"second_stage": {"classes": STORED}}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="data.classes"):
-        build_data(cfg, start=tmp_path / "last.ckpt")
+        build_labeled_data(cfg, start=tmp_path / "last.ckpt")
 
 
 def described(root, classes):

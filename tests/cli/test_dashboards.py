@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from ldm_lightning.config import CONF_DIR, register_resolvers
 from ldm_lightning.reporting.metrics_file import read_metrics
-from ldm_lightning.utils.checkpoint import load_checkpoint
 from tests.cli.run import ROOT, command, run_folder, summary_of, tiny
 from tests.cli.second_stage import tiny_second
 from tests.reporting.wandb_file import cli, read_wandb

@@ -4,8 +4,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from ldm_lightning.builders.meta_networks import count_parameters, networks_without_memory
 from ldm_lightning.config import CONF_DIR, check_values, register_resolvers
-from ldm_lightning.parts import count_parameters, networks_without_memory
 from ldm_lightning.utils import pretrained
 from tests.autoencoder.test_published_sizes import PUBLISHED
 from tests.cli.run import (

@@ -11,12 +11,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm_lightning import build
-from ldm_lightning.data import latent_writing
-from ldm_lightning.data.latents import LatentDataModule
-from ldm_lightning.data.sampling import SampleKey
-from ldm_lightning.first_stage import open_first_stage, rebuild_autoencoder
-from ldm_lightning.utils.hashing import hash_tensors
+from ldm_lightning.builders.data import build_data
+from ldm_lightning.builders.first_stage import stored_first_stage
+from ldm_lightning.data.latents import writing as latent_writing
+from ldm_lightning.data.latents.module import LatentDataModule
+from ldm_lightning.data.order.sampling import SampleKey
+from ldm_lightning.restore.first_stage import open_first_stage, rebuild_autoencoder
+from ldm_lightning.storage.hashing import hash_tensors
 from tests.cli.run import command, environment_of, summary_of, write_images
 from tests.module.composed import compose_tiny
 
@@ -26,7 +27,7 @@ def write_run(folder, experiment="kl_f4", *changes, seed=0):
     settings = ("data.num_train_images=22", "loss.discriminator_start_steps=1", "trainer=cpu")
     cfg = compose_tiny(experiment, *settings, *changes, folder=folder)
     torch.manual_seed(seed)
-    description = build.stored_first_stage(cfg)
+    description = stored_first_stage(cfg)
     tensors = rebuild_autoencoder(description).state_dict()
     (folder / "checkpoints").mkdir(parents=True)
     checkpoint = {
@@ -76,7 +77,7 @@ def test_a_run_folder_is_enough_and_gives_what_its_first_stage_gives(run, tmp_pa
     module = latents_of(cache)
     module.check(first_stage.weights_hash)
     assert (len(module.train_dataset), len(module.val_dataset)) == (22, 13)
-    images = build.build_data(OmegaConf.load(run / "config.yaml"))
+    images = build_data(OmegaConf.load(run / "config.yaml"))
     assert module.protocol("val") == images.protocol("val")
     assert module.protocol("train") == images.protocol("train")
     means, variances = [], []

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm_lightning.processes import GRACE_SECONDS, PARENT
-from ldm_lightning.utils.checkpoint import load_checkpoint
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
+from ldm_lightning.distributed.processes import GRACE_SECONDS, PARENT
 from tests.cli.run import ROOT, process, summary_of, tiny
 
 SABOTAGED = "callbacks.codebook_alarm._target_=tests.cli.sabotage.Sabotage"

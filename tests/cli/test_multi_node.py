@@ -15,13 +15,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from ldm_lightning import config, run_dir
-from ldm_lightning.hardware import trainer_settings
+from ldm_lightning import config
+from ldm_lightning.builders.hardware import trainer_settings
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from ldm_lightning.reporting.metrics_file import read_metrics
+from ldm_lightning.runs import folder_choice as run_dir
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils import launch
-from ldm_lightning.utils.checkpoint import load_checkpoint
-from ldm_lightning.utils.distributed import joined_processes
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.utils.collectives import joined_processes
 from tests.cli.run import (
     ROOT,
     Ended,

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.cli.run import command, tiny, write_images
 
 COMMANDS = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from ldm_lightning.reporting.metrics_file import read_metrics
-from ldm_lightning.utils.checkpoint import load_checkpoint
 from tests.cli.run import EXPERIMENTS, command, process, run_folder, summary_of, tiny
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from ldm_lightning import pipeline
 from ldm_lightning.config import CONF_DIR
-from tests.chain.stand_in import StandIn
 from tests.cli import run
 from tests.cli.run import command, run_folder, summary_of
+from tests.jobs.chain.stand_in import StandIn
 
 
 @pytest.fixture(autouse=True)

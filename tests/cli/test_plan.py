@@ -11,7 +11,7 @@ from rich.console import Console
 from ldm_lightning import plan
 from ldm_lightning.planning import facts as planning_facts
 from ldm_lightning.planning import trial
-from ldm_lightning.reporting.plan import print_plan
+from ldm_lightning.planning.table import print_plan
 from tests.autoencoder.test_published_sizes import PUBLISHED
 from tests.cli.run import EXPERIMENTS, SECOND_STAGES, command, run_folder, summary_of, tiny
 from tests.cli.second_stage import tiny_second

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.reporting.metrics_file import read_metrics
-from ldm_lightning.utils.checkpoint import load_checkpoint
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.cli.run import (
     command,
     process,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_lightning.data.shapes import CLASS_NAMES
+from ldm_lightning.data.shapes.module import CLASS_NAMES
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.sample import _refuse_others
-from ldm_lightning.utils.run_folder import RunFolder
 from tests.cli.run import command, environment_of, process, run_folder, summary_of
 from tests.cli.second_stage import tiny_second, trained_first_stage
 

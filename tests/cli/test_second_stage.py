@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ldm_lightning import second_stage
+from ldm_lightning.builders import second_stage
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.reporting.metrics_file import read_metrics
-from ldm_lightning.utils.checkpoint import load_checkpoint
 from tests.cli.run import command, process, run_folder, summary_of, tensors_of
 from tests.cli.second_stage import tiny_second, trained_first_stage
 

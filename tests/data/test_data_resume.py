@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 from torch import nn
 
-from ldm_lightning.data.image_folder import image_folder_data_module
-from ldm_lightning.data.shapes import shapes_data_module
+from ldm_lightning.data.images.image_folder import image_folder_data_module
+from ldm_lightning.data.shapes.module import shapes_data_module
 
 NUM_BATCHES = 30
 

@@ -16,24 +16,24 @@ import torch
 from PIL import Image
 
 from ldm_lightning.autoencoder.normalizer import statistics_path
-from ldm_lightning.data.folder_listing import list_images
-from ldm_lightning.data.image_folder import image_folder_data_module
-from ldm_lightning.data.latents import LatentDataModule
+from ldm_lightning.data.images.folder_listing import list_images
+from ldm_lightning.data.images.image_folder import image_folder_data_module
+from ldm_lightning.data.latents.module import LatentDataModule
 from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.data.samples import image_facts
-from ldm_lightning.data.webdataset import webdataset_data_module
-from ldm_lightning.metrics.evaluation_cache import EvaluationCache
+from ldm_lightning.data.shards.webdataset import webdataset_data_module
+from ldm_lightning.evaluation.cache import EvaluationCache
+from ldm_lightning.evaluation.folders import measured_facts, reference_facts
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
-from ldm_lightning.metrics.folders import measured_facts, reference_facts
 from ldm_lightning.metrics.reference_cache import TensorCache
-from ldm_lightning.utils import content
-from ldm_lightning.utils.content import FileHashes
-from ldm_lightning.utils.hashing import hash_json
-from tests.data.test_image_folder import SETTINGS as FOLDER_SETTINGS
-from tests.data.test_latents import encode, write_split, writer
-from tests.data.test_webdataset import SETTINGS as SHARD_SETTINGS
-from tests.utils.test_content import change_unseen
+from ldm_lightning.storage import content
+from ldm_lightning.storage.content import FileHashes
+from ldm_lightning.storage.hashing import hash_json
+from tests.data.images.test_image_folder import SETTINGS as FOLDER_SETTINGS
+from tests.data.latents.test_module import encode, write_split, writer
+from tests.data.shards.test_webdataset import SETTINGS as SHARD_SETTINGS
+from tests.storage.test_content import change_unseen
 
 COUNTS = {"train": 6, "val": 4}
 SETTINGS = {"val_share": 0.5, "resolution": 8, "batch_size": 2, "flip": False}

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_lightning.data.decoding import UnreadableImageError, decode_image
-from ldm_lightning.data.trial_reading import found_in_some
+from ldm_lightning.data.images.decoding import UnreadableImageError, decode_image
+from ldm_lightning.data.images.trial_reading import found_in_some
 from ldm_lightning.data.value_range import ValueRange
-from tests.data.corpus import frames, written
-from tests.data.test_image_folder import data_module
-from tests.data.test_webdataset import data_module as shard_module
-from tests.data.test_webdataset import write_shard
+from tests.data.images.corpus import frames, written
+from tests.data.images.test_image_folder import data_module
+from tests.data.shards.test_webdataset import data_module as shard_module
+from tests.data.shards.test_webdataset import write_shard
 
 MEDICAL = np.linspace(0, 4095, 205).astype(np.uint16).reshape(5, 41)
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-import ldm_lightning.second_stage  # noqa: F401  (what a training imports late)
+import ldm_lightning.builders.second_stage  # noqa: F401  (what a training imports late)
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.updating import UpdatingModule
-from ldm_lightning.utils import files
+from ldm_lightning.storage import files
 from tests.cli.run import command, environment_of, tiny
 from tests.cli.second_stage import tiny_second, trained_first_stage
 

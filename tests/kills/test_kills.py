@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from ldm_lightning.reporting.metrics_file import read_metrics
-from ldm_lightning.utils.checkpoint import load_checkpoint
 from tests.cli.run import summary_of, tensors_of
 from tests.kills.runs import (
     FROM_OUTSIDE,

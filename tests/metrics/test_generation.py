@@ -9,13 +9,13 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from ldm_lightning.evaluation.folders import compare_sets
 from ldm_lightning.metrics.features import (
     FeatureSet,
     InceptionExtractor,
     TinyExtractor,
     tiny_features,
 )
-from ldm_lightning.metrics.folders import compare_sets
 from ldm_lightning.metrics.frechet import FrechetDistance
 from ldm_lightning.metrics.generation import GenerationMetrics
 from ldm_lightning.metrics.names import METRICS

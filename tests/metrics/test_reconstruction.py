@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from ldm_lightning.evaluation.folders import ImagePair, compare_pairs, compare_sets
 from ldm_lightning.metrics.features import FeatureSet, InceptionExtractor, tiny_features
-from ldm_lightning.metrics.folders import ImagePair, compare_pairs, compare_sets
 from ldm_lightning.metrics.frechet import FrechetDistance
 from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio, structural_similarity
 from ldm_lightning.metrics.power_spectrum import DEFICIT_NAME, OCTAVE_NAMES, PowerSpectrum
 from ldm_lightning.metrics.reconstruction import ReconstructionMetrics
-from ldm_lightning.utils.facts import count_told
 from ldm_lightning.utils.image import from_uint8, to_uint8
+from ldm_lightning.utils.metadata import count_told
 
 PROTOCOL = {"data": "pictures", "split": "val", "num_images": 24, "resolution": 32}
 SPECTRUM = {DEFICIT_NAME, *OCTAVE_NAMES}

@@ -7,9 +7,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from ldm_lightning.cost.counter import Counter
 from ldm_lightning.loss.adversarial import AdversarialSchedule, hinge_generator_loss
 from ldm_lightning.loss.perceptual import TinyPerceptual
+from ldm_lightning.planning.counter import Counter
 from ldm_lightning.utils.random import RowDraws
 from tests.module.small import images, loader, quantizer, small_module, trainer
 

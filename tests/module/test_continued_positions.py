@@ -14,13 +14,14 @@ import torch
 
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.conditioner.none import NoConditioner
-from ldm_lightning.data.shapes import shapes_data_module
+from ldm_lightning.data.shapes.module import shapes_data_module
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.settings import Optimization
-from ldm_lightning.update_loop import use_update_loop
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.module.update_loop import use_update_loop
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.autoencoder.first_stages import frozen
-from tests.data import test_latents, test_webdataset
+from tests.data.latents import test_module as test_latents
+from tests.data.shards import test_webdataset
 from tests.denoiser.small_unet import build
 from tests.module.small import small_module, trainer
 from tests.sampler.small import PROCESSES

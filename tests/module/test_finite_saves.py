@@ -9,10 +9,10 @@ import torch
 
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.ema import Ema
-from ldm_lightning.update_loop import use_update_loop
-from ldm_lightning.utils.checkpoint import load_checkpoint
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
+from ldm_lightning.module.update_loop import use_update_loop
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.finite import not_finite
-from ldm_lightning.utils.run_folder import RunFolder
 from tests.module.small import loader, small_module, trainer
 
 pytestmark = pytest.mark.filterwarnings(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from ldm_lightning.utils.checkpoint import load_checkpoint
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from tests.module.small import loader, quantizer, small_module, trainer
 
 pytestmark = pytest.mark.filterwarnings(

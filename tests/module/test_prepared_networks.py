@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_lightning import build
-from ldm_lightning.hardware import prepare_networks
-from ldm_lightning.utils.checkpoint import load_checkpoint
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.builders.data import build_data
+from ldm_lightning.builders.first_stage import build_first_stage_module
+from ldm_lightning.builders.hardware import prepare_networks
+from ldm_lightning.builders.training import build_trainer
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.module.composed import compose_tiny
 
 
@@ -32,10 +34,10 @@ def train(folder, *words):
     cfg = compose_tiny("kl_f8", "trainer=cpu", "max_steps=2", *words, folder=folder)
     cfg.cache_dir = str(folder / "cache")
     torch.manual_seed(0)
-    data = build.build_data(cfg)
+    data = build_data(cfg)
     data.num_train_batches = cfg.max_steps
-    trainer = build.build_trainer(cfg, RunFolder(folder))
-    module = build.build_module(cfg, protocol=data.protocol("val"), num_devices=1)
+    trainer = build_trainer(cfg, RunFolder(folder))
+    module = build_first_stage_module(cfg, protocol=data.protocol("val"), num_devices=1)
     prepare_networks(cfg, module.networks)
     trainer.fit(module, data)
     stored = load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]

@@ -9,10 +9,12 @@ import copy
 import pytest
 import torch
 
-from ldm_lightning import build
+from ldm_lightning.builders.data import build_data
+from ldm_lightning.builders.first_stage import build_first_stage_module
+from ldm_lightning.builders.training import build_trainer
 from ldm_lightning.loss.perceptual import TinyPerceptual
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.random import RowDraws
-from ldm_lightning.utils.run_folder import RunFolder
 from tests.module.composed import compose_tiny
 
 pytestmark = pytest.mark.filterwarnings(
@@ -62,10 +64,10 @@ def first_update(words, folder, precision):
         name, *words[1:], *PUBLISHED, f"trainer.precision={precision}", folder=folder
     )
     torch.manual_seed(0)
-    data = build.build_data(cfg)
+    data = build_data(cfg)
     data.num_train_batches = 1
-    trainer = build.build_trainer(cfg, RunFolder(folder))
-    module = build.build_module(cfg, protocol=data.protocol("val"), num_devices=1)
+    trainer = build_trainer(cfg, RunFolder(folder))
+    module = build_first_stage_module(cfg, protocol=data.protocol("val"), num_devices=1)
     module.to(torch.float64 if precision == 64 else torch.float32)
     start = copy.deepcopy(module)
     trainer.fit(module, data)

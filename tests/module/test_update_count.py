@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ldm_lightning.callbacks.checkpointing import Checkpointing
-from ldm_lightning.utils.checkpoint import load_checkpoint
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.checkpoints.checkpoint import load_checkpoint
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.module.small import loader, small_module, trainer
 
 pytestmark = pytest.mark.filterwarnings(

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from ldm_lightning.metrics.gate import Threshold, judge
+from ldm_lightning.metrics.thresholds import Threshold, judge
 from ldm_lightning.reporting.table import print_gate, print_metrics
 
 METRICS = {"val/psnr": 21.4567, "val/rfd_tiny": 3.5, "val/kl": 12345.6, "val/ssim": None}

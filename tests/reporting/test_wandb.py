@@ -3,7 +3,7 @@ from PIL import Image
 
 from ldm_lightning.reporting.metrics_csv import MetricsCsv
 from ldm_lightning.reporting.wandb import WandbDashboard
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.reporting.wandb_file import read_wandb
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ldm_lightning.hardware import _environment
+from ldm_lightning.builders.hardware import _environment
 from ldm_lightning.utils.launch import Launch, check_environment, launched, slurm_step
 
 NAMES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "GROUP_RANK")

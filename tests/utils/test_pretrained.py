@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
+from ldm_lightning.storage.hashing import hash_json, hash_tensors
 from ldm_lightning.utils import pretrained
-from ldm_lightning.utils.hashing import hash_json, hash_tensors
 from ldm_lightning.utils.pretrained import (
     WEIGHT_FILES,
     MissingWeightsError,

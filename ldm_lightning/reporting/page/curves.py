@@ -12,7 +12,7 @@ from ldm_lightning.reporting.page.protocols import Protocol, Protocols
 from ldm_lightning.reporting.page.runs import Run
 from ldm_lightning.reporting.page.settings import Difference, find_differences
 from ldm_lightning.reporting.page.summary_file import number
-from ldm_lightning.utils.small_files import SmallFileError
+from ldm_lightning.storage.small_files import SmallFileError
 
 CURVES = (
     "val/psnr",

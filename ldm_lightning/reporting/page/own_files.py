@@ -5,8 +5,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from ldm_lightning.utils.files import atomic_writer, open_regular
-from ldm_lightning.utils.small_files import read_json
+from ldm_lightning.storage.files import atomic_writer, open_regular
+from ldm_lightning.storage.small_files import read_json
 
 MARK = b'<meta name="generator" content="ldm_lightning report">'
 """Stands at the beginning of every page."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from ldm_lightning.reporting.page.runs import Run
-from ldm_lightning.utils.files import open_regular
+from ldm_lightning.storage.files import open_regular
 
 PADDING = 4
 NUM_ROWS = 3

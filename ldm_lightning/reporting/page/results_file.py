@@ -11,7 +11,7 @@ from ldm_lightning.reporting.page.runs import Run
 from ldm_lightning.reporting.page.settings import Difference
 from ldm_lightning.reporting.page.table import metric_names, time_text
 from ldm_lightning.reporting.page.tradeoffs import bits_per_pixel, elements_per_pixel
-from ldm_lightning.utils.files import open_regular
+from ldm_lightning.storage.files import open_regular
 from ldm_lightning.utils.terminal import printable
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t")

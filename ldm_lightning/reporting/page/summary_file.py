@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm_lightning.utils.living import is_living
-from ldm_lightning.utils.run_folder import STATES
-from ldm_lightning.utils.small_files import SmallFileError, read_json
+from ldm_lightning.runs.run_folder import STATES
+from ldm_lightning.storage.process_ids import is_living
+from ldm_lightning.storage.small_files import SmallFileError, read_json
 
 NO_SUMMARY, UNREADABLE, KILLED, SILENT = "no summary", "unreadable", "killed", "silent"
 """States that a folder cannot say of itself."""

@@ -20,7 +20,7 @@ from ldm_lightning.reporting.page.runs import Run, find_runs
 from ldm_lightning.reporting.page.settings import find_differences
 from ldm_lightning.reporting.page.swept import swept_charts
 from ldm_lightning.reporting.page.tradeoffs import perception_charts, rate_charts
-from ldm_lightning.utils.files import atomic_writer
+from ldm_lightning.storage.files import atomic_writer
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ldm_lightning.reporting.page.runs import Run
+from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.image import save_grid
 from ldm_lightning.utils.random import generator_for
-from ldm_lightning.utils.run_folder import RunFolder
 
 PROTOCOL = {"data": "shapes", "split": "val", "num_images": 512, "images": "71cbf9bd30b9cd58"}
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ldm_lightning.reporting.page.runs import find_runs, read_run
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.reporting.page.runs_on_disk import METRICS, write_run
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ldm_lightning.reporting.page import own_files
 from ldm_lightning.reporting.page.write import MAX_PICTURED, write_own_page, write_report
-from ldm_lightning.utils.run_folder import RunFolder
+from ldm_lightning.runs.run_folder import RunFolder
 from tests.hostile_names import HOSTILE_NAMES
 from tests.reporting.page.runs_on_disk import (
     EVIL,

@@ -1,0 +1,1 @@
+"""From configuration to objects: networks, losses, data, callbacks, the trainer."""

@@ -1,1 +1,0 @@
-"""A chain of commands: its steps, the words of each, running them."""

@@ -1,0 +1,1 @@
+"""What a key of the configuration may hold, checked before torch is imported."""

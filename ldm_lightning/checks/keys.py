@@ -1,0 +1,117 @@
+"""Check a composed configuration key by key against the files of conf/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
+
+from ldm_lightning.checks.kinds import is_path, wrong_values
+from ldm_lightning.cli import misspelt
+from ldm_lightning.config import CONF_DIR
+from ldm_lightning.storage.home import expanded
+
+GROUPS_OF_VALUES = (
+    *("experiment", "scale", "scale/stage", "scale/denoiser", "tuned"),
+    "hparams_search",
+)
+"""Groups whose files only change values of keys that stand elsewhere."""
+
+FOLLOWING_GROUP = "features/stage"
+"""Follows from two other groups, which Hydra allows in train.yaml alone."""
+
+
+def check_keys(
+    cfg: DictConfig, choices: Mapping[str, str | None], *, command: str = "train"
+) -> None:
+    """Refuse keys that no file of conf/ declares, and values of another type than they have there.
+
+    Hydra refuses unknown keys on the command line, but merges whatever an experiment file holds, so
+    that a misspelt key there silently changes nothing; and it takes any text for a number.
+
+    Args:
+        cfg: The composed configuration; the home that a path means by ``~`` is put in.
+        choices: Hydra's group choices.
+        command: Which one's configuration it is.
+
+    Raises:
+        ValueError: Naming the key, and the nearest one there is, or what it may hold.
+    """
+    reference = _defaults(command, choices)
+    unknown = _unknown_keys(OmegaConf.to_container(cfg), reference, prefix="")
+    if unknown:
+        raise ValueError(misspelt(*unknown[0]))
+    _expand_homes(cfg)
+    if wrong := wrong_values(_given_values(cfg, reference), reference):
+        raise ValueError(" ".join(sorted(wrong)))
+
+
+def _defaults(command: str, choices: Mapping[str, str | None]) -> Any:
+    """Every key of a command with its default, before an experiment or a scale changes it."""
+    own = OmegaConf.load(CONF_DIR / f"{command}.yaml")
+    assert isinstance(own, DictConfig)
+    trains = "base" in own.defaults
+    overrides = [
+        f"{'+' if group == FOLLOWING_GROUP else ''}{group}={choice}"
+        for group, choice in choices.items()
+        if choice and group not in GROUPS_OF_VALUES and not group.startswith("hydra/")
+    ]
+    composed = compose(config_name="base" if trains else command, overrides=overrides)
+    if not trains:
+        return OmegaConf.to_container(composed)
+    OmegaConf.set_struct(composed, False)
+    del own["defaults"], own["hydra"]
+    return OmegaConf.to_container(OmegaConf.merge(composed, own))
+
+
+def _given_values(cfg: DictConfig, reference: Any) -> Any:
+    """Plain values of a configuration; interpolations are resolved but for those of conf/."""
+
+    def given(value: Any, default: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            defaults = default if isinstance(default, dict) else {}
+            return {
+                name: given(item, defaults.get(name), f"{key}.{name}" if key else str(name))
+                for name, item in value.items()
+            }
+        if not isinstance(value, str) or "${" not in value or value == default:
+            return value
+        try:
+            found = OmegaConf.select(cfg, key, throw_on_resolution_failure=True)
+        except InterpolationToMissingValueError:  # check_values asks for what is missing
+            return "???"
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    return given(OmegaConf.to_container(cfg), reference, "")
+
+
+def _expand_homes(cfg: DictConfig, prefix: str = "") -> None:
+    """Put the home in the place of ``~`` in every path; words of the command line had it put in."""
+    for name in map(str, cfg):
+        key = f"{prefix}{name}"
+        if OmegaConf.is_missing(cfg, name) or OmegaConf.is_interpolation(cfg, name):
+            continue  # an interpolation of another path finds it expanded
+        value = cfg[name]
+        if isinstance(value, DictConfig):
+            _expand_homes(value, f"{key}.")
+        elif is_path(key) and isinstance(value, str):
+            cfg[name] = expanded(value, key=key)
+        elif is_path(key) and isinstance(value, ListConfig):
+            cfg[name] = [
+                expanded(path, key=key) if isinstance(path, str) else path for path in value
+            ]
+
+
+def _unknown_keys(value: Any, reference: Any, *, prefix: str) -> list[tuple[str, list[str]]]:
+    """Keys of nested mappings that the reference lacks, each with those it has at that place."""
+    if not isinstance(value, dict) or not isinstance(reference, dict):
+        return []
+    unknown = [
+        (f"{prefix}{key}", sorted(map(str, reference))) for key in value if key not in reference
+    ]
+    for key in value.keys() & reference.keys():
+        unknown += _unknown_keys(value[key], reference[key], prefix=f"{prefix}{key}.")
+    return unknown

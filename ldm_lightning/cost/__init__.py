@@ -1,1 +1,0 @@
-"""What networks and updates cost: floating-point operations, bytes."""

@@ -1,0 +1,339 @@
+"""Data sets of encoded images, in folders or tars: read, decode, crop; skip what is damaged."""
+
+import logging
+from typing import Protocol
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_lightning.data.bad_files import BadFileLog
+from ldm_lightning.data.images.decoding import UnreadableImageError, decode_image
+from ldm_lightning.data.images.trial_reading import found_in_some
+from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.order.sampling import SampleKey
+from ldm_lightning.data.order.shard_order import ShardShuffle
+from ldm_lightning.data.samples import Sample
+from ldm_lightning.data.transforms import (
+    EvalTransform,
+    TrainTransform,
+    as_size,
+    augmentation_generator,
+)
+from ldm_lightning.data.value_range import ValueRange
+from ldm_lightning.data.workers import TIMEOUT_SECONDS
+from ldm_lightning.utils.launch import launched
+from ldm_lightning.utils.random import derive_seed
+
+log = logging.getLogger(__name__)
+
+# A training sample that cannot be read is replaced by another, which may be damaged too.
+MAX_REPLACEMENTS = 100
+NUM_NEAR_REPLACEMENTS = 10  # of them from its own shard, which is at hand
+
+
+class ImageSource(Protocol):
+    """Encoded images by index, in an order that depends on their names alone."""
+
+    data_name: str
+    root: str
+    split: str
+    num_classes: int | None
+    class_names: list[str] | None
+    label_gap: str
+
+    def __len__(self) -> int:
+        """Images of the source."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Name of an image, unique, relative to the root."""
+        ...
+
+    @property
+    def identified_by(self) -> str:
+        """What ``identity`` follows: ``content``, or in words what is weaker about it."""
+        ...
+
+    def identity(self) -> str:
+        """Short hash of what the files hold, of names and labels; may read every file."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded image."""
+        ...
+
+    def near(self, index: int) -> range:
+        """Images that are as quick to read as this one when it has just been read."""
+        ...
+
+    def annotations(self, index: int) -> tuple[int | None, str | None]:
+        """Return the image's label and caption, where known."""
+        ...
+
+    def class_counts(self) -> list[int] | None:
+        """Images of each class, where there are classes."""
+        ...
+
+
+class EncodedImages(Dataset[Sample | None]):
+    """What both kinds of data set below share.
+
+    Args:
+        source: Where the encoded images come from.
+        transform: Crop to the size of the samples.
+        image_channels: Channels of the samples.
+        value_range: Of grey files of more than 8 bits; None: the full range of their type.
+        max_bad_share: Share of the source that may be unreadable before the run is stopped.
+    """
+
+    windows_per_image = 1
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        transform: TrainTransform | EvalTransform,
+        image_channels: int,
+        value_range: ValueRange | None,
+        max_bad_share: float,
+    ) -> None:
+        self.source = source
+        self.resolution = transform.size
+        self.crop = transform.description
+        self._least_side = transform.least_side
+        self.image_channels = image_channels
+        self.value_range = value_range
+        self.data_name = source.data_name
+        self.root = source.root
+        self.split = source.split
+        self.num_classes = source.num_classes
+        self.class_names = source.class_names
+        self.label_gap = source.label_gap
+        self.identified_by = source.identified_by
+        self.bad_file_log = BadFileLog(
+            split=source.split, num_files=len(source), max_bad_share=max_bad_share
+        )
+
+    def class_counts(self) -> list[int] | None:
+        """Images of each class, where there are classes."""
+        return self.source.class_counts()
+
+    def digest(self) -> str:
+        """Short hash of the files' contents, names and labels, as they were at the first call."""
+        return self.source.identity()
+
+    def _decode(self, index: int) -> Tensor | None:
+        """Decode an image, uint8 [C, H, W]; None, kept in the log, where that is impossible."""
+        name = self.source.name(index)
+        try:
+            return decode_image(
+                self.source.read(index),
+                channels=self.image_channels,
+                name=name,
+                value_range=self.value_range,
+                least_side=self._least_side,
+            )
+        except (OSError, UnreadableImageError, MemoryError) as err:
+            self.bad_file_log.add(name, str(err) or type(err).__name__)
+            return None
+
+    def _sample(self, image: Tensor, index: int, key: str) -> Sample:
+        sample = Sample(image=image, key=key)
+        label, caption = self.source.annotations(index)
+        if label is not None:
+            sample["label"] = label
+        if caption is not None:
+            sample["caption"] = caption
+        return sample
+
+
+class TrainImages(EncodedImages):
+    """Training split: an unreadable image is replaced by another, drawn from (seed, epoch, index).
+
+    Args:
+        source: Where the encoded images come from.
+        transform: Crop and flip.
+        eval_transform: Crop of ``without_augmentation``.
+        seed: The run's seed.
+        image_channels: Channels of the samples.
+        value_range: Of grey files of more than 8 bits; None: the full range of their type.
+        max_bad_share: Share of the source that may be unreadable before the run is stopped.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        transform: TrainTransform,
+        eval_transform: EvalTransform,
+        seed: int,
+        image_channels: int,
+        value_range: ValueRange | None,
+        max_bad_share: float,
+    ) -> None:
+        super().__init__(
+            source,
+            transform=transform,
+            image_channels=image_channels,
+            value_range=value_range,
+            max_bad_share=max_bad_share,
+        )
+        self.transform = transform
+        self.eval_transform = eval_transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def key(self, index: int) -> str:
+        """Name of a sample."""
+        return self.source.name(index)
+
+    def without_augmentation(self) -> "EvalImages":
+        """The same images cut as for evaluation; one that cannot be read is left out."""
+        return EvalImages(
+            self.source,
+            transform=self.eval_transform,
+            image_channels=self.image_channels,
+            value_range=self.value_range,
+            max_bad_share=self.bad_file_log.max_bad_share,
+        )
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        epoch, index = key.epoch, key.index
+        generator = augmentation_generator(self.seed, key)
+        chosen = index
+        for attempt in range(MAX_REPLACEMENTS):
+            image = self._decode(chosen)
+            if image is not None:
+                return self._sample(self.transform(image, generator), chosen, self.key(chosen))
+            choices = (
+                self.source.near(index)
+                if attempt < NUM_NEAR_REPLACEMENTS
+                else range(len(self.source))
+            )
+            draw = derive_seed(self.seed, "replacement", epoch, index, attempt)
+            chosen = choices[draw % len(choices)]
+        raise ValueError(
+            f"None of {MAX_REPLACEMENTS} images tried under {self.root} can be read. The latest: "
+            f"{self.source.name(chosen)}."
+        )
+
+
+class EvalImages(EncodedImages):
+    """Evaluation split: an unreadable image is left out (None).
+
+    Sample i is window ``i % crops_per_image`` of image ``i // crops_per_image``.
+
+    Args:
+        source: Where the encoded images come from.
+        transform: Crop, one or several an image.
+        image_channels: Channels of the samples.
+        value_range: Of grey files of more than 8 bits; None: the full range of their type.
+        max_bad_share: Share of the source that may be unreadable before the run is stopped.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        transform: EvalTransform,
+        image_channels: int,
+        value_range: ValueRange | None,
+        max_bad_share: float,
+    ) -> None:
+        super().__init__(
+            source,
+            transform=transform,
+            image_channels=image_channels,
+            value_range=value_range,
+            max_bad_share=max_bad_share,
+        )
+        self.transform = transform
+        self.windows_per_image = transform.crops_per_image
+        # Windows of one image follow one another: keep the image instead of decoding it for each.
+        self._latest: tuple[int, Tensor | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source) * self.windows_per_image
+
+    def key(self, index: int) -> str:
+        """Name of a sample: the file's, and the window's number where there are several."""
+        image, number = divmod(index, self.windows_per_image)
+        name = self.source.name(image)
+        return name if self.windows_per_image == 1 else f"{name}#{number}"
+
+    def without_augmentation(self) -> "EvalImages":
+        """Itself: an evaluation split is never augmented."""
+        return self
+
+    def __getitem__(self, key: SampleKey) -> Sample | None:
+        index, number = divmod(key.index, self.windows_per_image)
+        if self._latest is None or self._latest[0] != index:
+            self._latest = (index, self._decode(index))
+        image = self._latest[1]
+        if image is None:
+            return None
+        window = self.transform(image, name=self.source.name(index), number=number)
+        return self._sample(window, index, self.key(key.index))
+
+
+def encoded_data_module(
+    train_source: ImageSource,
+    val_source: ImageSource,
+    *,
+    resolution: int | tuple[int, int],
+    image_channels: int,
+    value_range: ValueRange | None,
+    train_crop: str,
+    crop_scale: tuple[float, float],
+    flip: bool,
+    eval_crop: str,
+    val_crops_per_image: int,
+    max_bad_share: float,
+    batch_size: int,
+    val_batch_size: int,
+    num_workers: int,
+    max_val_images: int | None,
+    seed: int,
+    shuffle: ShardShuffle | None = None,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
+) -> ImageDataModule:
+    """Join two sources of encoded images and the settings that folders and tars have in common."""
+    if launched().is_first:
+        for warning in found_in_some(train_source, value_range):
+            log.warning(warning)
+    size = as_size(resolution)
+    train_transform = TrainTransform(
+        size=size, crop=train_crop, scale=(crop_scale[0], crop_scale[-1]), flip=flip
+    )
+    eval_transform = EvalTransform(
+        size=size,
+        crop=eval_crop,
+        crops_per_image=val_crops_per_image if eval_crop == "crops" else 1,
+    )
+    return ImageDataModule(
+        TrainImages(
+            train_source,
+            transform=train_transform,
+            eval_transform=eval_transform,
+            seed=seed,
+            image_channels=image_channels,
+            value_range=value_range,
+            max_bad_share=max_bad_share,
+        ),
+        EvalImages(
+            val_source,
+            transform=eval_transform,
+            image_channels=image_channels,
+            value_range=value_range,
+            max_bad_share=max_bad_share,
+        ),
+        batch_size=batch_size,
+        val_batch_size=val_batch_size,
+        num_workers=num_workers,
+        worker_timeout_seconds=worker_timeout_seconds,
+        seed=seed,
+        max_val_images=max_val_images,
+        shuffle=shuffle,
+    )

@@ -1,0 +1,1 @@
+"""Latents of a first stage, cached on disk."""

@@ -1,0 +1,1 @@
+"""Which image comes next: sampling, shuffling, positions to resume from."""

@@ -1,0 +1,1 @@
+"""Drawn shapes: images made from a seed, without files."""

@@ -1,0 +1,1 @@
+"""Training in several processes: how they start, are watched, and share gradients or weights."""

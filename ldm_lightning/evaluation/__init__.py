@@ -1,0 +1,1 @@
+"""Measuring trained models: a first stage on images, sets of images, the gate."""

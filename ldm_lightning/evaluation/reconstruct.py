@@ -1,0 +1,131 @@
+"""The figures of a first stage on a set of images.
+
+What `evaluate` prints and what the gate decides by are measured here, so both see one number.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from ldm_lightning.builders.hardware import Computing
+from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.evaluation.cache import EvaluationCache, FirstStageRecord
+from ldm_lightning.metrics.accumulators import MeanOverImages
+from ldm_lightning.metrics.features import FeatureSet
+from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
+from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio
+from ldm_lightning.restore.first_stage import OpenedFirstStage
+from ldm_lightning.utils.collectives import process_rank
+from ldm_lightning.utils.image import spread_rows, to_uint8
+
+log = logging.getLogger(__name__)
+
+NUM_SHOWN = 8
+"""Columns of the grid."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A split, reconstructed and measured.
+
+    Attributes:
+        report: Its figures, over all processes.
+        grey_psnr: PSNR of plain mid-grey images, in dB: what knowing nothing gives.
+        first: The first batch of this process, [B, C, H, W] in [-1, 1]; one image of zeros where
+            it had none.
+        grid: A row of images and a row of their reconstructions, [2 * num_columns, C, H, W].
+        num_columns: Images in a row.
+    """
+
+    report: FirstStageReport
+    grey_psnr: float
+    first: Tensor
+    grid: Tensor
+    num_columns: int
+
+    def record(self) -> FirstStageRecord:
+        """What to keep of it."""
+        return FirstStageRecord(
+            scalars={**self.report.scalars, **self.report.latent_scalars},
+            protocol=self.report.protocol,
+            grey_psnr=self.grey_psnr,
+            num_images=self.report.num_images,
+            image_shape=tuple(self.first.shape[1:]),
+        )
+
+
+def evaluation_cache(
+    first_stage: OpenedFirstStage,
+    features: FeatureSet,
+    *,
+    protocol: Mapping[str, str | int | float],
+    precision: str,
+    cache_dir: str | Path,
+) -> EvaluationCache:
+    """Where the figures of this first stage on these images are kept."""
+    networks = {
+        name: f"{distance.feature_network} {distance.weights_hash}"
+        for name, distance in features.perceptual.items()
+    }
+    extractor = features.extractor
+    networks[features.frechet_name] = f"{extractor.feature_network} {extractor.weights_hash}"
+    key = {
+        "weights_hash": first_stage.weights_hash,
+        "first_stage": first_stage.description,
+        "networks": networks,
+        "precision": precision,
+        "data": dict(protocol),
+    }
+    return EvaluationCache(Path(cache_dir).expanduser() / "evaluations", key)
+
+
+def reconstruct(
+    first_stage: OpenedFirstStage,
+    data: ImageDataModule,
+    metrics: FirstStageMetrics,
+    *,
+    computing: Computing,
+) -> Reconstruction:
+    """Reconstruct the held-out split and measure it; moves autoencoder and metrics to the device.
+
+    Several processes share the images; each must call it.
+
+    Raises:
+        ValueError: If no image could be read, or reconstructions are not finite.
+    """
+    device, dtype = computing.device, computing.dtype
+    autoencoder = first_stage.autoencoder.to(device, dtype)
+    metrics.to(device, dtype).reset()
+    grey = MeanOverImages().to(device)
+    log.info(
+        "Weights: %s of %s. Precision: %s.",
+        first_stage.weights,
+        first_stage.path,
+        computing.precision,
+    )
+    first = None
+    with torch.inference_mode(), computing.autocast():
+        for batch in track(
+            data.val_dataloader(), description="reconstructing", disable=process_rank() > 0
+        ):
+            images = batch["image"].to(device, dtype)
+            output = autoencoder(images)
+            metrics.update(images, output.reconstructions, output.bottleneck)
+            originals = to_uint8(images)
+            grey.update(peak_signal_to_noise_ratio(torch.full_like(originals, 128), originals))
+            first = images if first is None else first
+        grey.update(torch.empty(0, device=device))  # a process may have had no images
+        grey_psnr = grey.compute()
+        if not grey_psnr.num_images:
+            raise ValueError("No image could be read: there is nothing to measure.")
+        if first is None:
+            height, width = data.resolution
+            first = torch.zeros(1, data.image_channels, height, width, device=device, dtype=dtype)
+        shown = spread_rows(first, NUM_SHOWN)
+        grid = torch.cat([shown, autoencoder(shown).reconstructions])
+    return Reconstruction(metrics.compute(), grey_psnr.mean, first, grid, len(shown))

@@ -1,0 +1,1 @@
+"""Work of several processes in order: chains and sweeps."""

@@ -1,0 +1,1 @@
+"""A chain: first stage, latents, second stage, samples, evaluation."""

@@ -1,0 +1,1 @@
+"""A sweep: one training process a job, a few at a time."""

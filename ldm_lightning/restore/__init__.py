@@ -1,0 +1,1 @@
+"""From a checkpoint or run folder back to objects."""

@@ -1,0 +1,1 @@
+"""The run folder: its path, its files, its lock."""

@@ -1,0 +1,57 @@
+"""Words of Hydra's command line: what they say, and values written as it reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from ldm_lightning.storage.home import PLAIN, quoted
+
+
+def parsed(words: Iterable[str]) -> list[Override]:
+    """What words say.
+
+    Raises:
+        HydraException: If one cannot be read.
+    """
+    return OverridesParser.create().parse_overrides(list(words))
+
+
+def value_of(words: Iterable[Override], key: str) -> Any:
+    """The last value that words give to a key; None for none."""
+    return next((word.value() for word in reversed(list(words)) if word.key_or_group == key), None)
+
+
+def key_of(word: str) -> str:
+    """The key of ``key=value``, ``+key=value`` or ``~key``."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def literal(value: Any) -> str:
+    """A plain value as Hydra's grammar writes it, so that it reads back as it is.
+
+    Raises:
+        ValueError: If the name in a mapping cannot be written.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, (bool, int, float)):
+        return str(value).lower() if isinstance(value, bool) else repr(value)
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(literal(item) for item in value)}]"
+    if not all(re.fullmatch(r"[\w./@-]+", str(name)) for name in value):
+        raise ValueError(f"A mapping with the names {sorted(map(str, value))} cannot be restored.")
+    return "{" + ",".join(f"{name}:{literal(item)}" for name, item in value.items()) + "}"
+
+
+def path_word(key: str, path: Path) -> str:
+    """``key=path``, quoted where Hydra would read more into the path."""
+    text = str(path)
+    return f"{key}={text if PLAIN.fullmatch(text) else quoted(text)}"

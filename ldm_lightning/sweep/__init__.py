@@ -1,1 +1,0 @@
-"""The jobs of a sweep: their folders, their processes, what they have reached."""
