@@ -14,13 +14,13 @@ def draw_ratios(rows: Sequence[Row], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(12, 1 + 0.42 * len(rows)), layout="constrained")
     for place, row in enumerate(rows):
         missed = row.verdict == "MISSED"
-        color = "#d55e00" if missed else "#0072b2"  # told apart by colour-blind readers too
+        color = "#d55e00" if missed else "#0072b2"  # told apart by color-blind readers too
         axes.plot([row.value.low, row.value.high], [place, place], color=color, linewidth=2)
         marker = "X" if missed else "o"
         axes.plot(row.value.median, place, marker, color=color, markersize=8)
         if row.goal is not None:
             axes.plot(row.goal, place, "|", color="black", markersize=18, markeredgewidth=2)
-    axes.axvline(1, color="grey", linewidth=1, linestyle=":")
+    axes.axvline(1, color="gray", linewidth=1, linestyle=":")
     axes.set_xscale("log")
     ticks = [0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

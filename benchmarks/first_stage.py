@@ -39,9 +39,11 @@ RULES: Mapping[str, type[Rule]] = {
 }
 
 
-def build_module(shape: FirstStageShape, *, recompute: bool = False) -> AutoencoderModule:
+def build_module(
+    shape: FirstStageShape, *, gradient_checkpointing: bool = False
+) -> AutoencoderModule:
     """Our module with the very networks the rules begin with."""
-    players = build_players(shape, random_lpips(), recompute=recompute)
+    players = build_players(shape, random_lpips(), gradient_checkpointing=gradient_checkpointing)
     adam = functools.partial(torch.optim.Adam, lr=1e-4, betas=(0.5, 0.9), fused=True)
     schedule = AdversarialSchedule(start_step=0)
     loss = AdversarialLoss("hinge", weight=ADVERSARIAL_WEIGHT, adaptive=True, schedule=schedule)

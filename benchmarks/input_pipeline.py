@@ -32,7 +32,7 @@ RESOLUTION = 256
 NUM_FILES = 12
 JPEG_QUALITY = 90
 ENCODED: dict[str, Any] = {
-    "val_share": 0.05,
+    "val_fraction": 0.05,
     "resolution": RESOLUTION,
     "image_channels": 3,
     "train_crop": "random_resized",
@@ -40,7 +40,7 @@ ENCODED: dict[str, Any] = {
     "flip": True,
     "eval_crop": "center",
     "val_crops_per_image": 1,
-    "max_bad_share": 0.0,
+    "max_bad_fraction": 0.0,
     "batch_size": 1,
     "val_batch_size": 1,
     "num_workers": 0,
@@ -137,7 +137,7 @@ def write_files(root: Path, size: tuple[int, int]) -> float:
 
 
 def photograph_like(size: tuple[int, int], *, seed: int) -> bytes:
-    """A JPEG of 1/f noise, mostly grey.
+    """A JPEG of 1/f noise, mostly gray.
 
     Source: Field 1987, "Relations between the statistics of natural images and the response
     properties of cortical cells": amplitude falls as 1/f.

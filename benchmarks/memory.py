@@ -51,8 +51,10 @@ def recomputation_row(*, num_rounds: int) -> Row:
     """What recomputing activations costs in time."""
     images = KL_F4.images()
     ways: dict[str, Callable[[], object]] = {}
-    for name, recompute in (("recomputed", True), ("kept", False)):
-        rule = OneForward(build_players(KL_F4, random_lpips(), recompute=recompute))
+    for name, gradient_checkpointing in (("recomputed", True), ("kept", False)):
+        rule = OneForward(
+            build_players(KL_F4, random_lpips(), gradient_checkpointing=gradient_checkpointing)
+        )
         noise = torch.randn(rule.players.autoencoder.latent_shape(images.shape), device=DEVICE)
         ways[name] = functools.partial(rule.update, images, noise)
     timings = time_in_turn(ways, num_rounds=num_rounds)
@@ -85,7 +87,7 @@ def peak_bytes(way: str) -> int:
         for _ in range(NUM_UPDATES):
             rule.update(images, noise)
     else:
-        module = build_module(KL_F4, recompute="recomputed" in way)
+        module = build_module(KL_F4, gradient_checkpointing="recomputed" in way)
         trained = sum(parameter.numel() for parameter in module.parameters())
         precision = "bf16-mixed" if "bf16" in way else "32-true"
         before = held_bytes()

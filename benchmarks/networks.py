@@ -72,7 +72,9 @@ class Players:
         }
 
 
-def build_players(shape: FirstStageShape, perceptual: Lpips, *, recompute: bool = False) -> Players:
+def build_players(
+    shape: FirstStageShape, perceptual: Lpips, *, gradient_checkpointing: bool = False
+) -> Players:
     """Networks with the same weights every time; activations are kept or computed again."""
     torch.manual_seed(0)
     autoencoder = convolutional_autoencoder(
@@ -86,7 +88,7 @@ def build_players(shape: FirstStageShape, perceptual: Lpips, *, recompute: bool 
         attention_at=[],
         middle_attention=True,
         upsampling="nearest",
-        recompute=recompute,
+        gradient_checkpointing=gradient_checkpointing,
         output="images",
     )
     loss = ReconstructionLoss(pixel_loss("l1"), perceptual, perceptual_weight=1.0, reduction="sum")

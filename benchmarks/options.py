@@ -52,7 +52,7 @@ def rows(*, quick: bool) -> list[Row]:
     first = {
         PLAIN: Variant(first_stage_update()),
         "optimizer loop, not fused": Variant(first_stage_update(is_fused=False)),
-        "activations recomputed": Variant(first_stage_update(recompute=True)),
+        "activations recomputed": Variant(first_stage_update(gradient_checkpointing=True)),
         "channels last": Variant(
             first_stage_update(prepare=lay_out_channels_last), must_agree=False
         ),
@@ -125,13 +125,13 @@ def bf16() -> torch.autocast:
 
 def first_stage_update(
     *,
-    recompute: bool = False,
+    gradient_checkpointing: bool = False,
     is_fused: bool = True,
     prepare: Callable[[Players], None] = lambda players: None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Update:
     """Updates of a first stage on a fixed batch, with new noise every time."""
-    players = build_players(SHAPE, random_lpips(), recompute=recompute)
+    players = build_players(SHAPE, random_lpips(), gradient_checkpointing=gradient_checkpointing)
     prepare(players)
     rule = OneForward(players)
     if not is_fused:

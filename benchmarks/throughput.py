@@ -19,7 +19,7 @@ from benchmarks.ours import OURS, plain_trainer, time_ours
 from benchmarks.results import Row
 from benchmarks.timing import Spread
 from ldm_lightning.callbacks.ema import Ema
-from ldm_lightning.module.updating import UpdatingModule
+from ldm_lightning.module.updating import ManualOptimizationModule
 from ldm_lightning.planning.counter import Counter
 
 PART = "throughput"
@@ -32,7 +32,7 @@ class Case:
     """A module and its batch."""
 
     name: str
-    build: Callable[[], UpdatingModule]
+    build: Callable[[], ManualOptimizationModule]
     batch: Mapping[str, Tensor]
     batch_size: int
 

@@ -8,9 +8,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ldm_lightning.reporting.page.drawing import COLOURS, MARKERS
+from ldm_lightning.reporting.page.drawing import COLORS, MARKERS
 
-__all__ = ["COLOURS", "MARKERS", "drawn"]
+__all__ = ["COLORS", "MARKERS", "drawn"]
 
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,

@@ -45,8 +45,8 @@ def photograph(browser: Browser, report: Path, folder: Path) -> list[Path]:
             page.goto(report.absolute().as_uri())
             pictures.append(folder / f"{width}_{scheme}.png")
             # A third of the bytes; to the eye the same.
-            few_colours = _whole(page, width).quantize(NUM_COLOURS, dither=Image.Dither.NONE)
-            few_colours.save(pictures[-1], optimize=True)
+            few_colors = _whole(page, width).quantize(NUM_COLOURS, dither=Image.Dither.NONE)
+            few_colors.save(pictures[-1], optimize=True)
             page.close()
     return pictures
 

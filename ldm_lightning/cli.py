@@ -53,7 +53,7 @@ def run_entry_point(command: Callable[[], None]) -> None:
     """
     prepare_streams()
     register_resolvers()
-    with errors_told_plainly():
+    with handle_user_errors():
         sys.argv[1:] = map(expanded_word, sys.argv[1:])  # the processes it starts get them too
         ensure_home()
         command()
@@ -85,7 +85,7 @@ def config_dir_words(runtime: HydraConf) -> list[str]:
 
 
 @contextmanager
-def errors_told_plainly() -> Iterator[None]:
+def handle_user_errors() -> Iterator[None]:
     """End the process with code 1 and one message on an error that its user can act on.
 
     Of several processes each says which one it is.
@@ -135,7 +135,7 @@ def error_text(error: BaseException) -> str:
         return f"There is no {missing!r}; choose from {', '.join(sorted(error.options))}."
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         known = cause.parent_node if isinstance(cause.parent_node, DictConfig) else ()
-        return misspelt(str(cause.full_key), map(str, known))
+        return misspelled(str(cause.full_key), map(str, known))
     if isinstance(error, ContactLostError):
         return str(error)
     lines = str(error).splitlines() or [""]
@@ -146,16 +146,16 @@ def error_text(error: BaseException) -> str:
     return error_line(error)
 
 
-def misspelt(key: str, known: Iterable[str]) -> str:
+def misspelled(key: str, known: Iterable[str]) -> str:
     """The message about a key that does not exist."""
     names = sorted(known)
     near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
-    return f"Nothing reads the key {key!r}; is it misspelt? {hint}"
+    return f"Nothing reads the key {key!r}; is it misspelled? {hint}"
 
 
 @contextmanager
-def sole_writer(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
+def run_lock(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
     """Keep other commands out of a folder.
 
     Everything that looks at what the folder holds, or writes to it, belongs into the block.
@@ -172,7 +172,7 @@ def sole_writer(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
 
 
 @contextmanager
-def end_noted(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
+def record_end(run_folder: RunFolder, *, is_first: bool) -> Iterator[None]:
     """Note in a folder's summary what ended this command too early.
 
     Args:

@@ -220,12 +220,11 @@ def check_batch_norm(cfg: DictConfig, *, num_processes: int) -> None:
 
 def _check_loss(cfg: DictConfig) -> list[str]:
     loss = cfg.loss
-    starts = [loss.discriminator_start_steps, loss.discriminator_start_share]
+    starts = [loss.discriminator_start_steps, loss.discriminator_start_fraction]
     if sum(start is not None for start in starts) != 1:
         raise ValueError(
-            f"Give one of loss.discriminator_start_steps and loss.discriminator_start_share, and "
-            f"null for the "
-            f"other; got {starts[0]} and {starts[1]}."
+            "Give one of loss.discriminator_start_steps and loss.discriminator_start_fraction, and "
+            f"null for the other; got {starts[0]} and {starts[1]}."
         )
     start = discriminator_start(cfg)
     if start >= cfg.max_steps:
@@ -247,5 +246,7 @@ def discriminator_start(cfg: DictConfig) -> int:
     """Update in which the generator first sees the discriminator."""
     start = cfg.loss.discriminator_start_steps
     return (
-        round(cfg.loss.discriminator_start_share * cfg.max_steps) if start is None else int(start)
+        round(cfg.loss.discriminator_start_fraction * cfg.max_steps)
+        if start is None
+        else int(start)
     )

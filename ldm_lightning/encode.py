@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.checks.keys import check_keys
-from ldm_lightning.cli import end_noted, errors_told_plainly, run_entry_point, sole_writer
+from ldm_lightning.cli import handle_user_errors, record_end, run_entry_point, run_lock
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.distributed.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
@@ -40,7 +40,7 @@ SPLITS = ("train", "val")
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="encode")
 def _encode(cfg: DictConfig) -> None:
-    with errors_told_plainly():
+    with handle_user_errors():
         check_keys(cfg, HydraConfig.get().runtime.choices, command="encode")
         encode(cfg)
 
@@ -59,7 +59,7 @@ def encode(cfg: DictConfig) -> None:
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
     is_first = launched().is_first
-    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+    with run_lock(run_folder, is_first=is_first), record_end(run_folder, is_first=is_first):
         with joined_processes():
             changes = _encode_splits(cfg, run_folder)
         if is_first:
@@ -220,7 +220,7 @@ def _fill(
 
     writer.folder.mkdir(exist_ok=True)
     if writer.rank == 0 and not (writer.folder / INDEX).exists():
-        writer.index.save(writer.folder)  # an interrupted cache is recognised by it
+        writer.index.save(writer.folder)  # an interrupted cache is recognized by it
     if writer.dataset.bad_file_log is not None:
         writer.dataset.bad_file_log.write_to(bad_files)
     pending = writer.pending()

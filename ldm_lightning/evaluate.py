@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.checks.keys import check_keys
-from ldm_lightning.cli import end_noted, errors_told_plainly, run_entry_point, sole_writer
+from ldm_lightning.cli import handle_user_errors, record_end, run_entry_point, run_lock
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.distributed.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
@@ -41,7 +41,7 @@ SIZES_MATTER = (
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 def _evaluate(cfg: DictConfig) -> None:
-    with errors_told_plainly():
+    with handle_user_errors():
         runtime = HydraConfig.get().runtime
         check_keys(cfg, runtime.choices, command="evaluate")
         evaluate(cfg, Path(runtime.output_dir))
@@ -60,7 +60,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
 
     keep_freed_memory()
     run_folder, is_first = RunFolder(folder), launched().is_first
-    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+    with run_lock(run_folder, is_first=is_first), record_end(run_folder, is_first=is_first):
         with joined_processes():
             if is_first:
                 run_folder.update_summary({"state": "running", "name": "evaluate"})

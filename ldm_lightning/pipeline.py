@@ -26,9 +26,9 @@ from ldm_lightning.checks.keys import check_keys
 from ldm_lightning.cli import (
     check_alone,
     config_dir_words,
-    errors_told_plainly,
+    handle_user_errors,
     run_entry_point,
-    sole_writer,
+    run_lock,
 )
 from ldm_lightning.config import CONF_DIR, check_values
 from ldm_lightning.distributed.processes import end_with_parent
@@ -46,7 +46,7 @@ CHAIN_FILE = "chain.json"
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="pipeline")
 def _pipeline(cfg: DictConfig) -> None:
-    with errors_told_plainly():
+    with handle_user_errors():
         code = pipeline(cfg, HydraConfig.get(), run=run_command)
     if code:
         sys.exit(code)
@@ -68,7 +68,7 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
     """
     check_keys(cfg, runtime.runtime.choices, command="pipeline")
     run_folder = RunFolder(runtime.runtime.output_dir)
-    with sole_writer(run_folder, is_first=True):
+    with run_lock(run_folder, is_first=True):
         return _start_or_continue(cfg, runtime, run_folder.path, run=run)
 
 
@@ -181,7 +181,7 @@ def _composed(command: str, words: Sequence[str]) -> tuple[DictConfig, dict[str,
     """Compose the configuration of a command and check its keys; returns it with group choices.
 
     Raises:
-        ValueError: On a misspelt key, or a value of another type.
+        ValueError: On a misspelled key, or a value of another type.
     """
     cfg = compose(config_name=command, overrides=list(words), return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
@@ -209,13 +209,15 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
         )
     check_values(cfg)
     second_cfg, _ = _composed("train", second.words)
-    of_first = {
+    broadcast_from_first = {
         "resolution": cfg.resolution,
         "image_channels": cfg.image_channels,
         "latent_channels": cfg.autoencoder.latent_channels,
         "downsampling_factor": cfg.autoencoder.downsampling_factor,
     }
-    differing = {key: value for key, value in of_first.items() if second_cfg[key] != value}
+    differing = {
+        key: value for key, value in broadcast_from_first.items() if second_cfg[key] != value
+    }
     given = {key_of(word) for word in second.words}
     for key, value in differing.items():
         if key in given or key == "downsampling_factor":

@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm_lightning.checks.keys import check_keys
-from ldm_lightning.cli import errors_told_plainly, quiet_lightning, run_entry_point
+from ldm_lightning.cli import handle_user_errors, quiet_lightning, run_entry_point
 from ldm_lightning.config import CONF_DIR, check_values, discriminator_start
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ MAX_UPDATE_SECONDS = 30.0
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="plan")
 def _plan(cfg: DictConfig) -> None:
-    with errors_told_plainly():
+    with handle_user_errors():
         plan(cfg, HydraConfig.get())
 
 
@@ -170,7 +170,7 @@ def _time(run: _Run, facts: Mapping[str, Any]) -> dict[str, Any]:
             facts,
             price,
             trial=trial,
-            quiet_steps=_quiet_steps(cfg),
+            steps_before_discriminator=_quiet_steps(cfg),
             num_validations=math.ceil(cfg.max_steps / cfg.validation.every_steps),
             validation_flops=_validation_flops(run),
         ),

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from ldm_lightning.checks.keys import check_keys
-from ldm_lightning.cli import errors_told_plainly, run_entry_point
+from ldm_lightning.cli import handle_user_errors, run_entry_point
 from ldm_lightning.config import CONF_DIR
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="report")
 def _report(cfg: DictConfig) -> None:
-    with errors_told_plainly():
+    with handle_user_errors():
         check_keys(cfg, HydraConfig.get().runtime.choices, command="report")
         report(cfg)
 

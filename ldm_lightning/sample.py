@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.checks.keys import check_keys
-from ldm_lightning.cli import end_noted, errors_told_plainly, run_entry_point, sole_writer
+from ldm_lightning.cli import handle_user_errors, record_end, run_entry_point, run_lock
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.distributed.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
@@ -38,7 +38,7 @@ NUM_SHOWN = 100
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="sample")
 def _sample(cfg: DictConfig) -> None:
-    with errors_told_plainly():
+    with handle_user_errors():
         check_keys(cfg, HydraConfig.get().runtime.choices, command="sample")
         sample(cfg)
 
@@ -57,7 +57,7 @@ def sample(cfg: DictConfig) -> None:
     keep_freed_memory()
     run_folder = RunFolder(cfg.output)
     is_first = launched().is_first
-    with sole_writer(run_folder, is_first=is_first), end_noted(run_folder, is_first=is_first):
+    with run_lock(run_folder, is_first=is_first), record_end(run_folder, is_first=is_first):
         with joined_processes():
             changes = _make_images(cfg, run_folder)
         if is_first:

@@ -20,14 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.checks.keys import check_keys
 from ldm_lightning.cli import (
-    end_noted,
-    errors_told_plainly,
+    handle_user_errors,
     quiet_lightning,
+    record_end,
     run_entry_point,
-    sole_writer,
+    run_lock,
 )
 from ldm_lightning.config import CONF_DIR, check_values
-from ldm_lightning.distributed.processes import end_with_parent, every_process, first_cause_told
+from ldm_lightning.distributed.processes import end_with_parent, every_process, record_first_cause
 from ldm_lightning.restore.stored_config import read_composition
 from ldm_lightning.resume.arguments import composition_of, continued_arguments
 from ldm_lightning.runs.folder_choice import resumed_folder
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
     from ldm_lightning.data.module import MapDataModule
     from ldm_lightning.metrics.features import FeatureSet
-    from ldm_lightning.module.updating import UpdatingModule
+    from ldm_lightning.module.updating import ManualOptimizationModule
 
 log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def _train(cfg: DictConfig) -> float | None:
-    with errors_told_plainly():
+    with handle_user_errors():
         return train(cfg, HydraConfig.get())
 
 
@@ -68,10 +68,10 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
     is_first = launched().is_first
     if not is_first:
         logging.getLogger().setLevel(logging.WARNING)  # one of them tells what all do
-    with sole_writer(run_folder, is_first=is_first):
+    with run_lock(run_folder, is_first=is_first):
         if is_first:
             _check_folder(cfg, run_folder)
-        with end_noted(run_folder, is_first=is_first), first_cause_told(run_folder):
+        with record_end(run_folder, is_first=is_first), record_first_cause(run_folder):
             return _run(cfg, runtime, run_folder)
 
 
@@ -181,7 +181,7 @@ def _first_stage_module(
     trainer: pl.Trainer,
     run_folder: RunFolder,
     resumed: Path | None,
-) -> UpdatingModule:
+) -> ManualOptimizationModule:
     from ldm_lightning.builders.first_stage import build_first_stage_module
     from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.module.checkpoint_contents import check_continues
@@ -214,7 +214,7 @@ def _second_stage_module(
     trainer: pl.Trainer,
     run_folder: RunFolder,
     resumed: Path | None,
-) -> UpdatingModule:
+) -> ManualOptimizationModule:
     """Build the diffusion model, judge its first stage, measure its latents; quick checks first."""
     from ldm_lightning.builders.data import check_labels
     from ldm_lightning.builders.second_stage import (

@@ -61,13 +61,13 @@ class ShapeClassifier(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, len(CLASS_NAMES)))
 
     def forward(self, images: Tensor) -> Tensor:
-        return super().forward(standardised(images))
+        return super().forward(standardized(images))
 
 
-def standardised(images: Tensor) -> Tensor:
+def standardized(images: Tensor) -> Tensor:
     """Every image with channel means 0 and one standard deviation of 1 over its channels."""
-    centred = images - images.mean(dim=(2, 3), keepdim=True)
-    return centred / (centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-3)
+    centered = images - images.mean(dim=(2, 3), keepdim=True)
+    return centered / (centered.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-3)
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
@@ -216,7 +216,7 @@ def read_samples(network: nn.Module, folder: Path, labels_from: str) -> dict:
 
     Returns:
         ``num_images``; ``read_shares``: how often each class is read; and where labels are known
-        ``num_labelled``, ``requested_class_read``, its ``wilson_95``, ``by_requested_class``.
+        ``num_labeled``, ``requested_class_read``, its ``wilson_95``, ``by_requested_class``.
 
     Raises:
         ValueError: If there is no image, one is not 32 x 32, or labels do not fit.
@@ -239,7 +239,7 @@ def read_samples(network: nn.Module, folder: Path, labels_from: str) -> dict:
         wanted = torch.tensor([given[row] for row in rows])
         hits = classes[rows] == wanted
         result |= {
-            "num_labelled": len(rows),
+            "num_labeled": len(rows),
             "requested_class_read": share(hits),
             "wilson_95": list(binomtest(int(hits.sum()), len(rows)).proportion_ci(method="wilson")),
             "by_requested_class": {
@@ -261,11 +261,11 @@ def report(record: dict, result: dict) -> str:
         f"images read            {result['num_images']}",
         f"1 / classes            {result['one_of_classes']:.2%}",
     ]
-    if "num_labelled" in result:
+    if "num_labeled" in result:
         low, high = result["wilson_95"]
         lines.append(
             f"requested class read   {result['requested_class_read']:.2%} of "
-            f"n = {result['num_labelled']}, 95 % within [{low:.2%}, {high:.2%}]"
+            f"n = {result['num_labeled']}, 95 % within [{low:.2%}, {high:.2%}]"
         )
     for name, often in result["read_shares"].items():
         wanted = result.get("by_requested_class", {}).get(name)

@@ -27,10 +27,10 @@ def test_a_script_imports(script):
 
 
 def jpeg(number: int) -> bytes:
-    """An image of class ``number % 10``, which its colour tells, and noise."""
+    """An image of class ``number % 10``, which its color tells, and noise."""
     rng = np.random.default_rng(number)
-    colour = np.random.default_rng(100 + number % 10).integers(0, 256, 3)
-    pixels = (colour + rng.normal(0, 16, (32, 32, 3))).clip(0, 255).astype(np.uint8)
+    color = np.random.default_rng(100 + number % 10).integers(0, 256, 3)
+    pixels = (color + rng.normal(0, 16, (32, 32, 3))).clip(0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
     return buffer.getvalue()

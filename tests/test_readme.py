@@ -107,7 +107,7 @@ def short_form(command: str, place: dict[str, Path]) -> list[str]:
         return [*words, "dry_run=true"]  # tests/cli/test_chain.py runs a whole one
     if "data=image_folder" in command:
         words = [word for word in words if "num_train_images" not in word]
-        words += [] if "val_root" in command else ["data.val_share=0.3"]
+        words += [] if "val_root" in command else ["data.val_fraction=0.3"]
     if "data=latents" in command:
         words = [word for word in words if "num_train_images" not in word]
     if words[2] == "ldm_lightning.sample":

@@ -174,10 +174,10 @@ def test_nothing_sticks_out_of_a_phone_and_all_text_can_be_read(browser, report,
     page = context.new_page()
     page.goto(report.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    grounds = [colour(page, where, "backgroundColor") for where in ("body", "thead th")]
+    grounds = [color(page, where, "backgroundColor") for where in ("body", "thead th")]
     assert (sum(grounds[0]) < 3 * 128) == (scheme == "dark")
     for where in TEXTS:
-        ink = colour(page, where, "fill" if "svg" in where else "color")
+        ink = color(page, where, "fill" if "svg" in where else "color")
         assert all(contrast(ground, ink) >= 4.5 for ground in grounds), where
     context.close()
 
@@ -204,7 +204,7 @@ def test_screenshots_show_the_whole_page_in_every_width_and_scheme(browser, repo
     assert shots["1400_light"].getpixel((2, 2)) != shots["1400_dark"].getpixel((2, 2))
 
 
-def colour(page, where, name):
+def color(page, where, name):
     """Red, green and blue, 0 to 255, of the first element that fits."""
     text = page.locator(where).first.evaluate(f"node => getComputedStyle(node).{name}")
     return [float(part) for part in text[4:-1].split(",")]
@@ -213,8 +213,8 @@ def colour(page, where, name):
 def contrast(one, other):
     """Ratio of luminances, W3C WCAG 2.2."""
     lights = []
-    for colour in (one, other):
-        parts = [part / 255 for part in colour]
+    for color in (one, other):
+        parts = [part / 255 for part in color]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
         lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
     return (max(lights) + 0.05) / (min(lights) + 0.05)

@@ -28,7 +28,7 @@ def work(scale):
         num_hidden=10**8,
         num_bare=0,
         flops=1e12,
-        backward_share=0.5,
+        backward_fraction=0.5,
         batch_size=4,
         images_per_core_s=1e9,
     )
@@ -36,7 +36,7 @@ def work(scale):
 
 @pytest.mark.parametrize("num", [1, 2, 3, 8, 64])
 def test_a_ring_takes_as_long_as_its_messages_one_by_one(scale, num):
-    # Every process sends one N-th part to its neighbour, N - 1 times to sum, N - 1 to spread.
+    # Every process sends one N-th part to its neighbor, N - 1 times to sum, N - 1 to spread.
     seconds = sum(1e9 / num / 5e9 for _ in range(2 * (num - 1)))
     assert scale.ring_seconds(1e9, num, 5e9) == pytest.approx(seconds)
 
@@ -49,7 +49,7 @@ def test_more_than_one_machine_adds_a_ring_over_machines(scale):
 
 
 def test_what_does_not_hide_behind_the_backward_pass_lowers_the_efficiency(scale, work):
-    given = scale.Assumptions(peak_flops=1e13, utilisation=0.4, overlap=0.0, nvlink=1e30)
+    given = scale.Assumptions(peak_flops=1e13, utilization=0.4, overlap=0.0, nvlink=1e30)
     row = scale.predict(work, 64, ETHERNET, "fp32", given)
     exchange = 2 * 7 / 8 * 4e8 / scale.NETWORKS[ETHERNET]
     assert row.compute_ms == pytest.approx(1000.0)

@@ -38,7 +38,7 @@ def test_shares_are_those_of_the_images(tmp_path):
     write(tmp_path / "images", [0, 1, 1, 3])
     (tmp_path / "labels.json").write_text(json.dumps({"labels": [0, 1, 2, None]}))
     result = read_samples(ByMean(), tmp_path, "labels.json")
-    assert (result["num_images"], result["num_labelled"]) == (4, 3)
+    assert (result["num_images"], result["num_labeled"]) == (4, 3)
     assert result["requested_class_read"] == pytest.approx(2 / 3)
     assert result["by_requested_class"] == {"circle": 1, "square": 1, "triangle": 0}
     assert [result["read_shares"][CLASS_NAMES[k]] for k in range(4)] == [0.25, 0.5, 0, 0.25]

@@ -4,7 +4,7 @@
     python experiments/cifar10_ldm/judge.py measure --weights FILE --data DIR --samples DIR \
         --prior DIR --out judge.json
 
-The embedded tiny network also trained the first stage, so a distance in its features is a judgement
+The embedded tiny network also trained the first stage, so a distance in its features is a judgment
 by the teacher. This one shares neither architecture (plain, six convolutions, no residuals), nor
 width, nor seed with it, and no loss or metric of the package uses it. Its Fréchet distance is not
 FID. The data are a folder of `train-*.tar` and `test-*.tar` with `KEY.jpg` (32 x 32) and `KEY.cls`.
@@ -44,7 +44,7 @@ FEATURE_DIM = LAYERS[-1][0]
 
 
 class Judge(nn.Module):
-    """Plain convolutions with batch normalisation, on images [B, 3, 32, 32] in [-1, 1]."""
+    """Plain convolutions with batch normalization, on images [B, 3, 32, 32] in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class ClassAccuracy(TypedDict):
 
     accuracy: float
     wilson_95: list[float]
-    num_labelled: int
+    num_labeled: int
     by_class: dict[str, float]
 
 
@@ -246,7 +246,7 @@ def class_accuracy(
     return {
         "accuracy": share(hits),
         "wilson_95": list(binomtest(int(hits.sum()), len(rows)).proportion_ci(method="wilson")),
-        "num_labelled": len(rows),
+        "num_labeled": len(rows),
         "by_class": {names[k]: share(hits[labels == k]) for k in labels.unique().tolist()},
     }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from experiments.figures import COLOURS, MARKERS, drawn
+from experiments.figures import COLORS, MARKERS, drawn
 from experiments.study import Row
 
 NUM_CLASSES = 10
@@ -43,14 +43,14 @@ def draw_bounds(rows: list[Row], path: Path) -> None:
                     [float(row[y]) for row in group],
                     linestyle="",
                     marker=MARKERS[index],
-                    color=COLOURS[index],
+                    color=COLORS[index],
                     label=kind,
                 )
             axes.set_xlabel(x_label)
             axes.set_ylabel(y_label)
         low, high = panels[0].get_xlim()
         panels[0].plot(
-            [low, high], [low, high], color="grey", linewidth=0.8, linestyle="--", zorder=0
+            [low, high], [low, high], color="gray", linewidth=0.8, linestyle="--", zorder=0
         )
         middle = (low + high) / 2
         panels[0].annotate(

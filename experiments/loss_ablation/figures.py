@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 
-from experiments.figures import COLOURS, MARKERS, drawn
+from experiments.figures import COLORS, MARKERS, drawn
 from experiments.study import Row
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.restore.first_stage import open_first_stage
@@ -33,17 +33,17 @@ def draw_blur(rows: list[Row], copies: list[Row], path: Path) -> None:
             for row in copies:
                 if row["kind"] == "blurred" and row["sigma"] in DRAWN_SIGMAS:
                     values = [float(row[f"power_ratio_octave_{octave}"]) for octave in octaves]
-                    axes.plot(range(3), values, color="grey", linestyle=":", linewidth=1.0)
+                    axes.plot(range(3), values, color="gray", linestyle=":", linewidth=1.0)
                     axes.annotate(
                         f"{row['sigma']} px", (0, values[0]), xytext=(-8, -3), ha="right",
-                        textcoords="offset points", fontsize=7, color="grey",
+                        textcoords="offset points", fontsize=7, color="gray",
                     )  # fmt: skip
             for index, (variant, group) in enumerate(_by_variant(rows).items()):
                 (row,) = (row for row in group if row["seed"] == seed)
                 axes.plot(
                     range(3),
                     [float(row[f"power_ratio_octave_{octave}"]) for octave in octaves],
-                    color=COLOURS[index],
+                    color=COLORS[index],
                     marker=MARKERS[index],
                     label=variant,
                 )
@@ -84,7 +84,7 @@ def _draw_path(axes: Axes, rows: list[Row], column: str) -> None:
     axes.plot([x for x, _ in points], [y for _, y in points], color="black", linewidth=0.7)
     for index, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
         axes.plot(
-            x, y, linestyle="", color=COLOURS[index], marker=MARKERS[index], label=row["variant"]
+            x, y, linestyle="", color=COLORS[index], marker=MARKERS[index], label=row["variant"]
         )
     axes.annotate(
         f"seed {rows[0]['seed']}", points[0], xytext=(6, 4), textcoords="offset points", fontsize=7
@@ -101,7 +101,7 @@ def _draw_copies(axes: Axes, copies: list[Row], column: str) -> None:
         axes.plot(
             [x for x, _, _ in points],
             [y for _, y, _ in points],
-            color="grey",
+            color="gray",
             linestyle=dashes,
             marker=".",
             label=f"{kind} copies of the images",
@@ -111,7 +111,7 @@ def _draw_copies(axes: Axes, copies: list[Row], column: str) -> None:
             for x, y, sigma in points:
                 axes.annotate(
                     sigma, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7,
-                    color="grey",
+                    color="gray",
                 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ RESOLUTION = 32
 NUM_IMAGES = 1600
 
 SEED_OF_CROPS = 1
-"""All of its runs have learned colours; see README.md about the other."""
+"""All of its runs have learned colors; see README.md about the other."""
 
 VARIANTS = {
     "L2": ("loss.pixel=l2", "loss.perceptual_weight=0", "discriminator=none"),
@@ -45,7 +45,7 @@ VARIANTS = {
     "L1 + perceptual + GAN": (
         "loss.pixel=l1",
         "loss.adversarial_weight=0.5",
-        "loss.discriminator_start_share=0.4",
+        "loss.discriminator_start_fraction=0.4",
     ),
 }
 TRAINING = (
@@ -129,7 +129,7 @@ def _photographs(train: Path, held_out: Path) -> ImageDataModule:
     return image_folder_data_module(
         root=str(train),
         val_root=str(held_out),
-        val_share=0.05,
+        val_fraction=0.05,
         resolution=RESOLUTION,
         image_channels=3,
         train_crop="random",
@@ -137,7 +137,7 @@ def _photographs(train: Path, held_out: Path) -> ImageDataModule:
         flip=True,
         eval_crop="crops",
         val_crops_per_image=16,
-        max_bad_share=0.05,
+        max_bad_fraction=0.05,
         batch_size=8,
         val_batch_size=64,
         num_workers=0,

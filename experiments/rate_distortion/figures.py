@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from experiments.figures import COLOURS, MARKERS, drawn
+from experiments.figures import COLORS, MARKERS, drawn
 from experiments.study import Row
 
 DISTANCES = {"psnr": "PSNR, dB", "rfd_tiny": "rfd_tiny of reconstructions"}
@@ -84,7 +84,7 @@ def _draw_points(
             linestyle="",
             marker=MARKERS[index],
             markerfacecolor="none",
-            color=COLOURS[index],
+            color=COLORS[index],
             label=f"f {factor}",
         )
     axes.margins(x=0.14, y=0.12)
@@ -118,7 +118,7 @@ def draw_kl_weights(rows: list[Row], path: Path) -> None:
                     [float(row["kl_weight"]) for row in joined],
                     [float(row[column]) for row in joined],
                     marker=MARKERS[index],
-                    color=COLOURS[index],
+                    color=COLORS[index],
                     label=f"f {factor}",
                 )
                 axes.plot(
@@ -126,12 +126,12 @@ def draw_kl_weights(rows: list[Row], path: Path) -> None:
                     [float(row[column]) for row in others],
                     linestyle="",
                     marker=MARKERS[index],
-                    color=COLOURS[index],
+                    color=COLORS[index],
                     markerfacecolor="none",
                 )
             axes.set_xscale("log")
             axes.set_xlabel("KL weight, on the sum in nats")
             axes.set_ylabel(label)
-        panels[2].axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
+        panels[2].axhline(1.0, color="gray", linewidth=0.8, linestyle="--")
         panels[3].set_yscale("log")
         panels[3].legend()

@@ -34,7 +34,7 @@ class Assumptions:
 
     Attributes:
         peak_flops: Of one GPU in dense bf16, per second; NVIDIA H100 SXM.
-        utilisation: Share of it that training convolutions reach.
+        utilization: Share of it that training convolutions reach.
         overlap: Share of the backward pass behind which gradients can hide.
         nvlink: Bytes a GPU sends to others of its machine, per second.
         gpus_per_machine: GPUs that NVLink joins.
@@ -42,7 +42,7 @@ class Assumptions:
     """
 
     peak_flops: float = 989e12
-    utilisation: float = 0.35
+    utilization: float = 0.35
     overlap: float = 0.8
     nvlink: float = 0.8 * 450 * GB
     gpus_per_machine: int = 8
@@ -72,7 +72,7 @@ class Workload:
         num_hidden: Parameters whose gradients are exchanged during the backward pass.
         num_bare: Parameters whose gradients are exchanged after it.
         flops: Operations of an update for one image.
-        backward_share: Share of them during which gradients can be exchanged.
+        backward_fraction: Share of them during which gradients can be exchanged.
         batch_size: Images per GPU and update.
         images_per_core_s: What one core can read.
     """
@@ -81,7 +81,7 @@ class Workload:
     num_hidden: int
     num_bare: int
     flops: float
-    backward_share: float
+    backward_fraction: float
     batch_size: int
     images_per_core_s: float
 
@@ -133,11 +133,11 @@ def predict(
         all_reduce_seconds(num * size, num_gpus, NETWORKS[network], given)
         for num in (work.num_hidden, work.num_bare)
     )
-    per_image = work.flops / (given.peak_flops * given.utilisation)
+    per_image = work.flops / (given.peak_flops * given.utilization)
 
     def times(batch_size: int) -> tuple[float, float, float]:
         compute = batch_size * per_image
-        exposed = max(0.0, hidden - given.overlap * work.backward_share * compute) + bare
+        exposed = max(0.0, hidden - given.overlap * work.backward_fraction * compute) + bare
         return compute, exposed, compute / (compute + exposed)
 
     compute, exposed, _ = times(work.batch_size)
@@ -178,7 +178,7 @@ def first_stage_workload() -> Workload:
         num_hidden=_num_parameters(autoencoder),
         num_bare=_num_parameters(discriminator),
         flops=3 * a + 3 * v + 8 * d,  # tests/module/test_autoencoder.py counts them
-        backward_share=2 * a / (3 * a + 3 * v + 8 * d),
+        backward_fraction=2 * a / (3 * a + 3 * v + 8 * d),
         batch_size=cfg.data.batch_size,
         images_per_core_s=JPEGS_PER_CORE_S,
     )
@@ -194,7 +194,7 @@ def second_stage_workload() -> Workload:
         num_hidden=_num_parameters(denoiser),
         num_bare=0,
         flops=3 * forward,
-        backward_share=2 / 3,
+        backward_fraction=2 / 3,
         batch_size=cfg.data.batch_size,
         images_per_core_s=LATENTS_PER_CORE_S,
     )
@@ -255,7 +255,7 @@ def draw(workloads: list[Workload], path: Path) -> None:
                 for batch in batches
             ]
             panel.plot(batches, efficiency, "o-", label=network, color=color, markersize=4)
-        panel.axvline(work.batch_size, color="grey", linewidth=1)
+        panel.axvline(work.batch_size, color="gray", linewidth=1)
         panel.set(xscale="log", ylim=(0, 105), title=work.name, xlabel="images per GPU and update")
         panel.set_xticks(batches[::2], [str(batch) for batch in batches[::2]])
         panel.minorticks_off()

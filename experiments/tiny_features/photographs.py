@@ -40,8 +40,8 @@ STRENGTHS: dict[str, list[float]] = {  # from weak to strong
     "mosaic": [2, 3, 4, 6, 8, 12, 16],  # side of the blocks, pixels; each shows its mean
 }
 KINDS = ["shift", "noise", "JPEG", "blur"]  # the order hoped for
-COLOURS = {"shift": "#009E73", "noise": "#0072B2", "JPEG": "#E69F00", "blur": "#D55E00"}
-COLOURS["mosaic"] = "#CC79A7"
+COLORS = {"shift": "#009E73", "noise": "#0072B2", "JPEG": "#E69F00", "blur": "#D55E00"}
+COLORS["mosaic"] = "#CC79A7"
 MARKERS = {"shift": "D", "noise": "s", "JPEG": "^", "blur": "o", "mosaic": "v"}
 
 
@@ -175,7 +175,7 @@ class DamagedPhotograph:
         }
 
 
-def summarise(
+def summarize(
     strength: list[DamagedPhotograph], equal: list[dict[str, float]], unrelated: list[float]
 ) -> dict[str, object]:
     """The figures of the README, from the rows of the two tables."""
@@ -217,8 +217,8 @@ def figure(strength: list[DamagedPhotograph], equal: list[dict[str, float]], pat
         rows = np.array([one.distances for one in strength if one.kind == kind])
         low, median, high = np.percentile(rows, [10, 50, 90], axis=0)
         steps = np.arange(1, len(values) + 1)
-        axes[0].plot(steps, median, color=COLOURS[kind], marker=MARKERS[kind], label=kind)
-        axes[0].fill_between(steps, low, high, color=COLOURS[kind], alpha=0.12, linewidth=0)
+        axes[0].plot(steps, median, color=COLORS[kind], marker=MARKERS[kind], label=kind)
+        axes[0].fill_between(steps, low, high, color=COLORS[kind], alpha=0.12, linewidth=0)
     axes[0].set(xlabel="step of strength (weak to strong)", ylabel="tiny perceptual distance")
     axes[0].set_title(
         "Distance rises with strength\n(median, 10th to 90th percentile)", fontsize=10
@@ -232,7 +232,7 @@ def figure(strength: list[DamagedPhotograph], equal: list[dict[str, float]], pat
         for place, kind in enumerate(KINDS):
             distances = np.array([row[f"{name}_{kind}"] for row in used])
             jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(distances))
-            style = {"color": COLOURS[kind], "marker": MARKERS[kind]}
+            style = {"color": COLORS[kind], "marker": MARKERS[kind]}
             axis.scatter(place + jitter, distances, s=9, alpha=0.45, linewidths=0, **style)
             median = float(np.median(distances))
             axis.hlines(median, place - 0.35, place + 0.35, color="black", linewidth=2)
@@ -292,7 +292,7 @@ def main() -> None:
         before = image
         if number % 10 == 9:
             print(f"{number + 1} photographs, {time.monotonic() - start:.0f} s", flush=True)
-    summary = summarise(strength, equal, unrelated)
+    summary = summarize(strength, equal, unrelated)
     summary["left_out_as_too_small"] = too_small
     summary["minutes"] = round((time.monotonic() - start) / 60, 1)
     summary["weights_hash"] = features.weights_hash

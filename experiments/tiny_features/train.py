@@ -4,7 +4,7 @@
 
 DIR holds `train-*.tar` and `test-*.tar` with `KEY.jpg` (32 x 32) and `KEY.cls` (0-9). Plain SGD,
 one learning-rate peak, random crops and flips. The accuracy in the record is that of the shipped
-file: normalisation folded into the convolutions, weights rounded to 16 bits, no test-time
+file: normalization folded into the convolutions, weights rounded to 16 bits, no test-time
 augmentation.
 """
 
@@ -62,7 +62,7 @@ def data_digest(folder: Path) -> str:
 
 
 def with_batch_norm(module: Network) -> Network:
-    """Put batch normalisation behind every convolution of ``module``, in place."""
+    """Put batch normalization behind every convolution of ``module``, in place."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d):
             conv = nn.Conv2d(child.in_channels, child.out_channels, 3, padding=1, bias=False)
@@ -114,7 +114,7 @@ def learning_rate(progress: float, peak: float) -> float:
 
 
 def train(args: argparse.Namespace, images: Tensor, labels: Tensor) -> TinyClassifier:
-    """Train for ``args.epochs`` epochs and return the network, with its normalisation layers."""
+    """Train for ``args.epochs`` epochs and return the network, with its normalization layers."""
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     network = with_batch_norm(TinyClassifier()).to(memory_format=torch.channels_last).train()

@@ -19,7 +19,7 @@ class AutoencoderOutput:
         outputs: What the decoder's last layer gave, [B, C, H, W]: images, or logits of a Bernoulli
             likelihood.
         reconstructions: The same as images, nominally in [-1, 1] (not clamped).
-        bottleneck: Latents and regularisation terms.
+        bottleneck: Latents and regularization terms.
     """
 
     outputs: Tensor
@@ -120,7 +120,7 @@ def convolutional_autoencoder(
     attention_at: Sequence[int],
     middle_attention: bool,
     upsampling: str,
-    recompute: bool,
+    gradient_checkpointing: bool,
     output: str,
 ) -> Autoencoder:
     """Build the autoencoder of Rombach et al. 2022 from numbers; see ``Encoder`` and ``Decoder``.
@@ -145,7 +145,7 @@ def convolutional_autoencoder(
         attention_at=attention_at,
         middle_attention=middle_attention,
         out_channels=latent_channels * bottleneck.inputs_per_channel,
-        recompute=recompute,
+        gradient_checkpointing=gradient_checkpointing,
     )
     decoder = Decoder(
         image_channels=image_channels,
@@ -156,7 +156,7 @@ def convolutional_autoencoder(
         middle_attention=middle_attention,
         in_channels=latent_channels,
         upsampling=upsampling,
-        recompute=recompute,
+        gradient_checkpointing=gradient_checkpointing,
     )
     return Autoencoder(
         encoder,

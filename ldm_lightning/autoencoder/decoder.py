@@ -49,12 +49,14 @@ class DecoderLevel(nn.Module):
         )
         self.upsample: nn.Module = upsampler(out_channels) if upsampler else nn.Identity()
 
-    def forward(self, hidden: Tensor, *, recompute: bool) -> Tensor:
+    def forward(self, hidden: Tensor, *, gradient_checkpointing: bool) -> Tensor:
         """Map [B, C_in, h, w] to [B, C_out, 2h, 2w] (the last level keeps h, w)."""
         for index, block in enumerate(self.block):
-            hidden = run_block(block, hidden, recompute=recompute)
+            hidden = run_block(block, hidden, gradient_checkpointing=gradient_checkpointing)
             if len(self.attn):
-                hidden = run_block(self.attn[index], hidden, recompute=recompute)
+                hidden = run_block(
+                    self.attn[index], hidden, gradient_checkpointing=gradient_checkpointing
+                )
         return self.upsample(hidden)
 
 
@@ -72,7 +74,7 @@ class Decoder(nn.Module):
         in_channels: Channels of the latents.
         upsampling: ``nearest`` (repeat, then convolve) or ``transposed`` (see
             ``TransposedUpsample``).
-        recompute: Trade time for memory: recompute activations in the backward pass.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
 
     Raises:
         ValueError: If ``upsampling`` is unknown.
@@ -89,12 +91,12 @@ class Decoder(nn.Module):
         middle_attention: bool,
         in_channels: int,
         upsampling: str = "nearest",
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if upsampling not in UPSAMPLERS:
             raise ValueError(f"upsampling must be one of {sorted(UPSAMPLERS)}, got {upsampling!r}.")
-        self.recompute = recompute
+        self.gradient_checkpointing = gradient_checkpointing
         widths = [base_width * multiplier for multiplier in width_multipliers]
         self.conv_in = nn.Conv2d(in_channels, widths[-1], kernel_size=3, padding=1)
         self.mid = MiddleBlock(widths[-1], attention=middle_attention)
@@ -114,10 +116,12 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode [B, in_channels, h, w] to [B, image_channels, h * f, w * f], unbounded."""
-        recompute = self.recompute and self.training
-        hidden = run_block(self.mid, self.conv_in(latents), recompute=recompute)
+        gradient_checkpointing = self.gradient_checkpointing and self.training
+        hidden = run_block(
+            self.mid, self.conv_in(latents), gradient_checkpointing=gradient_checkpointing
+        )
         for level in reversed(self.up):
-            hidden = level(hidden, recompute=recompute)
+            hidden = level(hidden, gradient_checkpointing=gradient_checkpointing)
         hidden = F.silu(self.norm_out(hidden))
         # The last layer runs in the parameters' own precision: the losses, and the adaptive
         # weight's gradients with respect to this layer, would lose digits (bf16) or vanish (fp16)

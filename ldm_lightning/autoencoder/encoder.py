@@ -36,12 +36,14 @@ class EncoderLevel(nn.Module):
         )
         self.downsample: nn.Module = nn.Identity() if last else Downsample(out_channels)
 
-    def forward(self, hidden: Tensor, *, recompute: bool) -> Tensor:
+    def forward(self, hidden: Tensor, *, gradient_checkpointing: bool) -> Tensor:
         """Map [B, C_in, H, W] to [B, C_out, H/2, W/2] (the last level keeps H, W)."""
         for index, block in enumerate(self.block):
-            hidden = run_block(block, hidden, recompute=recompute)
+            hidden = run_block(block, hidden, gradient_checkpointing=gradient_checkpointing)
             if len(self.attn):
-                hidden = run_block(self.attn[index], hidden, recompute=recompute)
+                hidden = run_block(
+                    self.attn[index], hidden, gradient_checkpointing=gradient_checkpointing
+                )
         return self.downsample(hidden)
 
 
@@ -57,7 +59,7 @@ class Encoder(nn.Module):
             one that no level reaches is ignored.
         middle_attention: Whether the middle block has attention.
         out_channels: Channels the bottleneck takes.
-        recompute: Trade time for memory: recompute activations in the backward pass.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
     """
 
     def __init__(
@@ -70,10 +72,10 @@ class Encoder(nn.Module):
         attention_at: Sequence[int],
         middle_attention: bool,
         out_channels: int,
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.gradient_checkpointing = gradient_checkpointing
         widths = [base_width * multiplier for multiplier in width_multipliers]
         self.conv_in = nn.Conv2d(image_channels, base_width, kernel_size=3, padding=1)
         self.down = nn.ModuleList(
@@ -92,9 +94,9 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, C, H, W] in [-1, 1] to [B, out_channels, H/f, W/f], unbounded."""
-        recompute = self.recompute and self.training
+        gradient_checkpointing = self.gradient_checkpointing and self.training
         hidden = self.conv_in(images)
         for level in self.down:
-            hidden = level(hidden, recompute=recompute)
-        hidden = run_block(self.mid, hidden, recompute=recompute)
+            hidden = level(hidden, gradient_checkpointing=gradient_checkpointing)
+        hidden = run_block(self.mid, hidden, gradient_checkpointing=gradient_checkpointing)
         return self.conv_out(F.silu(self.norm_out(hidden)))

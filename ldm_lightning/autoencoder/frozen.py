@@ -16,7 +16,7 @@ class Moments(NamedTuple):
     """Posterior of a batch of images, before the normalizer.
 
     Attributes:
-        mean: [B, c, h, w]; where nothing is sampled, the latents (those before quantisation).
+        mean: [B, c, h, w]; where nothing is sampled, the latents (those before quantization).
         variance: [B, c, h, w]; None where nothing is sampled.
     """
 

@@ -7,31 +7,31 @@ from torch import Tensor
 MAX_TABLE_ELEMENTS = 2**24
 
 
-def nearest(vectors: Tensor, centres: Tensor) -> Tensor:
-    """Index of the nearest centre, [N] int64, by squared Euclidean distance.
+def nearest(vectors: Tensor, centers: Tensor) -> Tensor:
+    """Index of the nearest center, [N] int64, by squared Euclidean distance.
 
     Args:
         vectors: [N, D].
-        centres: [K, D].
+        centers: [K, D].
     """
-    chunk = max(1, MAX_TABLE_ELEMENTS // centres.shape[0])
-    offsets = centres.square().sum(dim=1)  # |v|^2 is the same for every centre and left out
+    chunk = max(1, MAX_TABLE_ELEMENTS // centers.shape[0])
+    offsets = centers.square().sum(dim=1)  # |v|^2 is the same for every center and left out
     parts = [
-        torch.addmm(offsets, part, centres.t(), alpha=-2.0).argmin(dim=1)
+        torch.addmm(offsets, part, centers.t(), alpha=-2.0).argmin(dim=1)
         for part in vectors.split(chunk)
     ]
     return torch.cat(parts)
 
 
 def kmeans(
-    vectors: Tensor, num_centres: int, *, generator: torch.Generator, num_iterations: int = 10
+    vectors: Tensor, num_centers: int, *, generator: torch.Generator, num_iterations: int = 10
 ) -> Tensor:
-    """Lloyd's algorithm from random vectors; a centre without vectors restarts at a random one.
+    """Lloyd's algorithm from random vectors; a center without vectors restarts at a random one.
 
     Args:
-        vectors: [N, D], N >= 1. With fewer vectors than centres some centres repeat.
-        num_centres: K.
-        generator: CPU generator, so that every process finds the same centres.
+        vectors: [N, D], N >= 1. With fewer vectors than centers some centers repeat.
+        num_centers: K.
+        generator: CPU generator, so that every process finds the same centers.
         num_iterations: Rounds of assignment and averaging.
 
     Returns:
@@ -43,13 +43,13 @@ def kmeans(
         order = order.repeat(-(-count // len(order)))[:count]
         return vectors[order.to(vectors.device)]
 
-    centres = draw(num_centres)
+    centers = draw(num_centers)
     for _ in range(num_iterations):
-        assigned = nearest(vectors, centres)
-        counts = torch.bincount(assigned, minlength=num_centres)
-        sums = torch.zeros_like(centres).index_add_(0, assigned, vectors)
-        centres = sums / counts.clamp(min=1).unsqueeze(1)
+        assigned = nearest(vectors, centers)
+        counts = torch.bincount(assigned, minlength=num_centers)
+        sums = torch.zeros_like(centers).index_add_(0, assigned, vectors)
+        centers = sums / counts.clamp(min=1).unsqueeze(1)
         empty = counts == 0
         if empty.any():
-            centres[empty] = draw(int(empty.sum()))
-    return centres
+            centers[empty] = draw(int(empty.sum()))
+    return centers

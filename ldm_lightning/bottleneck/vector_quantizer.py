@@ -1,8 +1,8 @@
 """Vector quantizer: every latent vector is replaced by its nearest code.
 
 Source: van den Oord et al. 2017, "Neural Discrete Representation Learning", Eq. 1-3. The remedies
-against collapse are options: an unquantised start with k-means codes (Zeghidour et al. 2021,
-"SoundStream", III.C), restart of dead codes (Dhariwal et al. 2020, "Jukebox", 3.1), normalised
+against collapse are options: an unquantized start with k-means codes (Zeghidour et al. 2021,
+"SoundStream", III.C), restart of dead codes (Dhariwal et al. 2020, "Jukebox", 3.1), normalized
 codes (Yu et al. 2022, ViT-VQGAN, 3.2).
 """
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from ldm_lightning.bottleneck.base import Bottleneck, BottleneckOutput
 from ldm_lightning.bottleneck.kmeans import kmeans, nearest
-from ldm_lightning.utils.collectives import all_gather_rows, all_reduce_sum, of_first
+from ldm_lightning.utils.collectives import all_gather_rows, all_reduce_sum, broadcast_from_first
 from ldm_lightning.utils.random import generator_for
 
 KMEANS_VECTORS_PER_CODE = 8
 
 
 class VectorQuantizer(Bottleneck):
-    """Nearest-code quantisation with a straight-through gradient.
+    """Nearest-code quantization with a straight-through gradient.
 
     Args:
         num_codes: Size of the codebook, K.
         latent_channels: Length of a code.
         normalize: Compare, and hand on, vectors of unit length (cosine similarity).
-        unquantised_steps: First updates in which latents pass unquantised; then the codes are
+        quantize_start_step: First updates in which latents pass unquantized; then the codes are
             placed by k-means on the latest encoder outputs. 0 starts with random codes near zero,
             as published models did.
         restart_every_steps: Every so many updates, codes that nothing used since the last time move
@@ -43,47 +43,47 @@ class VectorQuantizer(Bottleneck):
         num_codes: int,
         latent_channels: int,
         normalize: bool = False,
-        unquantised_steps: int = 0,
+        quantize_start_step: int = 0,
         restart_every_steps: int = 0,
     ) -> None:
         super().__init__()
-        if num_codes < 2 or unquantised_steps < 0 or restart_every_steps < 0:
+        if num_codes < 2 or quantize_start_step < 0 or restart_every_steps < 0:
             raise ValueError(
-                f"A vector quantizer needs num_codes >= 2, unquantised_steps >= 0 and "
+                f"A vector quantizer needs num_codes >= 2, quantize_start_step >= 0 and "
                 f"restart_every_steps >= 0; "
-                f"got {num_codes}, {unquantised_steps} and {restart_every_steps}."
+                f"got {num_codes}, {quantize_start_step} and {restart_every_steps}."
             )
         self.num_codes: int = num_codes
         self.normalize = normalize
-        self.unquantised_steps = unquantised_steps
+        self.quantize_start_step = quantize_start_step
         self.restart_every_steps = restart_every_steps
         self.embedding = nn.Embedding(num_codes, latent_channels)
         nn.init.uniform_(self.embedding.weight, -1.0 / num_codes, 1.0 / num_codes)
-        self.is_quantising: Tensor
+        self.is_quantizing: Tensor
         self.counts: Tensor
         self.pool: Tensor
         self.num_pooled: Tensor
-        self.register_buffer("is_quantising", torch.tensor(unquantised_steps == 0))
+        self.register_buffer("is_quantizing", torch.tensor(quantize_start_step == 0))
         # Uses of each code since the last restart, over all processes.
         self.register_buffer("counts", torch.zeros(num_codes, dtype=torch.int64))
-        # Encoder outputs of the last unquantised updates, the newest first, for k-means; no places
+        # Encoder outputs of the last unquantized updates, the newest first, for k-means; no places
         # where that is not asked for.
-        num_places = KMEANS_VECTORS_PER_CODE * num_codes if unquantised_steps else 0
+        num_places = KMEANS_VECTORS_PER_CODE * num_codes if quantize_start_step else 0
         self.register_buffer("pool", torch.zeros(num_places, latent_channels))
         self.register_buffer("num_pooled", torch.tensor(0))
         # Of the running update only, so not in the state.
         self._batch_vectors: Tensor | None = None
         self._batch_counts: Tensor | None = None
-        self._assigned: Tensor | None = None  # bool [K]: codes that were placed, not learnt
+        self._assigned: Tensor | None = None  # bool [K]: codes that were placed, not learned
 
     def codes(self) -> Tensor:
-        """The codebook as it is used, [K, c]: of unit length where normalised."""
+        """The codebook as it is used, [K, c]: of unit length where normalized."""
         return (
             F.normalize(self.embedding.weight, dim=1) if self.normalize else self.embedding.weight
         )
 
     def forward(self, encoded: Tensor, *, noise: Tensor | None = None) -> BottleneckOutput:
-        """Quantise ``encoded`` [B, c, h, w]; while unquantised, hand it on with zero terms."""
+        """Quantize ``encoded`` [B, c, h, w]; while unquantized, hand it on with zero terms."""
         with torch.autocast(encoded.device.type, enabled=False):
             # Distances in half precision pick wrong codes.
             encoded = encoded.to(self.embedding.weight.dtype)
@@ -92,7 +92,7 @@ class VectorQuantizer(Bottleneck):
             vectors = encoded.movedim(1, -1)  # [B, h, w, c]
             if self.training:
                 self._batch_vectors = vectors.detach().flatten(0, 2)
-            if not self.is_quantising:
+            if not self.is_quantizing:
                 zero = encoded.new_zeros(())
                 terms = {"codebook": zero, "commitment": zero}
                 return BottleneckOutput(latents=encoded, continuous=encoded, terms=terms)
@@ -104,12 +104,12 @@ class VectorQuantizer(Bottleneck):
                     counts if self._batch_counts is None else self._batch_counts + counts
                 )
             indices = indices.view(vectors.shape[:-1])
-            quantised = F.embedding(indices, codes).movedim(-1, 1)  # [B, c, h, w]
+            quantized = F.embedding(indices, codes).movedim(-1, 1)  # [B, c, h, w]
             terms = {
-                "codebook": (quantised - encoded.detach()).square().flatten(1).mean(dim=1),
-                "commitment": (encoded - quantised.detach()).square().flatten(1).mean(dim=1),
+                "codebook": (quantized - encoded.detach()).square().flatten(1).mean(dim=1),
+                "commitment": (encoded - quantized.detach()).square().flatten(1).mean(dim=1),
             }
-            latents = encoded + (quantised - encoded).detach()
+            latents = encoded + (quantized - encoded).detach()
             return BottleneckOutput(
                 latents=latents, continuous=encoded, terms=terms, indices=indices
             )
@@ -121,9 +121,9 @@ class VectorQuantizer(Bottleneck):
         counts, self._batch_counts = self._batch_counts, None
         if vectors is None:
             return
-        if not self.is_quantising:
+        if not self.is_quantizing:
             self._add_to_pool(all_gather_rows(vectors), step=step, seed=seed)
-            if step + 1 >= self.unquantised_steps:
+            if step + 1 >= self.quantize_start_step:
                 self._place_codes(step=step, seed=seed)
             return
         if self.restart_every_steps and counts is not None:
@@ -143,10 +143,10 @@ class VectorQuantizer(Bottleneck):
 
     def _place_codes(self, *, step: int, seed: int) -> None:
         filled = self.pool[: int(self.num_pooled)]
-        centres = kmeans(filled, self.num_codes, generator=generator_for(seed, "kmeans", step))
+        centers = kmeans(filled, self.num_codes, generator=generator_for(seed, "kmeans", step))
         # On a GPU sums depend on the order of its threads: each process would keep its own codes.
-        self.embedding.weight.copy_(of_first(centres))
-        self.is_quantising.fill_(True)
+        self.embedding.weight.copy_(broadcast_from_first(centers))
+        self.is_quantizing.fill_(True)
         self._note_assigned(torch.ones(self.num_codes, dtype=torch.bool))
 
     def _restart_dead_codes(self, vectors: Tensor, *, step: int, seed: int) -> None:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ldm_lightning.config import PRECISIONS, check_batch_norm
-from ldm_lightning.distributed.ddp import AnsweringDDP
+from ldm_lightning.distributed.ddp import TwoTimeoutDDP
 from ldm_lightning.distributed.fsdp import ShardedStrategy
 from ldm_lightning.utils.launch import by_torchrun, launched, slurm_step
 from ldm_lightning.utils.provenance import device_name
@@ -111,8 +111,8 @@ def choose_hardware(cfg: DictConfig) -> Hardware:
         check_batch_norm(cfg, num_processes=num_processes)
     strategy = trainer.strategy
     if strategy == "auto" and num_processes > 1:
-        # A codebook gets no gradient before it quantises; DDP must then look for what has none.
-        late = cfg.stage == "first" and cfg.bottleneck.get("unquantised_steps", 0) > 0
+        # A codebook gets no gradient before it quantizes; DDP must then look for what has none.
+        late = cfg.stage == "first" and cfg.bottleneck.get("quantize_start_step", 0) > 0
         strategy = "ddp_find_unused_parameters_true" if late else "ddp"
     precision = choose_precision(str(trainer.precision), accelerator)
     why = "as asked"
@@ -161,7 +161,7 @@ def _strategy(name: str, *, answer_seconds: float) -> Strategy | str:
     if name == "fsdp":
         return ShardedStrategy(answer_seconds=answer_seconds)
     if name in ("ddp", "ddp_find_unused_parameters_true"):
-        return AnsweringDDP(find_unused_parameters=name != "ddp", answer_seconds=answer_seconds)
+        return TwoTimeoutDDP(find_unused_parameters=name != "ddp", answer_seconds=answer_seconds)
     return name
 
 

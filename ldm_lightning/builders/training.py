@@ -19,7 +19,7 @@ from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.learning_rate import WarmupDecay
 from ldm_lightning.module.settings import Optimization, OptimizerFactory
 from ldm_lightning.module.update_loop import use_update_loop
-from ldm_lightning.module.updating import UpdatingModule
+from ldm_lightning.module.updating import ManualOptimizationModule
 from ldm_lightning.runs.run_folder import RunFolder, find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ def build_optimization(cfg: DictConfig, *, num_devices: int) -> Optimization:
         schedule=WarmupDecay(
             max_steps=cfg.max_steps,
             warmup_steps=optim.warmup_steps,
-            decay_start_share=optim.decay_start_share,
-            final_share=optim.final_share,
+            decay_start_fraction=optim.decay_start_fraction,
+            final_fraction=optim.final_fraction,
         ),
         accumulate_batches=cfg.accumulate_batches,
         clip_norm=optim.clip_norm,
@@ -118,7 +118,9 @@ def build_trainer(cfg: DictConfig, run_folder: RunFolder) -> pl.Trainer:
     return use_update_loop(trainer, accumulate_batches=cfg.accumulate_batches)
 
 
-def check_monitors(trainer: pl.Trainer, module: UpdatingModule, data: MapDataModule) -> None:
+def check_monitors(
+    trainer: pl.Trainer, module: ManualOptimizationModule, data: MapDataModule
+) -> None:
     """Refuse to wait for a metric that no validation is going to measure.
 
     Raises:

@@ -9,7 +9,8 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 REMEDIES = (
-    "place the codes by k-means after some unquantised updates (bottleneck.unquantised_steps=300)",
+    "place the codes by k-means after some unquantized updates "
+    "(bottleneck.quantize_start_step=300)",
     "restart dead codes (bottleneck.restart_every_steps=100)",
     "compare directions only (bottleneck.normalize=true)",
     "use fewer codes (bottleneck.num_codes)",
@@ -49,7 +50,7 @@ class CodebookAlarm(pl.Callback):
         if trainer.sanity_checking or report is None:
             return
         histogram: Tensor | None = report.codebook_histogram
-        if histogram is None or not histogram.sum():  # no codes, or not quantising yet
+        if histogram is None or not histogram.sum():  # no codes, or not quantizing yet
             return
         counts = histogram.detach().double().cpu()
         shares = counts / counts.sum()

@@ -59,7 +59,7 @@ def use_of_codes(counts: Tensor) -> Bars:
         counts: int64, [K].
 
     Returns:
-        A bar for each code; where there are more than ``MAX_BARS``, for as many neighbours as it
+        A bar for each code; where there are more than ``MAX_BARS``, for as many neighbors as it
         takes.
     """
     num_codes = len(counts)

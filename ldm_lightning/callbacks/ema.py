@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.utils.collectives import own_part
+from ldm_lightning.utils.collectives import local_shard
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +21,8 @@ class Ema(pl.Callback):
     its value; with ``warm_up`` the decay is min(decay, (1 + t) / (10 + t)), so that the random
     start is forgotten in short runs too. The average begins at the values before the first update.
     Buffers are not averaged but taken from the network as they are, and so are rows that were
-    assigned rather than learnt (``pl_module.take_assigned``), such as codes placed by k-means: what
-    jumps is not followed by gliding after it.
+    assigned rather than learned (``pl_module.take_assigned``), such as codes placed by k-means: an
+    average would take many updates to follow a jump.
 
     That is the autoencoder in a first stage, denoiser and conditioner in a second: no
     discriminator, loss or metric network. Checkpoints keep the raw weights in ``state_dict`` and
@@ -65,8 +65,8 @@ class Ema(pl.Callback):
             name: self._averages[name].to(value.device, value.dtype)
             for name, value in parameters.items()
         }
-        self._own_averages = [own_part(average) for average in self._averages.values()]
-        self._followed = [own_part(value) for value in parameters.values()]
+        self._own_averages = [local_shard(average) for average in self._averages.values()]
+        self._followed = [local_shard(value) for value in parameters.values()]
         self._seen_step = trainer.global_step
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.runs.run_folder import RunFolder
-from ldm_lightning.utils.collectives import own_part
+from ldm_lightning.utils.collectives import local_shard
 from ldm_lightning.utils.provenance import peak_memory
 from ldm_lightning.utils.units import format_bytes, format_seconds
 
@@ -170,7 +170,7 @@ def _checkpoint_bytes(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of whole tensors; memory that several share counts once, as in a file."""
-    return sum({own_part(tensor).data_ptr(): tensor.nbytes for tensor in tensors}.values())
+    return sum({local_shard(tensor).data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
 def _discriminator_note(pl_module: pl.LightningModule, step: int, last: int) -> str:

@@ -17,7 +17,7 @@ class Performance(pl.Callback):
     """Show speed, waiting and memory beside the losses.
 
     ``perf/train_images_per_s``: of all processes; validations, what is saved after them and the
-    batch that follows are left out. ``perf/data_wait_share``: share of that time between one
+    batch that follows are left out. ``perf/data_wait_fraction``: share of that time between one
     batch's end and the next one's start, 0 to 1, on the first process: in the main waiting for
     data. ``perf/validation_s``. ``perf/peak_host_mib``, and on a GPU ``perf/peak_device_mib``.
 
@@ -75,7 +75,7 @@ class Performance(pl.Callback):
             seconds = self._mark - self._began
             row = {
                 "perf/train_images_per_s": self._num_images / seconds,
-                "perf/data_wait_share": self._waited / seconds,
+                "perf/data_wait_fraction": self._waited / seconds,
             }
             self._show(trainer, pl_module, row)
         self._begin()

@@ -67,7 +67,7 @@ class ReconstructionGrid(pl.Callback):
         """Keep the first images of the first process."""
         missing = self.num_images - sum(len(images) for images in self._images)
         if trainer.is_global_zero and missing > 0:
-            # Spread over the batch: neighbours may be windows of one photograph.
+            # Spread over the batch: neighbors may be windows of one photograph.
             self._images.append(spread_rows(batch["image"], missing).detach())
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 Each process writes its own part into a folder of its own turn, ``last.shards/a`` or ``b``; then one
 process replaces ``last.ckpt``, which names that folder. Until that moment the previous checkpoint
-stands untouched in the other folder, and only afterwards is it removed.
+stands untouched in the other folder, and only afterward is it removed.
 """
 
 import shutil
@@ -25,7 +25,7 @@ from ldm_lightning.checkpoints.checkpoint import (
     shards_of,
     with_shards,
 )
-from ldm_lightning.checkpoints.sharded_tensors import Place, own_parts, taken_out, write_shards
+from ldm_lightning.checkpoints.sharded_tensors import Place, own_parts, pop_prefixed, write_shards
 from ldm_lightning.storage.files import link_or_copy
 from ldm_lightning.utils.collectives import process_rank
 
@@ -42,7 +42,7 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
         OSError: On every process, if one of them could not write.
     """
     found: dict[str, tuple[Place, DTensor]] = {}
-    rest = taken_out(dict(checkpoint), [], found)
+    rest = pop_prefixed(dict(checkpoint), [], found)
     folder = shards_of(path) / _from_first(lambda: _free_folder(path))
     files: dict[str, list[int]] = {}
     try:

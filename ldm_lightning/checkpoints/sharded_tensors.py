@@ -32,7 +32,7 @@ Place = list[str | int]
 """Keys and indices that lead to a value inside nested dicts and lists."""
 
 
-def taken_out(value: Any, place: Place, found: dict[str, tuple[Place, DTensor]]) -> Any:
+def pop_prefixed(value: Any, place: Place, found: dict[str, tuple[Place, DTensor]]) -> Any:
     """Copy nested dicts and lists with None for each tensor that is spread over processes.
 
     Args:
@@ -44,14 +44,14 @@ def taken_out(value: Any, place: Place, found: dict[str, tuple[Place, DTensor]])
         found["/".join(map(str, place))] = (place, value)
         return None
     if isinstance(value, dict):
-        return {key: taken_out(item, [*place, key], found) for key, item in value.items()}
+        return {key: pop_prefixed(item, [*place, key], found) for key, item in value.items()}
     if isinstance(value, list):
-        return [taken_out(item, [*place, index], found) for index, item in enumerate(value)]
+        return [pop_prefixed(item, [*place, index], found) for index, item in enumerate(value)]
     return value
 
 
 def put_back(value: Any, place: Place, tensor: Tensor) -> None:
-    """Undo ``taken_out`` for one tensor, in place.
+    """Undo ``pop_prefixed`` for one tensor, in place.
 
     Raises:
         CheckpointError: If there is no such place.

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
 from ldm_lightning.checks.kinds import is_path, wrong_values
-from ldm_lightning.cli import misspelt
+from ldm_lightning.cli import misspelled
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.storage.home import expanded
 
@@ -30,7 +30,7 @@ def check_keys(
     """Refuse keys that no file of conf/ declares, and values of another type than they have there.
 
     Hydra refuses unknown keys on the command line, but merges whatever an experiment file holds, so
-    that a misspelt key there silently changes nothing; and it takes any text for a number.
+    that a misspelled key there silently changes nothing; and it takes any text for a number.
 
     Args:
         cfg: The composed configuration; the home that a path means by ``~`` is put in.
@@ -43,7 +43,7 @@ def check_keys(
     reference = _defaults(command, choices)
     unknown = _unknown_keys(OmegaConf.to_container(cfg), reference, prefix="")
     if unknown:
-        raise ValueError(misspelt(*unknown[0]))
+        raise ValueError(misspelled(*unknown[0]))
     _expand_homes(cfg)
     if wrong := wrong_values(_given_values(cfg, reference), reference):
         raise ValueError(" ".join(sorted(wrong)))

@@ -153,7 +153,7 @@ KINDS: Mapping[str, Kind] = {
     "data.num_workers": WHOLE,
     "*warmup_steps": WHOLE,
     "*ramp_steps": WHOLE,
-    "bottleneck.unquantised_steps": WHOLE,
+    "bottleneck.quantize_start_step": WHOLE,
     "bottleneck.restart_every_steps": WHOLE,
     "*_seconds": POSITIVE,
     "*_gib": POSITIVE,

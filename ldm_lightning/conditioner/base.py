@@ -15,7 +15,7 @@ class Conditioner(nn.Module):
 
     Args:
         dropout: Share of a training batch that learns without its condition, in [0, 1]. The caller
-            draws which; 0 means that the null condition is never learnt.
+            draws which; 0 means that the null condition is never learned.
         num_classes: Number of classes; None where labels are not used.
 
     Raises:

@@ -13,7 +13,7 @@ KINDS = ("vector", "context")
 
 
 class ClassConditioner(Conditioner):
-    """One learnt embedding a class, and one more that stands for no class.
+    """One learned embedding a class, and one more that stands for no class.
 
     Args:
         num_classes: Number of classes; labels run from 0 to ``num_classes - 1``.

@@ -19,18 +19,18 @@ class BadFileLog:
     Args:
         split: Which split the files belong to.
         num_files: Files of the split, readable or not.
-        max_bad_share: Largest share of them that may be unreadable.
+        max_bad_fraction: Largest share of them that may be unreadable.
 
     Raises:
-        ValueError: If ``max_bad_share`` is not in [0, 1].
+        ValueError: If ``max_bad_fraction`` is not in [0, 1].
     """
 
-    def __init__(self, *, split: str, num_files: int, max_bad_share: float) -> None:
-        if not 0 <= max_bad_share <= 1:
-            raise ValueError(f"max_bad_share must be in [0, 1], got {max_bad_share}.")
+    def __init__(self, *, split: str, num_files: int, max_bad_fraction: float) -> None:
+        if not 0 <= max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction must be in [0, 1], got {max_bad_fraction}.")
         self.split = split
         self.num_files = num_files
-        self.max_bad_share = max_bad_share
+        self.max_bad_fraction = max_bad_fraction
         self._path: Path | None = None
         self._start = 0
         self._known: dict[str, str] = {}
@@ -44,7 +44,7 @@ class BadFileLog:
         """Remember an unreadable file.
 
         Raises:
-            ValueError: If more than ``max_bad_share`` of the split is unreadable by now.
+            ValueError: If more than ``max_bad_fraction`` of the split is unreadable by now.
         """
         name = one_line(name)  # a tab or a new line would break the file's lines
         if name not in self._known:
@@ -53,12 +53,12 @@ class BadFileLog:
             if self._path is not None:
                 self._append(f"{self.split}\t{name}\t{reason}\n")
         entries = self.entries()
-        if len(entries) > self.max_bad_share * self.num_files:
+        if len(entries) > self.max_bad_fraction * self.num_files:
             raise ValueError(
                 f"{len(entries)} of the {self.num_files} files of the {self.split} split cannot be "
-                f"read, more than data.max_bad_share={self.max_bad_share:g} allows. The first: "
+                f"read, more than data.max_bad_fraction={self.max_bad_fraction:g} allows. First: "
                 f"{next(iter(entries.values()))}. Remove or repair these files, or raise "
-                "data.max_bad_share."
+                "data.max_bad_fraction."
             )
 
     def entries(self) -> dict[str, str]:

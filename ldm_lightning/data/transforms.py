@@ -68,7 +68,7 @@ def resize(
 
 
 def resize_quickly(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize as ``resize`` does, to one grey level (two where it enlarges), five times as fast.
+    """Resize as ``resize`` does, to one gray level (two where it enlarges), five times as fast.
 
     torch's filter for bytes is Pillow's in vector instructions. Evaluation keeps to Pillow itself,
     so that figures do not depend on the processor.
@@ -86,12 +86,12 @@ def resize_quickly(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Shrink an image until it just covers the target, and take its centre.
+    """Shrink an image until it just covers the target, and take its center.
 
     Source: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis" (ADM): the image
         is halved
     with a box filter while its shorter side is at least twice the target, brought to the target
-    with a bicubic filter, and cropped at the centre. For a target that is not square, "shorter
+    with a bicubic filter, and cropped at the center. For a target that is not square, "shorter
     side" is the side that covers its target with less room. Smaller images are enlarged.
 
     Args:
@@ -179,7 +179,7 @@ class TrainTransform:
     ``random_resized`` takes a window of the target's aspect ratio whose area is a uniformly drawn
     share, within ``scale``, of the largest such window, and resizes it. Differs from torchvision's
     transform of that name: the aspect ratio is kept. ``random`` cuts a window at native scale.
-    ``center`` is ADM's centre crop.
+    ``center`` is ADM's center crop.
 
     Args:
         size: Height and width of the result.

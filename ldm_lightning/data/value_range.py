@@ -12,7 +12,7 @@ MAX_16_BIT = 65535
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The values of grey files of more than 8 bits that become black and white.
+    """The values of gray files of more than 8 bits that become black and white.
 
     Attributes:
         low: Becomes 0, as does everything below.
@@ -62,7 +62,7 @@ class ValueRange:
 
 @dataclass(frozen=True)
 class WideType:
-    """How a grey image file stores pixels of more than 8 bits.
+    """How a gray image file stores pixels of more than 8 bits.
 
     Attributes:
         full_range: What the file can hold; None for floating-point numbers.

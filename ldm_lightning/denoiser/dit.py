@@ -1,7 +1,7 @@
 """Diffusion transformer with adaLN-zero: patches as tokens, the condition as scales and shifts.
 
 Source: Peebles & Xie 2023, arXiv:2212.09748, section 3. Differs from it: the prediction has as many
-channels as ``out_channels`` says (published: twice the latents', for a learnt variance), and
+channels as ``out_channels`` says (published: twice the latents', for a learned variance), and
 positions follow from the size of the input, so that any size divisible by the patch is taken.
 """
 
@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and feed-forward, each normalised, scaled, shifted and gated by the condition."""
+    """Attention and feed-forward, each normalized, scaled, shifted and gated by the condition."""
 
     def __init__(self, width: int, *, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class DiT(nn.Module):
         num_heads: Attention heads.
         patch_size: Latent pixels on a side that make a token.
         mlp_ratio: Width of the feed-forward layer over ``width``.
-        recompute: Trade time for memory: recompute activations in the backward pass.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
 
     Raises:
         ValueError: If the heads do not divide the width, the width is not divisible by 4, or a
@@ -113,7 +113,7 @@ class DiT(nn.Module):
         num_heads: int,
         patch_size: int,
         mlp_ratio: float = 4.0,
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         sizes = {
@@ -136,7 +136,7 @@ class DiT(nn.Module):
         self.out_channels = out_channels
         self.width = width
         self.patch_size = patch_size
-        self.recompute = recompute
+        self.gradient_checkpointing = gradient_checkpointing
         self.x_embedder = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
         self.t_embedder = TimeEmbedding(width=TIME_WIDTH, out_width=width)
         self.blocks = nn.ModuleList(
@@ -183,7 +183,7 @@ class DiT(nn.Module):
         if condition.vector is not None:
             embedding = embedding + condition.vector
         for block in self.blocks:
-            if self.recompute and self.training:
+            if self.gradient_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, embedding, use_reentrant=False)
             else:
                 tokens = block(tokens, embedding)

@@ -24,7 +24,7 @@ EMBEDDING_RATIO = 4
 
 
 class UNet(nn.Module):
-    """Predict from noisy latents, at the time given, what the parametrisation says.
+    """Predict from noisy latents, at the time given, what the parametrization says.
 
     Args:
         in_channels: Channels of the noisy latents, and of what a condition concatenates to them.
@@ -40,11 +40,11 @@ class UNet(nn.Module):
         context_width: Width of the condition's tokens, which attention blocks then read; None for
             self-attention alone.
         transformer_depth: Transformer blocks at each place of attention to the condition's tokens.
-        scale_shift_norm: The time embedding scales and shifts normalised features, instead of being
+        scale_shift_norm: The time embedding scales and shifts normalized features, instead of being
             added to features.
         resblock_updown: Residual blocks change the resolution, instead of convolutions.
         dropout: Share of activations dropped in residual blocks, in [0, 1).
-        recompute: Trade time for memory: recompute activations in the backward pass.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
 
     Raises:
         ValueError: If not exactly one of ``num_heads`` and ``head_width`` is given, or it does not
@@ -67,7 +67,7 @@ class UNet(nn.Module):
         scale_shift_norm: bool = False,
         resblock_updown: bool = False,
         dropout: float = 0.0,
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if (num_heads is None) == (head_width is None):
@@ -77,7 +77,7 @@ class UNet(nn.Module):
             )
         self.in_channels = in_channels
         self.context_width = context_width
-        self.recompute = recompute
+        self.gradient_checkpointing = gradient_checkpointing
         self.downsampling_factor = 2 ** (len(width_multipliers) - 1)
         self._embedding_width = embedding_width = EMBEDDING_RATIO * base_width
 
@@ -213,8 +213,8 @@ class UNet(nn.Module):
         context: Tensor | None,
         skip: Tensor | None = None,
     ) -> Tensor:
-        """Run a list of blocks; with ``recompute`` its activations are made again going back."""
-        if self.recompute and self.training and torch.is_grad_enabled():
+        """Run a list of blocks, whose activations ``gradient_checkpointing`` recomputes."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(blocks, hidden, embedding, context, skip, use_reentrant=False)
         return blocks(hidden, embedding, context, skip)
 

@@ -83,7 +83,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, feed-forward; normalised and with shortcuts."""
+    """Self-attention, attention to the context, feed-forward; normalized and with shortcuts."""
 
     def __init__(self, width: int, *, context_width: int, num_heads: int) -> None:
         super().__init__()
@@ -96,8 +96,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
         """Map tokens [B, N, C] and context [B, n, d] to [B, N, C]."""
-        normalised = self.norm1(tokens)
-        tokens = tokens + self.attn1(normalised, normalised)
+        normalized = self.norm1(tokens)
+        tokens = tokens + self.attn1(normalized, normalized)
         tokens = tokens + self.attn2(self.norm2(tokens), context)
         return tokens + self.ff(self.norm3(tokens))
 

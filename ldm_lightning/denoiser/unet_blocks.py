@@ -12,14 +12,14 @@ from ldm_lightning.denoiser.unet_layers import group_norm, zeroed
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions with the time between them, beside a shortcut.
+    """Two normalized 3x3 convolutions with the time between them, beside a shortcut.
 
     Args:
         in_channels: Channels that come in.
         out_channels: Channels that go out.
         embedding_width: Width of the time embedding.
-        scale_shift_norm: The embedding scales and shifts the normalised features ("adaptive group
-            normalisation", ADM section 3); else it is added before the normalisation.
+        scale_shift_norm: The embedding scales and shifts the normalized features ("adaptive group
+            normalization", ADM section 3); else it is added before the normalization.
         dropout: Share of activations dropped before the second convolution.
         resample: Has no parameters; changes the size of residual and shortcut alike.
     """

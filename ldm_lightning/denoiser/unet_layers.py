@@ -11,7 +11,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, fewer where they would hold less than two channels.
+    """Group normalization with 32 groups, fewer where they would hold less than two channels.
 
     A group of one channel would remove that channel's mean over the latents. All published widths,
     128 and more, have 32 groups.

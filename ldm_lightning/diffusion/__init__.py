@@ -1,1 +1,1 @@
-"""Noise schedules, parametrisations, weightings, and the process that joins them."""
+"""Noise schedules, parametrizations, weightings, and the process that joins them."""

@@ -1,6 +1,6 @@
 """What the network predicts, and how its output becomes an estimate of the clean latents.
 
-With noisy = alpha * clean + sigma * noise, every parametrisation is linear in both ways:
+With noisy = alpha * clean + sigma * noise, every parametrization is linear in both ways:
 
     clean estimate = skip * noisy + output_scale * network(input_scale * noisy, ...)
     target         = clean_weight * clean + noise_weight * noise
@@ -36,7 +36,7 @@ class Preconditioning:
 
 
 class Parametrization(ABC):
-    """Base of all parametrisations.
+    """Base of all parametrizations.
 
     Attributes:
         needs_signal: Whether the estimate divides by alpha, which zero terminal SNR forbids.
@@ -118,7 +118,7 @@ class Edm(Parametrization):
     Source: Karras et al. 2022, arXiv:2206.00364, Eq. 7 and Table 1, here for any alpha.
 
     Args:
-        sigma_data: Standard deviation of the clean latents: 1 after normalisation.
+        sigma_data: Standard deviation of the clean latents: 1 after normalization.
 
     Raises:
         ValueError: If ``sigma_data`` is not positive.

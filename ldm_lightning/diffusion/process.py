@@ -97,7 +97,7 @@ class Process:
         """Estimate the clean latents.
 
         Args:
-            network: Predicts what the parametrisation says.
+            network: Predicts what the parametrization says.
             noisy: [B, c, h, w].
             time: [B], in (0, 1].
             condition: What the network is conditioned on.
@@ -125,7 +125,7 @@ class Process:
         The weight is that of the squared error, with ``l1`` too.
 
         Args:
-            network: Predicts what the parametrisation says.
+            network: Predicts what the parametrization says.
             clean: [B, c, h, w], of unit variance.
             noise: Standard normal, [B, c, h, w].
             time: [B], in (0, 1].

@@ -2,7 +2,7 @@
 
 A weighting is given for the squared error of the clean estimate. The loss compares the network's
 output with its target, and the two errors differ by the factor output_scale; so the weight of the
-output's squared error is weight * output_scale^2, in every parametrisation.
+output's squared error is weight * output_scale^2, in every parametrization.
 """
 
 from abc import ABC, abstractmethod
@@ -69,11 +69,11 @@ class MinSnr(Weighting):
 class EdmWeighting(Weighting):
     """(sigma^2 + sigma_data^2) / (sigma * sigma_data)^2 on the clean estimate, for alpha = 1.
 
-    With the EDM parametrisation this is weight 1 on the network's output. Other alphas are read as
+    With the EDM parametrization this is weight 1 on the network's output. Other alphas are read as
     the same ratio sigma / alpha. Source: Karras et al. 2022, arXiv:2206.00364, Table 1, lambda.
 
     Args:
-        sigma_data: Standard deviation of the clean latents: 1 after normalisation.
+        sigma_data: Standard deviation of the clean latents: 1 after normalization.
 
     Raises:
         ValueError: If ``sigma_data`` is not positive.

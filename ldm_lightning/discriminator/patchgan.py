@@ -14,7 +14,7 @@ from ldm_lightning.nn.blocks import group_norm
 MAX_WIDTH_MULTIPLIER = 8
 NEGATIVE_SLOPE = 0.2
 
-# Normalisation layers bring their own bias; without one the convolution needs it.
+# Normalization layers bring their own bias; without one the convolution needs it.
 NORMALIZATIONS: dict[str, Callable[[int], nn.Module] | None] = {
     "group": group_norm,
     "batch": nn.BatchNorm2d,

@@ -11,7 +11,7 @@ MEETING = timedelta(days=7)
 first stage for hours. One that fails then is noticed by whoever started it."""
 
 
-class AnsweringDDP(DDPStrategy):
+class TwoTimeoutDDP(DDPStrategy):
     """Ends a run in which a process hangs.
 
     Args:

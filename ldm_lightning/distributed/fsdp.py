@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from ldm_lightning.checkpoints.sharded import cut_alike, load_sharded, save_sharded
-from ldm_lightning.distributed.ddp import AnsweringDDP
+from ldm_lightning.distributed.ddp import TwoTimeoutDDP
 from ldm_lightning.distributed.sharding import gather, release, shard
 from ldm_lightning.module.diffusion import DiffusionModule
 
 
-class ShardedStrategy(AnsweringDDP):
+class ShardedStrategy(TwoTimeoutDDP):
     """Processes as in DDP, but each keeps one part of what a second stage trains.
 
     The first stage and the metrics stay whole on every process.
 
     Args:
-        answer_seconds: As of ``AnsweringDDP``.
+        answer_seconds: As of ``TwoTimeoutDDP``.
     """
 
     def __init__(self, *, answer_seconds: float) -> None:

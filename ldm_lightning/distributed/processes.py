@@ -51,7 +51,7 @@ STARTER = "LDM_LIGHTNING_COMMANDED_BY"
 
 
 @contextmanager
-def first_cause_told(run_folder: RunFolder) -> Iterator[None]:
+def record_first_cause(run_folder: RunFolder) -> Iterator[None]:
     """Leave word of this process' error in the run folder, and read there what others left.
 
     A process learns of another's end by a broken connection; that is an echo, not the cause.

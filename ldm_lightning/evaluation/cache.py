@@ -32,14 +32,14 @@ class FirstStageRecord:
     Attributes:
         scalars: By name without stage (``psnr``), and ``latent/mean`` and ``latent/std``.
         protocol: How each was made.
-        grey_psnr: PSNR of plain mid-grey images, in dB: what knowing nothing gives.
+        gray_psnr: PSNR of plain mid-gray images, in dB: what knowing nothing gives.
         num_images: Number of images that were seen.
         image_shape: [C, H, W] of them.
     """
 
     scalars: dict[str, float]
     protocol: dict[str, Protocol]
-    grey_psnr: float
+    gray_psnr: float
     num_images: int
     image_shape: tuple[int, ...]
 
@@ -84,7 +84,7 @@ class EvaluationCache:
             return FirstStageRecord(
                 scalars={name: _number(value) for name, value in record["scalars"].items()},
                 protocol={name: dict(entry) for name, entry in record["protocol"].items()},
-                grey_psnr=_number(record["grey_psnr"]),
+                gray_psnr=_number(record["gray_psnr"]),
                 num_images=int(record["num_images"]),
                 image_shape=tuple(map(int, record["image_shape"])),
             )

@@ -77,7 +77,7 @@ def run_gate(
     if mode == "skip":
         log.warning("The gate is skipped (gate.mode=skip): the first stage is not measured.")
         return None
-    # networks are initialised before their weights are loaded
+    # networks are initialized before their weights are loaded
     with torch.random.fork_rng(devices=[]):
         first_stage = open_first_stage(checkpoint, weights=weights)
         cfg = _measured_config(first_stage, data=data, features=features, cache_dir=cache_dir)
@@ -179,7 +179,7 @@ def _facts(first_stage: OpenedFirstStage, record: FirstStageRecord) -> FirstStag
         num_codes=autoencoder.bottleneck.num_codes,
         downsampling_factor=autoencoder.downsampling_factor,
         kl_weight=OmegaConf.select(first_stage.run_config(), "loss.kl_weight"),
-        grey_psnr=record.grey_psnr,
+        gray_psnr=record.gray_psnr,
         trained=training.validated,
         same_images=training.is_of(record.protocol["psnr"]),
         psnr_rise=training.psnr_rise,

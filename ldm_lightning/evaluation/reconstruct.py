@@ -35,7 +35,7 @@ class Reconstruction:
 
     Attributes:
         report: Its figures, over all processes.
-        grey_psnr: PSNR of plain mid-grey images, in dB: what knowing nothing gives.
+        gray_psnr: PSNR of plain mid-gray images, in dB: what knowing nothing gives.
         first: The first batch of this process, [B, C, H, W] in [-1, 1]; one image of zeros where
             it had none.
         grid: A row of images and a row of their reconstructions, [2 * num_columns, C, H, W].
@@ -43,7 +43,7 @@ class Reconstruction:
     """
 
     report: FirstStageReport
-    grey_psnr: float
+    gray_psnr: float
     first: Tensor
     grid: Tensor
     num_columns: int
@@ -53,7 +53,7 @@ class Reconstruction:
         return FirstStageRecord(
             scalars={**self.report.scalars, **self.report.latent_scalars},
             protocol=self.report.protocol,
-            grey_psnr=self.grey_psnr,
+            gray_psnr=self.gray_psnr,
             num_images=self.report.num_images,
             image_shape=tuple(self.first.shape[1:]),
         )
@@ -101,7 +101,7 @@ def reconstruct(
     device, dtype = computing.device, computing.dtype
     autoencoder = first_stage.autoencoder.to(device, dtype)
     metrics.to(device, dtype).reset()
-    grey = MeanOverImages().to(device)
+    gray = MeanOverImages().to(device)
     log.info(
         "Weights: %s of %s. Precision: %s.",
         first_stage.weights,
@@ -117,15 +117,15 @@ def reconstruct(
             output = autoencoder(images)
             metrics.update(images, output.reconstructions, output.bottleneck)
             originals = to_uint8(images)
-            grey.update(peak_signal_to_noise_ratio(torch.full_like(originals, 128), originals))
+            gray.update(peak_signal_to_noise_ratio(torch.full_like(originals, 128), originals))
             first = images if first is None else first
-        grey.update(torch.empty(0, device=device))  # a process may have had no images
-        grey_psnr = grey.compute()
-        if not grey_psnr.num_images:
+        gray.update(torch.empty(0, device=device))  # a process may have had no images
+        gray_psnr = gray.compute()
+        if not gray_psnr.num_images:
             raise ValueError("No image could be read: there is nothing to measure.")
         if first is None:
             height, width = data.resolution
             first = torch.zeros(1, data.image_channels, height, width, device=device, dtype=dtype)
         shown = spread_rows(first, NUM_SHOWN)
         grid = torch.cat([shown, autoencoder(shown).reconstructions])
-    return Reconstruction(metrics.compute(), grey_psnr.mean, first, grid, len(shown))
+    return Reconstruction(metrics.compute(), gray_psnr.mean, first, grid, len(shown))

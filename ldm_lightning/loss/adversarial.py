@@ -1,4 +1,4 @@
-"""Adversarial losses, their regularisers, and the schedule by which they come in.
+"""Adversarial losses, their regularizers, and the schedule by which they come in.
 
 With r and f the logits on images and reconstructions:
 
@@ -96,7 +96,7 @@ class AdversarialSchedule:
         """Whether the discriminator is updated in this step."""
         return step >= self.generator_start_step - self.warmup_steps
 
-    def generator_share(self, step: int) -> float:
+    def generator_fraction(self, step: int) -> float:
         """Share of the adversarial weight in this step, 0 to 1; 0 until the generator sees it."""
         if step < self.generator_start_step:
             return 0.0
@@ -115,7 +115,7 @@ class AdversarialLoss:
         adaptive: Multiply the weight by the ratio of gradient norms at the decoder's last layer.
         schedule: When it comes in.
         r1_weight: Weight of the gradient penalty on images; 0 leaves it out.
-        lecam_weight: Weight of the LeCam regulariser; 0 leaves it out.
+        lecam_weight: Weight of the LeCam regularizer; 0 leaves it out.
 
     Raises:
         ValueError: If the form is unknown.
@@ -192,7 +192,7 @@ class LeCam(nn.Module):
         self.register_buffer("mean_fake", torch.zeros(()))
 
     def forward(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """The regulariser, a scalar."""
+        """The regularizer, a scalar."""
         far_real = F.relu(_full(logits_real) - self.mean_fake).square().mean()
         far_fake = F.relu(self.mean_real - _full(logits_fake)).square().mean()
         return far_real + far_fake

@@ -33,11 +33,11 @@ LPIPS_MIN_SIZE: dict[str, int] = {"alex": 31, "vgg": 16, "squeeze": 17}
 """Smallest side in pixels at which no feature map of the backbone is empty."""
 
 
-def grey_triplets(images: Tensor) -> Tensor:
+def gray_triplets(images: Tensor) -> Tensor:
     """Show images with any number of channels to a network that was trained on RGB.
 
-    RGB passes unchanged and one channel is repeated. Any other C has no colours a photograph
-    network could know, so every channel becomes a grey image of its own; whoever calls averages
+    RGB passes unchanged and one channel is repeated. Any other C has no colors a photograph
+    network could know, so every channel becomes a gray image of its own; whoever calls averages
     over the C results.
 
     Args:
@@ -109,8 +109,8 @@ class PerceptualLoss(nn.Module):
                 f"got {images.shape[2]}x{images.shape[3]}; take larger images or features=tiny."
             )
         with torch.no_grad():
-            targets = self.features(grey_triplets(images))
-        distances = self.distance(self.features(grey_triplets(reconstructions)), targets)
+            targets = self.features(gray_triplets(images))
+        distances = self.distance(self.features(gray_triplets(reconstructions)), targets)
         return distances.reshape(images.shape[0], -1).mean(dim=1)
 
     @abstractmethod
@@ -126,7 +126,7 @@ class TinyPerceptual(PerceptualLoss):
     """Perceptual distance in the features that ship with this package; needs no download."""
 
     def __init__(self) -> None:
-        with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
+        with torch.random.fork_rng(devices=[]):  # layers are initialized before they are loaded
             network = TinyFeatures.pretrained()
         super().__init__(
             network,
@@ -146,7 +146,7 @@ class TinyPerceptual(PerceptualLoss):
         return stages
 
     def distance(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Channel-normalised squared differences, summed over stages."""
+        """Channel-normalized squared differences, summed over stages."""
         return feature_distance(features, targets)
 
 
@@ -197,7 +197,7 @@ class Lpips(PerceptualLoss):
         )
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
-        """Feature maps behind the backbone's ReLUs, normalised over channels.
+        """Feature maps behind the backbone's ReLUs, normalized over channels.
 
         A position where every channel is 0 keeps a zero vector and passes no gradient; the
         package's own square root would pass NaN.

@@ -17,7 +17,7 @@ class ReconstructionTerms:
     """Reconstruction loss of one batch, scalars averaged over images.
 
     Attributes:
-        total: What is optimised.
+        total: What is optimized.
         pixel: The pixel loss alone, reduced over C, H, W as ``total`` is.
         perceptual: The perceptual distance before its weight; None where it is not used.
     """

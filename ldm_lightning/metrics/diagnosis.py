@@ -21,8 +21,8 @@ DAMAGE_DB = 0.5
 precisions move it by hundredths."""
 
 WORSE_THAN_GREY_DB = 1.0
-"""PSNR below that of plain grey images which only broken weights have. A decoder that paints the
-mean of all images lies within half a decibel of grey."""
+"""PSNR below that of plain gray images which only broken weights have. A decoder that paints the
+mean of all images lies within half a decibel of gray."""
 
 OTHER_IMAGES_DB = 3.0
 """PSNR lost between the training's own images and these from which on it is worth a word."""
@@ -41,7 +41,7 @@ class FirstStageFacts:
         num_codes: K.
         downsampling_factor: f.
         kl_weight: Weight of the KL in its training.
-        grey_psnr: PSNR that plain mid-grey images would have on the measured set, in dB.
+        gray_psnr: PSNR that plain mid-gray images would have on the measured set, in dB.
         trained: What its own training validated of these very weights, by full name; empty where
             there is no record.
         same_images: Whether that validation saw the images that were measured now.
@@ -53,7 +53,7 @@ class FirstStageFacts:
     num_codes: int | None = None
     downsampling_factor: int | None = None
     kl_weight: float | None = None
-    grey_psnr: float | None = None
+    gray_psnr: float | None = None
     trained: Mapping[str, float] = field(default_factory=dict)
     same_images: bool = False
     psnr_rise: float | None = None
@@ -144,11 +144,11 @@ def _damage(metrics: Mapping[str, float], failed: Set[str], facts: FirstStageFac
         )
         return Cause("damaged_weights", f"{evidence} {_damaged_half(metrics, facts)}", change)
     confirmed = before is not None and facts.same_images
-    grey = facts.grey_psnr
-    if not confirmed and grey is not None and psnr < grey - WORSE_THAN_GREY_DB:
+    gray = facts.gray_psnr
+    if not confirmed and gray is not None and psnr < gray - WORSE_THAN_GREY_DB:
         return Cause(
             "damaged_weights",
-            f"val/psnr is {psnr:.4g} dB, below the {grey:.4g} dB of plain grey images: no training "
+            f"val/psnr is {psnr:.4g} dB, below the {gray:.4g} dB of plain gray images: no training "
             "of a first stage ends there, so its weights are damaged (or hardly trained).",
             change,
         )
@@ -205,8 +205,8 @@ def _codebook_collapse(
         "codebook_collapse",
         f"The codebook has collapsed: {' and '.join(filter(None, shown))} of {facts.num_codes} "
         "codes.",
-        "Train it again with codes placed by k-means (bottleneck.unquantised_steps=300), restarts "
-        "of dead codes (bottleneck.restart_every_steps=100), or fewer codes "
+        "Train it again with codes placed by k-means (bottleneck.quantize_start_step=300), "
+        "restarts of dead codes (bottleneck.restart_every_steps=100), or fewer codes "
         "(bottleneck.num_codes).",
     )
 

@@ -14,7 +14,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.loss.perceptual import Lpips, PerceptualLoss, TinyPerceptual, grey_triplets
+from ldm_lightning.loss.perceptual import Lpips, PerceptualLoss, TinyPerceptual, gray_triplets
 from ldm_lightning.nn.tiny_features import TinyFeatures
 from ldm_lightning.storage.hashing import hash_tensors
 from ldm_lightning.utils.pretrained import parse_weights, read_weights, require_weights
@@ -41,11 +41,11 @@ class FeatureExtractor:
     def __call__(self, images: Tensor) -> Tensor:
         """Embed uint8 images [B, C, H, W]: [B, D].
 
-        Images that are not RGB are shown channel by channel as grey images and their vectors
+        Images that are not RGB are shown channel by channel as gray images and their vectors
         averaged.
         """
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            features = self.embed(grey_triplets(images))
+            features = self.embed(gray_triplets(images))
         return features.unflatten(0, (images.shape[0], -1)).mean(dim=1)
 
     @abstractmethod
@@ -62,7 +62,7 @@ class TinyExtractor(FeatureExtractor):
     """Mean of the last feature map of the embedded tiny network; images keep their size."""
 
     def __init__(self) -> None:
-        with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
+        with torch.random.fork_rng(devices=[]):  # layers are initialized before they are loaded
             self.network = TinyFeatures.pretrained()
         self.feature_network = "tiny"
         self.weights_hash = self.network.weights_hash

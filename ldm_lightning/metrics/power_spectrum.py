@@ -32,7 +32,7 @@ SMALLEST_SIZE = 16
 """Pixels a side. Here the lowest octave ends at two periods an image; the window sees no fewer."""
 
 ROUNDING_VARIANCE = 1 / 12
-"""Of rounding to 8 bits, in grey levels^2, spread evenly over frequencies. It is added on either
+"""Of rounding to 8 bits, in gray levels^2, spread evenly over frequencies. It is added on either
 side: no 8-bit image is known better, and flat images have nothing else."""
 
 OCTAVE_NAMES = tuple(f"power_ratio_octave_{octave}" for octave in range(1, NUM_OCTAVES + 1))
@@ -49,7 +49,7 @@ class PowerSpectrumResult(NamedTuple):
             in [0, 1]: the sum over rings of max(0, P_image - P_reconstruction), over the sum of
             P_image. It is 1 - (power ratio) where no ring gained; a ring that did, as by noise or
             a checkerboard, makes up for none that lost.
-        reconstruction_power: Mean over images and channels by ring, in grey levels^2, [NUM_RINGS];
+        reconstruction_power: Mean over images and channels by ring, in gray levels^2, [NUM_RINGS];
             the rings of an image add up to its windowed variance less the corners.
         image_power: Likewise, of the images.
         num_images: Number of images.
@@ -139,13 +139,13 @@ def ring_power(images: Tensor) -> Tensor:
     with the Discrete Fourier Transform"). Its price is resolution: two periods an image.
 
     The corners of the spectrum beyond 0.5 cycles per pixel are left out, as only diagonal structure
-    reaches there. Colours count as channels do in PSNR: one by one, in the numbers of the file.
+    reaches there. Colors count as channels do in PSNR: one by one, in the numbers of the file.
 
     Args:
         images: uint8, [B, C, H, W], H and W at least ``SMALLEST_SIZE``.
 
     Returns:
-        Grey levels^2, float64, [NUM_RINGS]: a white noise of variance v has v times the ring's area
+        Gray levels^2, float64, [NUM_RINGS]: a white noise of variance v has v times the ring's area
         in (cycles per pixel)^2.
 
     Raises:
@@ -172,9 +172,9 @@ def ring_power(images: Tensor) -> Tensor:
 
 
 def _hann(size: int, device: torch.device) -> Tensor:
-    """Hann window of pixels' centres, float64, [size]."""
-    centres = torch.arange(size, dtype=torch.float64, device=device) + 0.5
-    return torch.sin(math.pi * centres / size).square()
+    """Hann window of pixels' centers, float64, [size]."""
+    centers = torch.arange(size, dtype=torch.float64, device=device) + 0.5
+    return torch.sin(math.pi * centers / size).square()
 
 
 @functools.lru_cache(maxsize=16)

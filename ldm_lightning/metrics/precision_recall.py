@@ -41,7 +41,7 @@ def precision_and_recall(features: Tensor, references: Tensor) -> PrecisionRecal
         references: Of real images, [M, D].
 
     Returns:
-        None where either set has no k-th neighbour: fewer than four images.
+        None where either set has no k-th neighbor: fewer than four images.
     """
     if min(len(features), len(references)) <= NEAREST:
         return None

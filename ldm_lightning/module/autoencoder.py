@@ -32,12 +32,12 @@ from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
 from ldm_lightning.module.precision import at_least_float32, gradient_at_layer, loss_precision
 from ldm_lightning.module.settings import Adversary, Optimization
-from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
+from ldm_lightning.module.updating import Batch, ManualOptimizationModule, prepared
 from ldm_lightning.utils.collectives import all_reduce_mean, average_gradients
 from ldm_lightning.utils.random import RowDraws
 
 
-class AutoencoderModule(UpdatingModule):
+class AutoencoderModule(ManualOptimizationModule):
     """Train, validate and store a first stage.
 
     ``trainer.global_step`` counts generator updates: the discriminator steps through the strategy,
@@ -153,7 +153,7 @@ class AutoencoderModule(UpdatingModule):
         output = self.autoencoder(
             images, self._posterior_noise(images, self.draws(batch_idx, len(images)))
         )
-        completes = self.completes_update(batch_idx)
+        completes = self.is_last_microbatch(batch_idx)
         self._generator_backward(images, output, step=step, completes=completes)
         self._pending.append((images, at_least_float32(output.reconstructions.detach())))
         if not completes:
@@ -192,7 +192,9 @@ class AutoencoderModule(UpdatingModule):
             self._log.add("loss_perceptual", terms.perceptual)
         total = terms.total.detach()
         share = (
-            self.adversarial_loss.schedule.generator_share(step) if self.adversarial_loss else 0.0
+            self.adversarial_loss.schedule.generator_fraction(step)
+            if self.adversarial_loss
+            else 0.0
         )
         if share > 0 and self._adversarial_loss().weight > 0:
             adversarial, adversarial_gradient = self._adversarial_gradient(outputs)
@@ -259,9 +261,9 @@ class AutoencoderModule(UpdatingModule):
                 self._log.add("loss_r1", penalty)
                 loss = loss + settings.r1_weight * penalty
             if self.lecam is not None:
-                regulariser = self.lecam(logits_real, logits_fake)
-                self._log.add("loss_lecam", regulariser)
-                loss = loss + settings.lecam_weight * regulariser
+                regularizer = self.lecam(logits_real, logits_fake)
+                self._log.add("loss_lecam", regularizer)
+                loss = loss + settings.lecam_weight * regularizer
                 seen.append((logits_real.detach(), logits_fake.detach()))
             self._add_gradients(loss, exchange=False)
         average_gradients(self.discriminator.parameters())

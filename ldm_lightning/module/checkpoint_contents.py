@@ -32,7 +32,7 @@ from ldm_lightning.checkpoints.contents import (
 )
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
-from ldm_lightning.module.updating import UpdatingModule
+from ldm_lightning.module.updating import ManualOptimizationModule
 from ldm_lightning.utils.errors import CheckpointError
 
 VERSION = Leaf(
@@ -93,7 +93,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of each parameter, in its shape, beside the number of its steps."""
 
 
-def check_continues(path: Path, *, trainer: pl.Trainer, module: UpdatingModule) -> dict[str, Any]:
+def check_continues(
+    path: Path, *, trainer: pl.Trainer, module: ManualOptimizationModule
+) -> dict[str, Any]:
     """Refuse a checkpoint that the run cannot be continued from exactly; return what it holds.
 
     Args:
@@ -113,7 +115,7 @@ def check_continues(path: Path, *, trainer: pl.Trainer, module: UpdatingModule) 
 
 
 def check_content(
-    content: Mapping[str, Any], path: Path, *, trainer: pl.Trainer, module: UpdatingModule
+    content: Mapping[str, Any], path: Path, *, trainer: pl.Trainer, module: ManualOptimizationModule
 ) -> None:
     """Refuse what a file holds; see ``check_continues``."""
     try:
@@ -195,7 +197,9 @@ def _check_callbacks(stored: Mapping[str, Any], trainer: pl.Trainer) -> None:
         raise ValueError("callbacks.Checkpointing holds one of best_value and best_step alone")
 
 
-def _check_average(content: Mapping[str, Any], trainer: pl.Trainer, module: UpdatingModule) -> None:
+def _check_average(
+    content: Mapping[str, Any], trainer: pl.Trainer, module: ManualOptimizationModule
+) -> None:
     """Refuse half of a moving average, or one of other weights."""
     if ("ema" in content) != ("Ema" in content["callbacks"]):
         there, lacking = ("ema", "callbacks.Ema")[:: 1 if "ema" in content else -1]
@@ -212,7 +216,7 @@ def _check_scaler(content: Mapping[str, Any], trainer: pl.Trainer) -> None:
         check(content[key], like(own), key)
 
 
-def _check_description(content: Mapping[str, Any], module: UpdatingModule) -> None:
+def _check_description(content: Mapping[str, Any], module: ManualOptimizationModule) -> None:
     """Refuse a checkpoint of another stage, or one that does not say what it is."""
     key = "first_stage" if isinstance(module, AutoencoderModule) else "second_stage"
     rule = dict.fromkeys(module.stored_config, ANYTHING)

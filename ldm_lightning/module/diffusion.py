@@ -21,7 +21,7 @@ from ldm_lightning.metrics.frechet import Protocol
 from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.module.generation import Generated, GenerationValidation
 from ldm_lightning.module.settings import Optimization
-from ldm_lightning.module.updating import Batch, UpdatingModule, prepared
+from ldm_lightning.module.updating import Batch, ManualOptimizationModule, prepared
 from ldm_lightning.utils.metadata import count_fact
 from ldm_lightning.utils.random import RowDraws, generator_for
 
@@ -29,7 +29,7 @@ NUM_NOISE_LEVELS = 10
 """Validation measures the loss at this many quantiles of the training times."""
 
 
-class DiffusionModule(UpdatingModule):
+class DiffusionModule(ManualOptimizationModule):
     """Train, validate and store a denoiser.
 
     Batches hold ``image`` [B, C, H, W] in [-1, 1], or what a latent cache holds: ``mean`` and,
@@ -38,7 +38,7 @@ class DiffusionModule(UpdatingModule):
     Args:
         denoiser: The network (noisy latents, network time, condition) -> [B, c, h, w].
         conditioner: Makes its condition of a batch; trained with it.
-        process: Schedule, parametrisation, weighting and training times.
+        process: Schedule, parametrization, weighting and training times.
         first_stage: Encodes and decodes; is not trained, and no part of this module's state.
         optimization: Optimizer, schedule, accumulation, clipping.
         seed: Seed of everything that is drawn.
@@ -143,8 +143,8 @@ class DiffusionModule(UpdatingModule):
         condition = self.model["conditioner"](batch, drop=self._dropped(draws))
         losses = self.process.loss(self.model["denoiser"], latents, noise, time, condition)
         self._log.add("loss_total", losses.mean())
-        self._add_gradients(losses.mean(), exchange=self.completes_update(batch_idx))
-        if not self.completes_update(batch_idx):
+        self._add_gradients(losses.mean(), exchange=self.is_last_microbatch(batch_idx))
+        if not self.is_last_microbatch(batch_idx):
             return
         (optimizer,) = self._optimizers()
         self._set_learning_rate(step)

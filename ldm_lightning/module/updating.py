@@ -25,7 +25,7 @@ from ldm_lightning.utils.random import RowDraws
 Batch = Mapping[str, Any]
 
 
-class UpdatingModule(pl.LightningModule):
+class ManualOptimizationModule(pl.LightningModule):
     """Updates its networks by hand, once every ``accumulate_batches`` batches.
 
     The first optimizer is the one that ``trainer.global_step`` counts.
@@ -82,17 +82,17 @@ class UpdatingModule(pl.LightningModule):
 
     # Updates
 
-    def position_in_update(self, batch_idx: int) -> int:
+    def microbatch_index(self, batch_idx: int) -> int:
         """Which batch of its update a batch is, counted from 0."""
         return batch_idx % self.optimization.accumulate_batches
 
-    def completes_update(self, batch_idx: int) -> bool:
+    def is_last_microbatch(self, batch_idx: int) -> bool:
         """Whether a batch is the last one of its update."""
-        return self.position_in_update(batch_idx) + 1 == self.optimization.accumulate_batches
+        return self.microbatch_index(batch_idx) + 1 == self.optimization.accumulate_batches
 
     def draws(self, batch_idx: int, num_rows: int) -> RowDraws:
         """Random numbers of this process' rows of the update's global batch."""
-        place = self.position_in_update(batch_idx) * num_processes() + process_rank()
+        place = self.microbatch_index(batch_idx) * num_processes() + process_rank()
         return RowDraws(self.seed, self.global_step, place * num_rows, num_rows)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -14,18 +14,18 @@ MAX_NORM_GROUPS = 32
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups from 128 channels on, and four channels a group below.
+    """Group normalization with 32 groups from 128 channels on, and four channels a group below.
 
     Differs from the published networks only where those do not go (under 128 channels): there 32
     groups would leave one channel a group, which removes every channel's mean and with it the
-    image's colour.
+    image's color.
     """
     num_groups = math.gcd(min(MAX_NORM_GROUPS, max(1, channels // 4)), channels)
     return nn.GroupNorm(num_groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a shortcut, which is 1x1 where the width changes."""
+    """Two normalized 3x3 convolutions beside a shortcut, which is 1x1 where the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -58,11 +58,11 @@ class AttentionBlock(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map [B, C, H, W] to the same shape."""
         batch, channels, height, width = hidden.shape
-        normalised = self.norm(hidden)
+        normalized = self.norm(hidden)
         # Contiguous, because fused attention takes no strided channels: torch would silently fill a
         # table of (H*W)^2 weights instead, 1 GiB an image at 128x128 positions.
         query, key, value = (
-            project(normalised).flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
+            project(normalized).flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
             for project in (self.q, self.k, self.v)
         )  # [B, 1, H*W, C]
         attended = F.scaled_dot_product_attention(query, key, value)
@@ -97,7 +97,7 @@ class NearestUpsample(nn.Module):
 class TransposedUpsample(nn.Module):
     """Double height and width by a transposed 3x3 convolution with stride 2.
 
-    Kernel and stride do not divide, so neighbouring output pixels see different numbers of taps:
+    Kernel and stride do not divide, so neighboring output pixels see different numbers of taps:
     the cause of checkerboard patterns (Odena et al. 2016). Here to be compared with, not to be
     preferred.
     """
@@ -127,8 +127,8 @@ class MiddleBlock(nn.Module):
         return self.block_2(self.attn_1(self.block_1(hidden)))
 
 
-def run_block(block: nn.Module, hidden: Tensor, *, recompute: bool) -> Tensor:
-    """Apply a block; with ``recompute`` its activations are made again in the backward pass."""
-    if recompute and hidden.requires_grad:
+def run_block(block: nn.Module, hidden: Tensor, *, gradient_checkpointing: bool) -> Tensor:
+    """Apply a block; ``gradient_checkpointing`` recomputes its activations in the backward pass."""
+    if gradient_checkpointing and hidden.requires_grad:
         return checkpoint(block, hidden, use_reentrant=False)
     return block(hidden)

@@ -6,7 +6,7 @@ a machine without a network; they carry their own names (`perceptual_tiny`, `rfd
 never compared with LPIPS or FID.
 
 Sources: residual network: He et al. 2016, arXiv:1512.03385. Low-pass filter before subsampling:
-Zhang 2019, arXiv:1904.11486. Distance between normalised features: Zhang et al. 2018,
+Zhang 2019, arXiv:1904.11486. Distance between normalized features: Zhang et al. 2018,
 arXiv:1801.03924, Eq. 1 with one fixed weight per stage instead of learned ones per channel.
 """
 
@@ -57,10 +57,10 @@ class ResidualBlock(nn.Module):
 
 
 class TinyClassifier(nn.Module):
-    """Residual classifier of 32-pixel images, with the normalisation layers already folded away.
+    """Residual classifier of 32-pixel images, with the normalization layers already folded away.
 
     Four levels at 1, 1/2, 1/4 and 1/8 of the input's resolution. Training inserts batch
-    normalisation behind every convolution and folds it back in afterwards
+    normalization behind every convolution and folds it back in afterward
     (`experiments/tiny_features/train.py`).
     """
 
@@ -221,7 +221,7 @@ def patch_starts(length: int) -> list[int]:
 
 
 def feature_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference of channel-normalised features, weighted over stages.
+    """Mean squared difference of channel-normalized features, weighted over stages.
 
     Source: Zhang et al. 2018, arXiv:1801.03924, Eq. 1. Differs from it: one weight per stage, not
     learned; the weights sum to 1. Features are non-negative, so the distance lies in [0, 2].

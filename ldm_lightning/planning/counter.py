@@ -115,7 +115,7 @@ def empty_weights(network: nn.Module, *, device: torch.device, dtype: torch.dtyp
 def _without_values(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What tensors without values cannot answer; NotImplemented for all others.
 
-    A vector quantizer asks whether it quantises already (it does), and how often each code was
+    A vector quantizer asks whether it quantizes already (it does), and how often each code was
     used.
     """
     if not isinstance(args[0] if args else None, torch._subclasses.FakeTensor):

@@ -80,7 +80,7 @@ def memory_facts(cfg: DictConfig, hardware: Hardware, price: Price) -> dict[str,
         "available": available_memory(hardware.device),
     }
     if price.recomputed is not None:
-        facts["recompute"] = {
+        facts["gradient_checkpointing"] = {
             "kept_for_backward": price.recomputed.kept_bytes,
             "peak_of_update": price.recomputed.peak_bytes,
             "sum": held + price.recomputed.peak_bytes,
@@ -122,7 +122,7 @@ def time_facts(
     price: Price,
     *,
     trial: Trial,
-    quiet_steps: int,
+    steps_before_discriminator: int,
     num_validations: int,
     validation_flops: int | None,
 ) -> dict[str, Any]:
@@ -133,13 +133,13 @@ def time_facts(
         price: What the update costs, by which validations and updates without the discriminator
             are estimated.
         trial: Of one process; several are taken to be as fast each.
-        quiet_steps: Updates before the discriminator comes in.
+        steps_before_discriminator: Updates before the discriminator comes in.
         num_validations: Of the whole run.
         validation_flops: Of one, the metrics' feature networks left out; None where it is not known
             how many images there are.
     """
     seconds = trial.seconds_per_update
-    quiet = min(quiet_steps, facts["max_steps"])
+    quiet = min(steps_before_discriminator, facts["max_steps"])
     quiet_seconds = seconds * price.quiet_flops / price.law_flops
     updates = (facts["max_steps"] - quiet) * seconds + quiet * quiet_seconds
     flops_per_second = price.update.flops * facts["accumulate_batches"] / seconds
@@ -183,10 +183,10 @@ def _warning(facts: Mapping[str, Any], cfg: DictConfig, precision: str) -> str |
                 f"data.batch_size={number} accumulate_batches={accumulate * batch_size // number}"
             )
             break
-    recompute = facts.get("recompute")
-    if recompute is not None:
-        fits = "" if recompute["sum"] <= available else " (not enough alone)"
-        remedies.append(f"{part}.recompute=true{fits}")
+    gradient_checkpointing = facts.get("gradient_checkpointing")
+    if gradient_checkpointing is not None:
+        fits = "" if gradient_checkpointing["sum"] <= available else " (not enough alone)"
+        remedies.append(f"{part}.gradient_checkpointing=true{fits}")
     if precision in ("32", "64"):
         remedies.append("trainer.precision=bf16")
     advice = ", or ".join(remedies) if remedies else "a smaller network or resolution"

@@ -56,8 +56,10 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
             flops["discriminator"] = count_forward(lambda: discriminator(image)).flops
         images = empty((cfg.data.batch_size, *image_shape_of(cfg)), hardware)
 
-        def update(recompute: bool) -> UpdateCost:
-            autoencoder.encoder.recompute = autoencoder.decoder.recompute = recompute
+        def update(gradient_checkpointing: bool) -> UpdateCost:
+            autoencoder.encoder.gradient_checkpointing = (
+                autoencoder.decoder.gradient_checkpointing
+            ) = gradient_checkpointing
             return count_first_stage_update(
                 autoencoder,
                 loss,
@@ -67,7 +69,7 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
                 autocast=autocast(hardware.device.type, hardware.precision),
             )
 
-        configured = cfg.autoencoder.recompute
+        configured = cfg.autoencoder.gradient_checkpointing
         costs = update(configured), None if configured else update(True)
         generator = tensor_bytes([*autoencoder.parameters(), *loss.parameters()])
         trained = generator + bytes_of(discriminator, buffers=False)

@@ -105,8 +105,8 @@ def price_second_stage(
             with torch.no_grad(), autocast(hardware.device.type, hardware.precision):
                 encoding = count_forward(lambda: autoencoder.encode(images), autoencoder)
 
-        def update(recompute: bool) -> UpdateCost:
-            denoiser.recompute = recompute  # type: ignore[assignment]
+        def update(gradient_checkpointing: bool) -> UpdateCost:
+            denoiser.gradient_checkpointing = gradient_checkpointing  # type: ignore[assignment]
             return count_denoiser_update(
                 denoiser,
                 noisy,
@@ -118,11 +118,11 @@ def price_second_stage(
         def alone(network: nn.Module, noisy: Tensor) -> DenoiserPrice:
             """In float32, where nothing but activations is kept: no copies of weights."""
             time = noisy.new_empty(1)
-            network.recompute = False  # type: ignore[assignment]
+            network.gradient_checkpointing = False  # type: ignore[assignment]
             cost = count_forward(lambda: network(noisy, time, condition(noisy)), network)
             return DenoiserPrice(three(noisy.shape[1:]), cost.flops, cost.kept_bytes)
 
-        configured = cfg.denoiser.recompute
+        configured = cfg.denoiser.gradient_checkpointing
         denoisers = {"pixels": alone(in_pixels, image), "latents": alone(denoiser, latent)}
         costs = update(configured), None if configured else update(True)
         flops = {

@@ -54,8 +54,14 @@ def _operations(facts: Mapping[str, Any]) -> Rows:
     rows = [(name, format_flops(value), "forward") for name, value in flops["forward"].items()]
     rows.append(("one update", format_flops(flops["update"]), "counted, forward and backward"))
     rows.append(("", format_flops(flops["update_by_law"]), f"by the law {flops['law']}"))
-    if recompute := facts["memory"].get("recompute"):
-        rows.append(("", format_flops(recompute["flops"]), "counted, with recompute=true"))
+    if gradient_checkpointing := facts["memory"].get("gradient_checkpointing"):
+        rows.append(
+            (
+                "",
+                format_flops(gradient_checkpointing["flops"]),
+                "counted, with gradient_checkpointing=true",
+            )
+        )
     total = flops["update"] * facts["images_per_update"] * facts["max_steps"]
     images = f"{facts['images_per_update']:,}"
     rows.append(
@@ -98,9 +104,15 @@ def _memory(facts: Mapping[str, Any]) -> Rows:
         ("  gradients", format_bytes(memory["gradients"]), "when all are there"),
         ("sum", format_bytes(memory["sum"]), ""),
     ]
-    if recompute := memory.get("recompute"):
-        kept = format_bytes(recompute["kept_for_backward"])
-        rows.append(("  recompute=true", format_bytes(recompute["sum"]), f"keeps {kept}"))
+    if gradient_checkpointing := memory.get("gradient_checkpointing"):
+        kept = format_bytes(gradient_checkpointing["kept_for_backward"])
+        rows.append(
+            (
+                "  gradient_checkpointing=true",
+                format_bytes(gradient_checkpointing["sum"]),
+                f"keeps {kept}",
+            )
+        )
     if memory["available"] is not None:
         rows.append(("free", format_bytes(memory["available"]), "measured now"))
     return rows

@@ -152,10 +152,10 @@ class _Timer(pl.Callback):
 def _first_stage_module(cfg: DictConfig) -> AutoencoderModule:
     """The module of the run, with everything on that comes in later."""
     if cfg.discriminator._target_:
-        cfg.loss.discriminator_start_steps, cfg.loss.discriminator_start_share = 0, None
+        cfg.loss.discriminator_start_steps, cfg.loss.discriminator_start_fraction = 0, None
         cfg.loss.discriminator_warmup_steps = cfg.loss.discriminator_ramp_steps = 0
-    if "unquantised_steps" in cfg.bottleneck:
-        cfg.bottleneck.unquantised_steps = 0
+    if "quantize_start_step" in cfg.bottleneck:
+        cfg.bottleneck.quantize_start_step = 0
     loss = build_reconstruction_loss(cfg, trained=False)
     if loss.perceptual is not None and next(loss.perceptual.network.parameters()).is_meta:
         loss.perceptual.network.to_empty(device="cpu")

@@ -85,16 +85,16 @@ class TensorBoardDashboard(Logger):
     def log_histogram(
         self, name: str, heights: Sequence[float], edges: Sequence[float], *, step: int
     ) -> None:
-        """Show bars; the moments that an event stores are those of the bars' centres."""
+        """Show bars; the moments that an event stores are those of the bars' centers."""
         counts, limits = np.asarray(heights, float), np.asarray(edges, float)
-        centres = (limits[:-1] + limits[1:]) / 2
+        centers = (limits[:-1] + limits[1:]) / 2
         self._begun().add_histogram_raw(
             name,
             min=limits[0],
             max=limits[-1],
             num=counts.sum(),
-            sum=(counts * centres).sum(),
-            sum_squares=(counts * centres**2).sum(),
+            sum=(counts * centers).sum(),
+            sum_squares=(counts * centers**2).sum(),
             bucket_limits=limits[1:],
             bucket_counts=counts,
             global_step=step,

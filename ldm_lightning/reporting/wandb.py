@@ -216,10 +216,10 @@ class WandbDashboard(Logger):
 
 def _summary_of(name: str) -> str:
     """What the run table shows of a series: the last value, and the best where there is one."""
-    upwards = higher_is_better.get(name, higher_is_better.get(name.partition("/")[2]))
-    if upwards is None:
+    upward = higher_is_better.get(name, higher_is_better.get(name.partition("/")[2]))
+    if upward is None:
         return "last"
-    return "max,last" if upwards else "min,last"
+    return "max,last" if upward else "min,last"
 
 
 def _mode(*, offline: bool) -> Literal["online", "offline", "disabled"]:

@@ -95,7 +95,7 @@ def open_first_stage(checkpoint: str | Path, *, weights: str) -> OpenedFirstStag
     content = load_checkpoint(path)
     description = _description(content, path)
     try:
-        with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
+        with torch.random.fork_rng(devices=[]):  # layers are initialized before they are loaded
             autoencoder = rebuild_autoencoder(description)
     except Exception as error:  # any type: constructors meet values they were not written for
         raise CheckpointError(

@@ -119,7 +119,7 @@ def open_second_stage(
         check(content.get("global_step"), OrNone(COUNT), "global_step")
         stored = dict(content["second_stage"])
         normalizer = LatentNormalizer.from_dict(stored["normalizer"])
-        with torch.random.fork_rng(devices=[]):  # layers are initialised before they are loaded
+        with torch.random.fork_rng(devices=[]):  # layers are initialized before they are loaded
             networks = build_networks(stored)
         process = build_process(stored)
     except Exception as error:  # any type: constructors meet values they were not written for

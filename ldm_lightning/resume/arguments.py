@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 
-from ldm_lightning.cli import misspelt
+from ldm_lightning.cli import misspelled
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.restore.stored_config import KEY, Composition, read_composition, read_config
 from ldm_lightning.resume.changes import FIXED_GROUPS, ONE_COMMAND
@@ -124,7 +124,7 @@ class _Command:
         ]
         known = [str(key) for key in own.composed]
         if unknown := [name for name in stored if name not in known]:
-            raise ValueError(f"{folder / 'config.yaml'}: {misspelt(unknown[0], known)}")
+            raise ValueError(f"{folder / 'config.yaml'}: {misspelled(unknown[0], known)}")
         named = {word.key_or_group for word in self.words} - chosen
         after = self._compose([*kept, *self._own_words()])
         given = set(composition.given)

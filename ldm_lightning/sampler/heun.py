@@ -34,9 +34,10 @@ def heun(
         Latents at the last time, [B, c, h, w].
     """
     levels = grid_levels(schedule, times)
-    noise_share = 1.0 if schedule.has_zero_terminal_snr else 0.0
+    noise_fraction = 1.0 if schedule.has_zero_terminal_snr else 0.0
     scales = [
-        alpha + noise_share * sigma for alpha, sigma in zip(levels.alpha, levels.sigma, strict=True)
+        alpha + noise_fraction * sigma
+        for alpha, sigma in zip(levels.alpha, levels.sigma, strict=True)
     ]
     spreads = [sigma / scale for sigma, scale in zip(levels.sigma, scales, strict=True)]
     scaled = levels.start(noise) / scales[0]

@@ -47,7 +47,7 @@ class ImageSampler:
         if self.sampler.guidance_scale != 1 and not self.conditioner.dropout:
             raise ValueError(
                 f"sampler.guidance_scale={self.sampler.guidance_scale} compares with a prediction "
-                "without condition, which this model never learnt; set sampler.guidance_scale=1, "
+                "without condition, which this model never learned; set sampler.guidance_scale=1, "
                 "or train with conditioner=class_label and conditioner.dropout above 0."
             )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ldm_lightning.storage.process_ids import is_living
+from ldm_lightning.storage.process_ids import pid_exists
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _lives_here(holder: Holder, *, seen: float) -> bool:
     """Whether a holder is another living process of this machine."""
     if holder.pid is None or holder.host != socket.gethostname() or holder.pid == os.getpid():
         return False
-    return is_living(holder.pid, seen=seen)
+    return pid_exists(holder.pid, seen=seen)
 
 
 # A lock lives as long as any copy of the file it was taken through, and a fork copies all files: a

@@ -7,7 +7,7 @@ CLOCK_SECONDS = 10.0
 """How far the clock of a file and that of the process table may be apart."""
 
 
-def is_living(pid: int, *, seen: float | None = None) -> bool:
+def pid_exists(pid: int, *, seen: float | None = None) -> bool:
     """Whether a process of this machine lives.
 
     Numbers are used again, in containers soon, so that a process which began after the number was

@@ -14,7 +14,7 @@ from ldm_lightning.utils.launch import launched
 
 
 def num_processes() -> int:
-    """Number of processes of this run; 1 where nothing was initialised."""
+    """Number of processes of this run; 1 where nothing was initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -59,7 +59,7 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def of_first(value: Tensor) -> Tensor:
+def broadcast_from_first(value: Tensor) -> Tensor:
     """What the first process has, on every process; gradients do not flow."""
     if num_processes() == 1:
         return value.detach()
@@ -111,6 +111,6 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
 
 
-def own_part(value: Tensor) -> Tensor:
+def local_shard(value: Tensor) -> Tensor:
     """What this process holds of a tensor, without its gradient; shares its memory."""
     return value.to_local().detach() if isinstance(value, DTensor) else value.detach()

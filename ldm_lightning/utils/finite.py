@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_lightning.utils.collectives import own_part
+from ldm_lightning.utils.collectives import local_shard
 
 ADVICE = (
     "Lower optim.learning_rate, set optim.clip_norm, or use trainer.precision=bf16 or 32 instead "
@@ -47,7 +47,7 @@ def not_finite(content: Any) -> list[str]:
 def _floating(content: Any, place: str) -> Iterator[tuple[str, Tensor]]:
     """Tensors of real numbers that hold any, with their places."""
     if isinstance(content, Tensor):
-        tensor = own_part(content)
+        tensor = local_shard(content)
         if tensor.is_floating_point() and tensor.numel():
             yield place, tensor
         return

@@ -34,7 +34,7 @@ def description(kind: str = "gaussian") -> dict[str, Any]:
             "attention_at": [],
             "middle_attention": False,
             "upsampling": "nearest",
-            "recompute": False,
+            "gradient_checkpointing": False,
             "output": "images",
         },
         "bottleneck": BOTTLENECKS[kind],

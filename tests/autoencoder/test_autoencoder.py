@@ -20,7 +20,7 @@ def build(**changes) -> Autoencoder:
         "attention_at": [4],
         "middle_attention": True,
         "upsampling": "nearest",
-        "recompute": False,
+        "gradient_checkpointing": False,
         "output": "images",
     }
     return convolutional_autoencoder(**(options | changes))
@@ -67,7 +67,7 @@ def test_logits_come_out_as_images_between_minus_one_and_one():
 def test_recomputation_changes_neither_output_nor_gradients():
     torch.manual_seed(0)
     plain = build().train()
-    recomputing = build(recompute=True).train()
+    recomputing = build(gradient_checkpointing=True).train()
     recomputing.load_state_dict(plain.state_dict())
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     for autoencoder in (plain, recomputing):

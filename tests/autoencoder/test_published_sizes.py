@@ -51,7 +51,7 @@ def build(name: str) -> Autoencoder:
             attention_at=attention_at,
             middle_attention=middle_attention,
             upsampling="nearest",
-            recompute=False,
+            gradient_checkpointing=False,
             output="images",
         )
 

@@ -25,7 +25,7 @@ def updated(rank, num_processes, *, normalize):
         num_codes=NUM_CODES,
         latent_channels=4,
         normalize=normalize,
-        unquantised_steps=3,
+        quantize_start_step=3,
         restart_every_steps=3,
     ).double()
     usage = CodebookUsage(NUM_CODES)
@@ -59,7 +59,7 @@ def updated(rank, num_processes, *, normalize):
                 "histogram": result.histogram,
                 "perplexity": result.perplexity,
                 "usage": result.usage,
-                "quantised": output.indices is not None,
+                "quantized": output.indices is not None,
             }
         )
     return seen
@@ -84,7 +84,7 @@ def work(rank, folder):
     join_gloo(rank, folder, NUM_PROCESSES)
     found = {
         "plain": updated(rank, NUM_PROCESSES, normalize=False),
-        "normalised": updated(rank, NUM_PROCESSES, normalize=True),
+        "normalized": updated(rank, NUM_PROCESSES, normalize=True),
         "disagreeing": disagreeing(rank),
     }
     torch.save(found, f"{folder}/{rank}.pt")
@@ -99,10 +99,10 @@ def processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(NUM_PROCESSES)]
 
 
-@pytest.mark.parametrize("kind", ["plain", "normalised"])
+@pytest.mark.parametrize("kind", ["plain", "normalized"])
 def test_four_processes_keep_the_codebook_of_one(processes, kind):
-    expected = updated(0, 1, normalize=kind == "normalised")
-    assert [each["quantised"] for each in expected] == [False] + [True] * 6
+    expected = updated(0, 1, normalize=kind == "normalized")
+    assert [each["quantized"] for each in expected] == [False] + [True] * 6
     dead = [int((each["histogram"] == 0).sum()) for each in expected]
     assert max(dead) > 0
     moved = [

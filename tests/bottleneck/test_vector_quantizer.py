@@ -85,24 +85,24 @@ def test_terms_are_mean_squared_distances():
     torch.testing.assert_close(output.terms["commitment"], expected)
 
 
-def test_normalised_codes_and_latents_have_unit_length():
+def test_normalized_codes_and_latents_have_unit_length():
     output = quantizer(normalize=True)(10 * torch.randn(2, 4, 3, 3))
     torch.testing.assert_close(output.latents.norm(dim=1), torch.ones(2, 3, 3))
     torch.testing.assert_close(output.continuous.norm(dim=1), torch.ones(2, 3, 3))
 
 
-def test_unquantised_updates_hand_latents_on_and_then_kmeans_places_the_codes():
-    bottleneck = quantizer(unquantised_steps=3).train()
-    centres = 10 * F.one_hot(torch.arange(4), 4).float()
+def test_unquantized_updates_hand_latents_on_and_then_kmeans_places_the_codes():
+    bottleneck = quantizer(quantize_start_step=3).train()
+    centers = 10 * F.one_hot(torch.arange(4), 4).float()
     for step in range(3):
-        encoded = centres[torch.randint(4, (2, 6, 6))].movedim(-1, 1)
+        encoded = centers[torch.randint(4, (2, 6, 6))].movedim(-1, 1)
         encoded = encoded + 0.01 * torch.randn(encoded.shape)
         output = bottleneck(encoded)
         assert output.latents is output.continuous
         assert output.indices is None
         bottleneck.after_update(step=step, seed=0)
-    assert bottleneck.is_quantising
-    output = bottleneck.eval()(centres.t().reshape(1, 4, 2, 2))
+    assert bottleneck.is_quantizing
+    output = bottleneck.eval()(centers.t().reshape(1, 4, 2, 2))
     assert (output.latents - output.continuous).abs().max() < 0.1
 
 
@@ -146,10 +146,10 @@ def test_a_codebook_of_one_is_refused():
 
 
 def test_kmeans_finds_separate_clusters_and_repeats_itself():
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    vectors = centres.repeat(50, 1) + 0.1 * torch.randn(150, 2)
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    vectors = centers.repeat(50, 1) + 0.1 * torch.randn(150, 2)
     found = kmeans(vectors, 3, generator=torch.Generator().manual_seed(3))
     again = kmeans(vectors, 3, generator=torch.Generator().manual_seed(3))
     assert torch.equal(found, again)
-    assert torch.cdist(found, centres).min(dim=1).values.max() < 0.1
-    assert nearest(centres, found).unique().numel() == 3
+    assert torch.cdist(found, centers).min(dim=1).values.max() < 0.1
+    assert nearest(centers, found).unique().numel() == 3

@@ -40,7 +40,7 @@ def test_warns_after_low_perplexity_in_consecutive_validations(caplog):
         "8 validation images",
     ):
         assert fact in alarms[0]
-    for remedy in ("unquantised_steps", "restart_every_steps", "normalize=true", "num_codes"):
+    for remedy in ("quantize_start_step", "restart_every_steps", "normalize=true", "num_codes"):
         assert remedy in caplog.text
 
 

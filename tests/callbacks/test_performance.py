@@ -66,7 +66,7 @@ def test_speed_is_of_training_alone_and_begins_after_the_first_row(clock, accumu
 
 
 def test_waiting_for_data_is_a_share_of_the_time(clock):
-    shares = series(rows_of(clock, every_num_steps=3), "perf/data_wait_share")
+    shares = series(rows_of(clock, every_num_steps=3), "perf/data_wait_fraction")
     assert shares == pytest.approx(dict.fromkeys((6, 9), WAIT / (WAIT + STEP)))
 
 

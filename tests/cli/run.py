@@ -70,7 +70,7 @@ def tiny(experiment: str, **changes: Any) -> list[str]:
         "autoencoder.latent_channels": 4,
         "optim.learning_rate": 1e-3,
         "optim.warmup_steps": 0,
-        "optim.decay_start_share": 1.0,
+        "optim.decay_start_fraction": 1.0,
         "data.batch_size": 4,
         "data.val_batch_size": 4,
         "data.num_workers": 0,
@@ -79,13 +79,13 @@ def tiny(experiment: str, **changes: Any) -> list[str]:
     if changes.get("data", "shapes") == "shapes":
         values |= {"data.num_train_images": 22, "data.num_val_images": 10}
     if experiment in WITH_CODES:
-        values |= {"bottleneck.num_codes": 16, "bottleneck.unquantised_steps": 0}
+        values |= {"bottleneck.num_codes": 16, "bottleneck.quantize_start_step": 0}
     if experiment not in WITHOUT_DISCRIMINATOR:
         values |= {
             "discriminator.num_layers": 2,
             "discriminator.base_width": 8,
             "loss.discriminator_start_steps": 1,
-            "loss.discriminator_start_share": "null",
+            "loss.discriminator_start_fraction": "null",
             "loss.discriminator_warmup_steps": 0,
             "loss.discriminator_ramp_steps": 0,
         }

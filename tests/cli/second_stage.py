@@ -31,7 +31,7 @@ def tiny_second(first_stage: Path, experiment: str = "ldm_kl_f4", **changes: Any
         "validation.sample_batch_size": 2,
         "sampler.num_steps": 2,
         "optim.warmup_steps": 0,
-        "optim.decay_start_share": 1.0,
+        "optim.decay_start_fraction": 1.0,
         "gate.mode": "skip",
         "data.batch_size": 4,
         "data.val_batch_size": 4,

@@ -91,12 +91,12 @@ def folder_of_bad_files(parent):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_one_good_file_among_bad_ones_stops_the_run_past_the_share(tmp_path, num_workers):
     words = tiny("vqvae_f8", **folder_of_bad_files(tmp_path), data__num_workers=num_workers)
-    refused("train", words, tmp_path, "12 files", "data.max_bad_share", ".png")
-    assert "data.max_bad_share" in failed_reason(tmp_path, "vqvae_f8")
+    refused("train", words, tmp_path, "12 files", "data.max_bad_fraction", ".png")
+    assert "data.max_bad_fraction" in failed_reason(tmp_path, "vqvae_f8")
 
 
 def test_one_good_file_among_bad_ones_is_enough_when_that_is_allowed(tmp_path):
-    words = tiny("vqvae_f8", **folder_of_bad_files(tmp_path), data__max_bad_share=1)
+    words = tiny("vqvae_f8", **folder_of_bad_files(tmp_path), data__max_bad_fraction=1)
     ended = command("train", words, tmp_path)
     assert ended.code == 0, ended.output
     listed = (run_folder(tmp_path, "vqvae_f8") / "unreadable_files.tsv").read_text().splitlines()
@@ -151,7 +151,7 @@ def test_a_key_with_no_relative_is_answered_with_the_keys_there_are(tmp_path):
     [
         ({"trainer.precision": 31}, r"trainer\.precision.*\b32\b.*\b31\b"),
         ({"autoencoder.downsampling_factor": 7}, r"factor.*\[1, 2, 4, 8, 16, 32\].*\b7\b"),
-        ({"loss.discriminator_start_share": 0.5}, r"loss\.discriminator_start_steps.*_share"),
+        ({"loss.discriminator_start_fraction": 0.5}, r"loss\.discriminator_start_steps.*_share"),
         ({"monitor": "val/psn"}, r"'val/psn'.*val/psnr"),
         ({"train": "false"}, r"checkpoint=\.\.\."),
     ],

@@ -107,7 +107,7 @@ def described(root, classes):
     """As much of a configuration as the data need."""
     data = OmegaConf.load(ROOT / "conf" / "data" / "image_folder.yaml")
     values = {"resolution": 8, "image_channels": 3, "train_crop": "center", "eval_crop": "center"}
-    values |= {"seed": 0, "root": str(root), "val_share": 0.5, "classes": classes}
+    values |= {"seed": 0, "root": str(root), "val_fraction": 0.5, "classes": classes}
     values |= {"cache_dir": None} if "cache_dir" in data else {}
     data = OmegaConf.merge(data, values)
     return OmegaConf.create({"conditioner": {"num_classes": None}, "data": data})

@@ -21,7 +21,7 @@ from tests.reporting.wandb_file import cli, read_wandb
 PANELS = {"train", "val", "latent", "codebook", "images", "perf"}
 PERFORMANCE = {
     "perf/train_images_per_s",
-    "perf/data_wait_share",
+    "perf/data_wait_fraction",
     "perf/validation_s",
     "perf/peak_host_mib",
 }
@@ -159,7 +159,7 @@ def test_performance_is_measured_and_stays_out_of_metrics_csv(run, file):
     speed = file.series("perf/train_images_per_s")
     assert set(speed) == {2, 4}  # the first update is warming up; the third follows a validation
     assert all(0 < value < 1e5 for value in speed.values())
-    assert all(0 <= value <= 1 for value in file.series("perf/data_wait_share").values())
+    assert all(0 <= value <= 1 for value in file.series("perf/data_wait_fraction").values())
     assert list(file.series("perf/validation_s")) == VALIDATED_AT
 
 

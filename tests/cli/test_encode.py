@@ -170,7 +170,7 @@ def test_mirrored_copies_and_both_evaluation_crops(run, tmp_path, flip):
 
 def test_a_first_stage_with_codes_is_encoded_before_quantisation(tmp_path):
     run = write_run(
-        tmp_path / "vq", "vq_f4", "bottleneck.num_codes=16", "bottleneck.unquantised_steps=0"
+        tmp_path / "vq", "vq_f4", "bottleneck.num_codes=16", "bottleneck.quantize_start_step=0"
     )
     module = latents_of(encoded(tmp_path, f"checkpoint={run}"))
     batch = next(iter(module.val_dataloader()))

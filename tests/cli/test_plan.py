@@ -79,8 +79,8 @@ def test_the_published_kl_f8_at_1024_px_is_counted_and_does_not_fit(tmp_path, fr
     assert memory["optimizer"] == 2 * trained
     assert memory["average"] == 4 * total
     assert memory["sum"] > 8 * GIB
-    assert memory["recompute"]["sum"] < 0.5 * memory["sum"]
-    assert "autoencoder.recompute=true" in ended.said
+    assert memory["gradient_checkpointing"]["sum"] < 0.5 * memory["sum"]
+    assert "autoencoder.gradient_checkpointing=true" in ended.said
     assert facts["time"]["not_measured"] == "measure=false"
 
 
@@ -112,7 +112,7 @@ def test_a_batch_that_fits_is_named_where_the_given_one_does_not(tmp_path, free_
     smaller = [*words, "data.batch_size=32", "accumulate_batches=2"]
     facts, ended = plan_of(tmp_path, smaller)
     assert facts["memory"]["warning"] is None
-    assert "autoencoder.recompute=true" not in ended.said
+    assert "autoencoder.gradient_checkpointing=true" not in ended.said
 
 
 def test_updates_are_timed_and_a_checkpoint_is_as_large_as_planned(tmp_path, short_trial):

@@ -167,7 +167,7 @@ def test_a_textbook_vae_draws_samples_and_logs_its_likelihood(tmp_path):
     assert (folder / "images" / "prior_latest.png").is_file()
     rows = read_metrics(folder / "metrics.csv")
     variances = [value for _, name, value in rows if name == "train/log_variance"]
-    assert len(set(variances)) == 2  # it is optimised
+    assert len(set(variances)) == 2  # it is optimized
     values = {name: value for _, name, value in rows}
     assert values["val/elbo"] == pytest.approx(-values["val/nll"] - values["val/kl"], rel=1e-5)
 

@@ -6,7 +6,7 @@ from tests.hostile_names import HOSTILE_NAMES
 
 
 def test_every_name_is_one_entry_in_every_process(tmp_path):
-    logs = [BadFileLog(split="train", num_files=1000, max_bad_share=1.0) for _ in range(2)]
+    logs = [BadFileLog(split="train", num_files=1000, max_bad_fraction=1.0) for _ in range(2)]
     for log in logs:
         log.write_to(tmp_path / "unreadable_files.tsv")
         for name in HOSTILE_NAMES:

@@ -173,7 +173,7 @@ def test_lightning_validates_what_is_left_where_no_image_of_a_batch_can_be_read(
     data = image_folder_data_module(
         root=str(tmp_path / "train"),
         val_root=str(tmp_path / "val"),
-        val_share=0.5,
+        val_fraction=0.5,
         resolution=8,
         image_channels=3,
         train_crop="center",
@@ -181,7 +181,7 @@ def test_lightning_validates_what_is_left_where_no_image_of_a_batch_can_be_read(
         flip=False,
         eval_crop="center",
         val_crops_per_image=1,
-        max_bad_share=0.2,
+        max_bad_fraction=0.2,
         batch_size=4,
         val_batch_size=4,
         num_workers=0,

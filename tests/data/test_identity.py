@@ -36,7 +36,7 @@ from tests.data.shards.test_webdataset import SETTINGS as SHARD_SETTINGS
 from tests.storage.test_content import change_unseen
 
 COUNTS = {"train": 6, "val": 4}
-SETTINGS = {"val_share": 0.5, "resolution": 8, "batch_size": 2, "flip": False}
+SETTINGS = {"val_fraction": 0.5, "resolution": 8, "batch_size": 2, "flip": False}
 
 
 def bmp(number: int) -> bytes:

@@ -81,7 +81,7 @@ def test_center_crop_to_a_target_that_is_not_square_keeps_proportions():
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [(200, 300), (65, 130), (64, 48), (20, 31)])
-def test_quick_resizing_is_pillows_to_a_grey_level_or_two(size, channels):
+def test_quick_resizing_is_pillows_to_a_gray_level_or_two(size, channels):
     image = photo(*size, channels)
     for layout in (image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
         quick, exact = resize_quickly(layout, (64, 48)), resize(image, (64, 48))

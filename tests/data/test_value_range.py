@@ -1,4 +1,4 @@
-"""Grey values of more than 8 bits: scaled from the range that was given, in folders and shards."""
+"""Gray values of more than 8 bits: scaled from the range that was given, in folders and shards."""
 
 import struct
 import zlib
@@ -18,12 +18,12 @@ from tests.data.shards.test_webdataset import write_shard
 MEDICAL = np.linspace(0, 4095, 205).astype(np.uint16).reshape(5, 41)
 
 
-def grey(values, format_="PNG"):
+def gray(values, format_="PNG"):
     return written(Image.fromarray(values), format_)
 
 
 def test_205_levels_of_12_bits_stay_205():
-    data = grey(MEDICAL)
+    data = gray(MEDICAL)
     assert len(np.unique(decode_image(data, channels=1))) < 18
     decoded = decode_image(data, channels=1, value_range=ValueRange(0, 4095))[0].numpy()
     assert len(np.unique(decoded)) == 205
@@ -36,15 +36,15 @@ def test_205_levels_of_12_bits_stay_205():
 )
 def test_every_type_is_scaled_and_clipped(format_, dtype):
     values = np.array([[0, 100, 200, 300]], dtype=dtype)
-    decoded = decode_image(grey(values, format_), channels=1, value_range=ValueRange(100, 200))
+    decoded = decode_image(gray(values, format_), channels=1, value_range=ValueRange(100, 200))
     assert decoded[0, 0].tolist() == [0, 0, 255, 255]
 
 
 def test_negative_values_have_a_range_too():
     values = np.array([[-1024, 0, 3071]], dtype=np.int32)
     with pytest.raises(UnreadableImageError, match="data.value_range"):
-        decode_image(grey(values, "TIFF"), channels=1)
-    decoded = decode_image(grey(values, "TIFF"), channels=1, value_range=ValueRange(-1024, 3071))
+        decode_image(gray(values, "TIFF"), channels=1)
+    decoded = decode_image(gray(values, "TIFF"), channels=1, value_range=ValueRange(-1024, 3071))
     assert decoded[0, 0].tolist() == [0, 64, 255]
 
 
@@ -53,7 +53,7 @@ def test_negative_values_have_a_range_too():
 def test_floating_point_values_need_a_range_and_must_be_finite(value, value_range):
     values = np.array([[0, value]], dtype=np.float32)
     with pytest.raises(UnreadableImageError):
-        decode_image(grey(values, "TIFF"), channels=1, value_range=value_range)
+        decode_image(gray(values, "TIFF"), channels=1, value_range=value_range)
 
 
 @pytest.mark.parametrize("maximum", [1023, 4095, 65535])
@@ -88,7 +88,7 @@ class Files:
 
 
 def test_a_small_part_of_the_range_is_told_with_the_numbers():
-    (told,) = found_in_some(Files({"a.png": grey(MEDICAL), "b.png": b"damaged"}), None)
+    (told,) = found_in_some(Files({"a.png": gray(MEDICAL), "b.png": b"damaged"}), None)
     assert "205" in told
     assert "0 to 4095" in told
     assert "data.value_range=[0,4095]" in told
@@ -97,10 +97,10 @@ def test_a_small_part_of_the_range_is_told_with_the_numbers():
 @pytest.mark.parametrize(
     ("files", "value_range", "named"),
     [
-        ({"a.png": grey(MEDICAL)}, ValueRange(0, 2000), "data.value_range=[0,2000]"),
-        ({"a.png": grey(MEDICAL.astype(np.uint8))}, ValueRange(0, 9), "data.value_range=[0,9]"),
+        ({"a.png": gray(MEDICAL)}, ValueRange(0, 2000), "data.value_range=[0,2000]"),
+        ({"a.png": gray(MEDICAL.astype(np.uint8))}, ValueRange(0, 9), "data.value_range=[0,9]"),
         ({"a.gif": frames("GIF")}, None, "a.gif (3 frames)"),
-        ({"a.tif": frames("TIFF"), "b.png": grey(MEDICAL.astype(np.uint8))}, None, "a.tif (3"),
+        ({"a.tif": frames("TIFF"), "b.png": gray(MEDICAL.astype(np.uint8))}, None, "a.tif (3"),
     ],
 )
 def test_clipping_useless_ranges_and_frames_are_told(files, value_range, named):
@@ -111,9 +111,9 @@ def test_clipping_useless_ranges_and_frames_are_told(files, value_range, named):
 @pytest.mark.parametrize(
     ("content", "value_range"),
     [
-        (grey(MEDICAL), ValueRange(0, 4095)),
-        (grey(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)), None),
-        (grey(MEDICAL.astype(np.uint8)), None),
+        (gray(MEDICAL), ValueRange(0, 4095)),
+        (gray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)), None),
+        (gray(MEDICAL.astype(np.uint8)), None),
     ],
 )
 def test_nothing_is_told_where_all_is_well(content, value_range):

@@ -23,7 +23,7 @@ def build(**changes: Any) -> UNet:
     return UNet(**(SMALL | changes))
 
 
-def randomised(**changes: Any) -> UNet:
+def randomized(**changes: Any) -> UNet:
     """The same with all weights drawn, biases and those at zero too."""
     network = build(**changes)
     for parameter in network.parameters():

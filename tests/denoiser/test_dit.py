@@ -28,7 +28,7 @@ def small(**changes):
     return DiT(**(settings | changes))
 
 
-def randomised(model, seed=0):
+def randomized(model, seed=0):
     """Weights that are zero at the start hide what comes before them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def diffusers_twin(model, class_table):
 
 
 def test_equals_diffusers():
-    model = randomised(small()).eval()
+    model = randomized(small()).eval()
     noisy, time = draw(3, 4, 8, 8), torch.tensor([0.0, 431.0, 999.0])
     with torch.no_grad():
         expected = diffusers_twin(model, torch.zeros(11, 32))(
@@ -119,8 +119,8 @@ def test_equals_diffusers():
 
 
 def test_equals_diffusers_on_labels_and_on_the_null_label():
-    model = randomised(small()).eval()
-    conditioner = randomised(ClassConditioner(num_classes=10, width=32)).eval()
+    model = randomized(small()).eval()
+    conditioner = randomized(ClassConditioner(num_classes=10, width=32)).eval()
     noisy, time = draw(3, 4, 8, 8), torch.tensor([0.0, 431.0, 999.0])
     labels, drop = torch.tensor([7, 0, 3]), torch.tensor([False, False, True])
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_weights_start_as_published():
 
 
 def test_time_vector_and_concat_matter():
-    model = randomised(small(in_channels=6)).eval()
+    model = randomized(small(in_channels=6)).eval()
     noisy, time = draw(1, 4, 8, 8), torch.tensor([500.0])
     concat = draw(1, 2, 8, 8, seed=2)
     base = model(noisy, time, Condition(concat=concat))
@@ -181,12 +181,12 @@ def test_time_vector_and_concat_matter():
 
 
 def test_takes_sizes_that_are_not_square():
-    model = randomised(small(patch_size=4)).eval()
+    model = randomized(small(patch_size=4)).eval()
     assert model(draw(2, 4, 8, 16), torch.rand(2), Condition()).shape == (2, 4, 8, 16)
 
 
 def test_sizes_in_turn_do_not_disturb_each_other():
-    model = randomised(small()).eval()
+    model = randomized(small()).eval()
     fresh = copy.deepcopy(model)
     time = torch.tensor([300.0])
     model(draw(1, 4, 8, 4), time, Condition())
@@ -216,9 +216,9 @@ def test_positions_are_no_part_of_the_state():
     assert set(model.state_dict()) == names == {name for name, _ in model.named_parameters()}
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_learns_after_inference_mode(recompute):
-    model = randomised(small(recompute=recompute))
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_learns_after_inference_mode(gradient_checkpointing):
+    model = randomized(small(gradient_checkpointing=gradient_checkpointing))
     noisy, time = draw(1, 4, 8, 8), torch.zeros(1)
     with torch.inference_mode():
         model.eval()(noisy, time, Condition())
@@ -227,7 +227,7 @@ def test_learns_after_inference_mode(recompute):
 
 
 def test_under_autocast_blocks_are_summed_and_the_prediction_made_in_full_precision():
-    model = randomised(small()).eval()
+    model = randomized(small()).eval()
     streams = []
     for block in model.blocks:
         block.register_forward_hook(lambda *call: streams.append(call[-1].dtype))
@@ -238,14 +238,16 @@ def test_under_autocast_blocks_are_summed_and_the_prediction_made_in_full_precis
 
 
 def test_recomputing_changes_nothing():
-    kept = randomised(small()).train()
+    kept = randomized(small()).train()
     recomputed = copy.deepcopy(kept)
-    recomputed.recompute = True
+    recomputed.gradient_checkpointing = True
     noisy, time = draw(2, 4, 8, 8), torch.tensor([5.0, 700.0])
     calls = []
     for model in (kept, recomputed):
         for block in model.blocks:
-            block.register_forward_pre_hook(lambda *_, model=model: calls.append(model.recompute))
+            block.register_forward_pre_hook(
+                lambda *_, model=model: calls.append(model.gradient_checkpointing)
+            )
     outputs = [model(noisy, time, Condition()) for model in (kept, recomputed)]
     torch.testing.assert_close(*outputs)
     for output in outputs:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ldm_lightning.denoiser.unet_layers import group_norm
 from ldm_lightning.nn.condition import Condition
-from tests.denoiser.small_unet import build, randomised
+from tests.denoiser.small_unet import build, randomized
 
 TIME = torch.tensor([3.0, 700.0])
 
@@ -46,12 +46,12 @@ def test_what_ends_a_residual_branch_is_zero_before_training():
 @pytest.mark.parametrize("size", [(8, 8), (4, 12), (16, 2)])
 @pytest.mark.parametrize("resblock_updown", [False, True])
 def test_any_divisible_size_comes_back_in_its_shape(size, resblock_updown):
-    network = randomised(resblock_updown=resblock_updown, out_channels=3)
+    network = randomized(resblock_updown=resblock_updown, out_channels=3)
     assert network(noisy(*size), TIME, Condition()).shape == (2, 3, *size)
 
 
 def test_each_sample_is_predicted_by_itself():
-    network, inputs = randomised().eval(), noisy()
+    network, inputs = randomized().eval(), noisy()
     together = network(inputs, TIME, Condition())
     alone = network(inputs[1:], TIME[1:], Condition())
     torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
@@ -59,7 +59,7 @@ def test_each_sample_is_predicted_by_itself():
 
 
 def test_every_part_of_a_condition_changes_the_prediction():
-    network = randomised(in_channels=5, context_width=6)
+    network = randomized(in_channels=5, context_width=6)
     parts = {
         "vector": torch.randn(2, network.vector_width),
         "context": torch.randn(2, 3, 6),
@@ -79,8 +79,10 @@ def test_the_vector_is_as_wide_as_the_time_embedding():
 def test_recomputation_changes_neither_output_nor_gradients(context_width):
     context = None if context_width is None else torch.randn(2, 3, context_width)
     results = []
-    for recompute in (False, True):
-        network = randomised(context_width=context_width, recompute=recompute, dropout=0.2).train()
+    for gradient_checkpointing in (False, True):
+        network = randomized(
+            context_width=context_width, gradient_checkpointing=gradient_checkpointing, dropout=0.2
+        ).train()
         vector = torch.ones(2, network.vector_width, requires_grad=True)
         torch.manual_seed(3)
         output = network(noisy(), TIME, Condition(vector=vector, context=context))
@@ -91,24 +93,26 @@ def test_recomputation_changes_neither_output_nor_gradients(context_width):
 
 
 def test_recomputation_keeps_less_for_the_backward_pass():
-    def kept(recompute: bool) -> int:
+    def kept(gradient_checkpointing: bool) -> int:
         sizes = []
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             sizes.append(tensor.numel() if tensor.requires_grad else 0)
             return tensor
 
-        network = randomised(recompute=recompute, num_res_blocks=2).train()
+        network = randomized(
+            gradient_checkpointing=gradient_checkpointing, num_res_blocks=2
+        ).train()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             network(noisy(), TIME, Condition())
         return sum(sizes)
 
-    assert kept(recompute=True) < kept(recompute=False) / 3
+    assert kept(gradient_checkpointing=True) < kept(gradient_checkpointing=False) / 3
 
 
 @pytest.mark.parametrize("context_width", [None, 6])
 def test_channels_last_computes_the_same_in_that_order(context_width):
-    network = randomised(context_width=context_width)
+    network = randomized(context_width=context_width)
     condition = Condition(context=None if context_width is None else torch.randn(2, 3, 6))
     expected = network(noisy(), TIME, condition)
     network = network.to(memory_format=torch.channels_last)
@@ -118,7 +122,7 @@ def test_channels_last_computes_the_same_in_that_order(context_width):
 
 
 def test_under_autocast_the_prediction_is_float32_and_close():
-    network = randomised()
+    network = randomized()
     expected = network(noisy(), TIME, Condition())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = network(noisy(), TIME, Condition())
@@ -127,7 +131,7 @@ def test_under_autocast_the_prediction_is_float32_and_close():
 
 
 def test_times_in_double_precision_are_taken():
-    network = randomised()
+    network = randomized()
     torch.testing.assert_close(
         network(noisy(), TIME.double(), Condition()),
         network(noisy(), TIME, Condition()),

@@ -1,6 +1,6 @@
 """The U-Net computes what diffusers' U-Nets compute with the same weights.
 
-In float64, and closer than another epsilon in one kind of normalisation would leave them.
+In float64, and closer than another epsilon in one kind of normalization would leave them.
 Weights go from published names to diffusers' names, so that these are checked with the arithmetic.
 diffusers has no cross-attention together with residual blocks that change the resolution.
 """
@@ -13,7 +13,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from ldm_lightning.denoiser.unet import UNet
 from ldm_lightning.denoiser.unet_attention import AttentionBlock
 from ldm_lightning.nn.condition import Condition
-from tests.denoiser.small_unet import randomised
+from tests.denoiser.small_unet import randomized
 
 # 32 groups at all widths, as diffusers has one number for all
 OPTIONS = {"base_width": 64, "width_multipliers": [1, 2], "num_res_blocks": 2, "attention_at": [2]}
@@ -98,7 +98,7 @@ def test_without_context_it_is_the_unconditional_model(
     scale_shift_norm, resblock_updown, attention_at
 ):
     changes = {"attention_at": attention_at, "scale_shift_norm": scale_shift_norm}
-    own = randomised(**(OPTIONS | changes), head_width=16, resblock_updown=resblock_updown).double()
+    own = randomized(**(OPTIONS | changes), head_width=16, resblock_updown=resblock_updown).double()
     attention = [1 in attention_at, True]
     resample = "resnet" if resblock_updown else "conv"
     theirs = UNet2DModel(
@@ -129,7 +129,7 @@ def test_without_context_it_is_the_unconditional_model(
 def test_with_context_it_is_the_conditional_model_under_published_names(
     scale_shift_norm, heads, depth
 ):
-    own = randomised(
+    own = randomized(
         **OPTIONS,
         **({"head_width": None} | heads),
         context_width=24,

@@ -1,4 +1,4 @@
-"""PatchGAN: depth, width, normalisation (requirement A2)."""
+"""PatchGAN: depth, width, normalization (requirement A2)."""
 
 import pytest
 import torch

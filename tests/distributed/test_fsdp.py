@@ -19,7 +19,7 @@ from ldm_lightning.checkpoints.checkpoint import CheckpointError, load_checkpoin
 from ldm_lightning.checkpoints.sharded import load_sharded
 from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.restore.second_stage import open_second_stage
-from ldm_lightning.utils.collectives import own_part
+from ldm_lightning.utils.collectives import local_shard
 from tests.cli.run import command, summary_of, tensors_of
 from tests.cli.second_stage import tiny_second, trained_first_stage
 from tests.distributed.test_two_processes import finish, free_port, start
@@ -171,7 +171,7 @@ def test_its_checkpoint_is_cut_for_another_number_of_processes(runs):
         parts = tensors_of(load_sharded(path, init_device_mesh("cpu", (1,))))
         assert any(isinstance(part, DTensor) for part in parts.values())
         whole = tensors_of(load_checkpoint(path))
-        assert all(torch.equal(own_part(parts[name]), whole[name]) for name in whole)
+        assert all(torch.equal(local_shard(parts[name]), whole[name]) for name in whole)
     finally:
         dist.destroy_process_group()
 

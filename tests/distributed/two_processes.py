@@ -49,7 +49,7 @@ VQGAN_F16 = (
     "autoencoder.latent_channels=8",
     "bottleneck.num_codes=16",
     "bottleneck.normalize=false",
-    "bottleneck.unquantised_steps=3",
+    "bottleneck.quantize_start_step=3",
     "bottleneck.restart_every_steps=4",
     "loss.discriminator_start_steps=0",
     "loss.discriminator_warmup_steps=0",
@@ -76,7 +76,7 @@ SCENARIOS = {
     ),
     "kl_f8_float32": Scenario("kl_f8", (*KL_F8, *SINGLE, *FROM_THE_FIRST)),
     "vqgan_f16_float32": Scenario(
-        "vqgan_f16", (*VQGAN_F16, *SINGLE, "bottleneck.unquantised_steps=0")
+        "vqgan_f16", (*VQGAN_F16, *SINGLE, "bottleneck.quantize_start_step=0")
     ),
     "vae_f8_float32": Scenario("vae_f8", (*VAE_F8, *SINGLE)),
     "command_line": Scenario("kl_f8", (*KL_F8, *DOUBLE, "max_steps=4", "validation.every_steps=2")),

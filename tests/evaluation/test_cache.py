@@ -9,7 +9,7 @@ KEY = {"weights_hash": "a", "precision": "32", "data": {"images": "b", "num_imag
 RECORD = FirstStageRecord(
     scalars={"psnr": 20.125, "latent/std": 9.5},
     protocol={"psnr": {"images": "b", "num_images": 3}},
-    grey_psnr=11.0,
+    gray_psnr=11.0,
     num_images=3,
     image_shape=(3, 32, 32),
 )

@@ -172,7 +172,7 @@ def test_damage_shows_without_the_records_of_the_run(good, psnr, gate, tmp_path)
     with pytest.raises(ValueError, match=r"data=\.\.\. and features=\.\.\."):
         gate(moved)
     own = OmegaConf.load(good / "config.yaml")
-    with pytest.raises(GateError, match="dB.* dB.*grey"):
+    with pytest.raises(GateError, match="dB.* dB.*gray"):
         gate(moved, psnr=psnr - 1, data=own.data, features=own.features)
 
 
@@ -213,9 +213,9 @@ def test_the_data_of_the_second_stage_are_measured_and_not_confused(good, gate, 
 
 
 def test_an_image_of_other_channels_is_refused(good, gate):
-    grey = composed("experiment=kl_f4", "image_channels=1").data
+    gray = composed("experiment=kl_f4", "image_channels=1").data
     with pytest.raises(ValueError, match=r"image_channels=1\b.*\b3\b"):
-        gate(good, data=grey)
+        gate(good, data=gray)
 
 
 def test_codes_are_judged_where_there_are_any(tmp_path, gate):

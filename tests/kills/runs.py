@@ -21,7 +21,7 @@ import ldm_lightning.builders.second_stage  # noqa: F401  (what a training impor
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
-from ldm_lightning.module.updating import UpdatingModule
+from ldm_lightning.module.updating import ManualOptimizationModule
 from ldm_lightning.storage import files
 from tests.cli.run import command, environment_of, tiny
 from tests.cli.second_stage import tiny_second, trained_first_stage
@@ -101,7 +101,7 @@ class Saboteur:
         Checkpointing.on_exception = self._on_exception(Checkpointing.on_exception)
 
     def _listen_to_batches(self) -> None:
-        original = UpdatingModule.on_train_batch_start
+        original = ManualOptimizationModule.on_train_batch_start
 
         def on_train_batch_start(module: Any, batch: Any, batch_idx: int) -> None:
             self.update = module.global_step + 1
@@ -109,7 +109,7 @@ class Saboteur:
                 sys.setprofile(self._called)
             original(module, batch, batch_idx)
 
-        UpdatingModule.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
+        ManualOptimizationModule.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
 
     def _called(self, frame: Any, event: str, argument: Any) -> None:
         if event != "call":
@@ -188,7 +188,7 @@ def words_of(configuration: str, parent: Path) -> list[str]:
     if configuration == "KL":
         return tiny("kl_f4", **common, data__num_workers=1, resolution=16)
     if configuration == "VQ with restarts":
-        codes = {"bottleneck__restart_every_steps": 6, "bottleneck__unquantised_steps": 4}
+        codes = {"bottleneck__restart_every_steps": 6, "bottleneck__unquantized_steps": 4}
         return tiny("vq_f4", **common, **codes, resolution=16)
     first = trained_first_stage(parent / "first", max_steps=2)
     latents = parent / "latents"

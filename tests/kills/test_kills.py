@@ -144,7 +144,7 @@ SHORTER = (
     "validation.every_steps=3",
     "callbacks.checkpointing.every_num_steps=2",
     "bottleneck.restart_every_steps=2",
-    "bottleneck.unquantised_steps=1",
+    "bottleneck.quantize_start_step=1",
 )
 SHORT = (
     Kill("SIGTERM, SIGKILL before the second save", 3, call=100),

@@ -1,4 +1,4 @@
-"""Adversarial losses, schedule and regularisers (requirements A2, A4)."""
+"""Adversarial losses, schedule and regularizers (requirements A2, A4)."""
 
 import math
 
@@ -57,7 +57,7 @@ def test_an_unknown_form_is_refused():
 def test_discriminator_warms_up_before_the_generator_sees_it_and_the_weight_ramps():
     schedule = AdversarialSchedule(start_step=10, warmup_steps=4, ramp_steps=3)
     assert [schedule.discriminator_learns(step) for step in (5, 6, 12)] == [False, True, True]
-    shares = [schedule.generator_share(step) for step in range(9, 15)]
+    shares = [schedule.generator_fraction(step) for step in range(9, 15)]
     assert shares == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert schedule.fully_on_step == 13
 
@@ -65,8 +65,8 @@ def test_discriminator_warms_up_before_the_generator_sees_it_and_the_weight_ramp
 def test_a_warm_up_longer_than_the_start_delays_the_generator():
     schedule = AdversarialSchedule(start_step=2, warmup_steps=5)
     assert schedule.discriminator_learns(0)
-    assert schedule.generator_share(4) == 0
-    assert schedule.generator_share(5) == 1
+    assert schedule.generator_fraction(4) == 0
+    assert schedule.generator_fraction(5) == 1
 
 
 def test_adaptive_weight_is_the_ratio_of_norms_within_its_clamp():

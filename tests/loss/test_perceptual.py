@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm_lightning.loss.perceptual import BACKBONES, Lpips, TinyPerceptual, grey_triplets
+from ldm_lightning.loss.perceptual import BACKBONES, Lpips, TinyPerceptual, gray_triplets
 from ldm_lightning.nn.tiny_features import TinyFeatures, feature_distance
 from ldm_lightning.utils.pretrained import WEIGHT_FILES
 
@@ -138,19 +138,19 @@ def test_to_moves_and_converts_the_hidden_network(distance):
     torch.testing.assert_close(double.float(), single, rtol=1e-4, atol=1e-6)
 
 
-def test_grey_images_count_as_rgb_with_equal_channels(distance):
+def test_gray_images_count_as_rgb_with_equal_channels(distance):
     reconstructions, images = pair(channels=1)
     as_rgb = distance(reconstructions.expand(-1, 3, -1, -1), images.expand(-1, 3, -1, -1))
     torch.testing.assert_close(distance(reconstructions, images), as_rgb)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_other_channels_are_averaged_as_grey_images(channels):
+def test_other_channels_are_averaged_as_gray_images(channels):
     distance = TinyPerceptual()
     reconstructions, images = pair(channels=channels)
     each = [distance(reconstructions[:, [c]], images[:, [c]]) for c in range(channels)]
     torch.testing.assert_close(distance(reconstructions, images), torch.stack(each).mean(dim=0))
-    assert grey_triplets(images).shape == (2 * channels, 3, 40, 48)
+    assert gray_triplets(images).shape == (2 * channels, 3, 40, 48)
 
 
 def test_distance_of_an_image_does_not_depend_on_its_batch(distance):

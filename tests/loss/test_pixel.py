@@ -68,7 +68,7 @@ def test_the_best_log_variance_is_that_of_the_errors(name):
     assert loss.log_variance.item() == pytest.approx(2 * math.log(scale), abs=0.02)
 
 
-def test_only_normalised_densities_claim_to_be_likelihoods():
+def test_only_normalized_densities_claim_to_be_likelihoods():
     likelihoods = {name for name, kind in PIXEL_LOSSES.items() if kind.is_likelihood}
     assert likelihoods == {"bernoulli", "gaussian", "laplace"}
 

@@ -29,7 +29,7 @@ def extractor():
 
 @pytest.fixture(scope="session")
 def pictures():
-    """Make smooth random pictures in [-1, 1], each of its own colour."""
+    """Make smooth random pictures in [-1, 1], each of its own color."""
 
     def make(count, *, seed=0, size=(32, 32), channels=3):
         generator = torch.Generator().manual_seed(seed)

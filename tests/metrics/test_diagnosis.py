@@ -19,7 +19,7 @@ FACTS = FirstStageFacts(
     num_positions=512 * 64,
     downsampling_factor=4,
     kl_weight=1e-6,
-    grey_psnr=11.5,
+    gray_psnr=11.5,
     trained=GOOD,
     same_images=True,
     psnr_rise=0.1,
@@ -52,7 +52,7 @@ def test_weights_changed_since_their_own_validation_are_damaged_and_the_latents_
     assert "decoder" not in cause.evidence
 
 
-def test_without_a_record_damage_shows_where_grey_images_would_be_better():
+def test_without_a_record_damage_shows_where_gray_images_would_be_better():
     unknown = with_facts(trained={}, same_images=False, psnr_rise=None)
     (cause,) = likely_causes({**GOOD, "val/psnr": 8.0}, PSNR, unknown)
     assert cause.name == "damaged_weights"

@@ -22,7 +22,7 @@ PROTOCOL = {
     "split": "val",
     "num_images": 40,
     "resolution": 32,
-    "crop": "centre",
+    "crop": "center",
 }
 
 

@@ -55,7 +55,7 @@ def test_equal_images_reach_the_ends_of_both_scales():
     )
 
 
-def test_psnr_of_one_grey_level_is_its_closed_form():
+def test_psnr_of_one_gray_level_is_its_closed_form():
     images = torch.full((1, 1, 4, 4), 100, dtype=torch.uint8)
     expected = 20 * np.log10(255)
     assert peak_signal_to_noise_ratio(images + 1, images).item() == pytest.approx(expected)

@@ -197,14 +197,14 @@ def test_batches_and_processes_add_up_to_one_pass(photograph):
     assert set(merged.scalars()) == {DEFICIT_NAME, *OCTAVE_NAMES}
 
 
-def test_a_grey_image_counts_as_its_copy_in_three_channels(photograph):
+def test_a_gray_image_counts_as_its_copy_in_three_channels(photograph):
     images, blur = windows(photograph)[:, :1], windows(blurred(photograph, 0.7))[:, :1]
-    grey, copied = (
+    gray, copied = (
         measured(blur, images),
         measured(*(x.expand(-1, 3, -1, -1) for x in (blur, images))),
     )
-    assert grey.scalars() == pytest.approx(copied.scalars(), rel=1e-12)
-    torch.testing.assert_close(grey.image_power, copied.image_power)
+    assert gray.scalars() == pytest.approx(copied.scalars(), rel=1e-12)
+    torch.testing.assert_close(gray.image_power, copied.image_power)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 33), (61, 47)])

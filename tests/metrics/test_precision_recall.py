@@ -63,7 +63,7 @@ def test_few_modes_cost_recall_and_wide_samples_cost_precision():
     assert precision_and_recall(wide, real).precision < 0.3
 
 
-def test_needs_a_third_neighbour():
+def test_needs_a_third_neighbor():
     assert precision_and_recall(rows(3), rows(10)) is None
     assert precision_and_recall(rows(10), rows(3)) is None
     assert precision_and_recall(rows(4), rows(4)) is not None

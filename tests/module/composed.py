@@ -25,7 +25,7 @@ TINY_DISCRIMINATOR = (
     "discriminator.base_width=8",
     "discriminator.num_layers=2",
     "discriminator.normalization=group",
-    "loss.discriminator_start_share=null",
+    "loss.discriminator_start_fraction=null",
 )
 
 

@@ -63,7 +63,7 @@ def small_module(
         attention_at=[],
         middle_attention=True,
         upsampling="nearest",
-        recompute=False,
+        gradient_checkpointing=False,
         output="logits" if pixel == "bernoulli" else "images",
     )
     if optimizer is None:

@@ -1,4 +1,4 @@
-"""Codes that are placed, not learnt, are in the moving average at once; all else glides."""
+"""Codes that are placed, not learned, are in the moving average at once; all else glides."""
 
 import lightning.pytorch as pl
 import pytest
@@ -60,9 +60,9 @@ def recorded(tmp_path, *, accumulate_batches=1, **settings):
 @pytest.mark.parametrize(
     ("settings", "placing"),
     [
-        ({"unquantised_steps": 2}, [2]),
+        ({"quantize_start_step": 2}, [2]),
         ({"restart_every_steps": 3}, [3, 6]),
-        ({"unquantised_steps": 2, "restart_every_steps": 2}, [2, 4, 6]),
+        ({"quantize_start_step": 2, "restart_every_steps": 2}, [2, 4, 6]),
     ],
 )
 def test_placed_codes_equal_the_average_and_all_else_follows_the_formula(
@@ -93,7 +93,7 @@ def test_a_run_continued_right_after_placing_equals_the_uninterrupted_one(tmp_pa
     words = tiny(
         "vqvae_f8",
         bottleneck__num_codes=64,
-        bottleneck__unquantised_steps=2,
+        bottleneck__unquantized_steps=2,
         bottleneck__restart_every_steps=3,
         accumulate_batches=2,
         validation__every_steps=5,

@@ -86,7 +86,7 @@ def data_of(kind, files, batch_size):
             seed=3,
         )
     if kind == "shards":
-        changes = {"shuffle_shards": 2, "resolution": 16, "val_share": 0.2, "max_val_images": 4}
+        changes = {"shuffle_shards": 2, "resolution": 16, "val_fraction": 0.2, "max_val_images": 4}
         return test_webdataset.data_module(files / "shards", batch_size=batch_size, **changes)
     return test_latents.latent_module(files / "latents", batch_size=batch_size, max_val_images=4)
 

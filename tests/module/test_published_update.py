@@ -49,7 +49,7 @@ VQ = (
     "experiment=vqgan_f16",
     "autoencoder.latent_channels=8",
     "bottleneck.num_codes=16",
-    "bottleneck.unquantised_steps=0",
+    "bottleneck.quantize_start_step=0",
     "bottleneck.normalize=false",
     "loss.codebook_weight=1.0",
     "loss.commitment_weight=0.25",
@@ -91,30 +91,30 @@ def gaussian_forward(start, images):
     return model.decoder(model.post_quant_conv(latents)), 1e-6 * kl / len(images)
 
 
-def quantised_forward(start, images):
+def quantized_forward(start, images):
     """Reconstructions and codebook terms, van den Oord et al. 2017, Eq. 3."""
     model = start.autoencoder
     encoded = model.quant_conv(model.encoder(images))
     codes = model.bottleneck.embedding.weight
-    quantised = torch.empty_like(encoded)
+    quantized = torch.empty_like(encoded)
     terms, batch = 0.0, len(encoded)
     for b in range(batch):
         for i in range(encoded.shape[2]):
             for j in range(encoded.shape[3]):
                 vector = encoded[b, :, i, j]
                 code = codes[((codes - vector) ** 2).sum(dim=1).argmin()]
-                quantised[b, :, i, j] = code.detach()
+                quantized[b, :, i, j] = code.detach()
                 terms = terms + ((code - vector.detach()) ** 2).sum()
                 terms = terms + 0.25 * ((vector - code.detach()) ** 2).sum()
-    passed_straight = encoded + (quantised - encoded).detach()
+    passed_straight = encoded + (quantized - encoded).detach()
     return model.decoder(model.post_quant_conv(passed_straight)), terms / encoded.numel()
 
 
 def published_generator_loss(start, images, *, forward, is_summed, discriminator_weight):
     """Loss of the generator's own pass, with its parts."""
-    outputs, regularisation = forward(start, images)
+    outputs, regularization = forward(start, images)
     distance = TinyPerceptual().to(images.dtype)(outputs, images)
-    log_variance = torch.zeros((), dtype=images.dtype)  # never optimised in the published runs
+    log_variance = torch.zeros((), dtype=images.dtype)  # never optimized in the published runs
     nll, num_elements = 0.0, 0
     for b in range(len(images)):
         error = (images[b] - outputs[b]).abs() + 1.0 * distance[b]
@@ -128,7 +128,7 @@ def published_generator_loss(start, images, *, forward, is_summed, discriminator
         for loss in (nll, adversarial)
     ]
     d = torch.clamp(norms[0] / (norms[1] + 1e-4), 0.0, 1e4).detach()
-    total = nll + discriminator_weight * d * adversarial + regularisation
+    total = nll + discriminator_weight * d * adversarial + regularization
     gradients = torch.autograd.grad(total, list(start.autoencoder.parameters()))
     real, fake = start.discriminator(images), start.discriminator(outputs.detach())
     hinge = 0.5 * (torch.relu(1 - real).mean() + torch.relu(1 + fake).mean())
@@ -152,7 +152,7 @@ def test_the_first_update_is_the_published_one(tmp_path, family, precision, tole
     published = published_generator_loss(
         start,
         images,
-        forward=gaussian_forward if is_kl else quantised_forward,
+        forward=gaussian_forward if is_kl else quantized_forward,
         is_summed=is_kl,
         discriminator_weight=0.5 if is_kl else 0.8,
     )

@@ -34,8 +34,8 @@ def textured_image(size=64, seed=0):
     image = torch.zeros(3, size, size)
     for _ in range(12):
         fy, fx, phase = torch.rand(3, generator=generator) * torch.tensor([2.0, 2.0, 6.28])
-        colour = torch.randn(3, generator=generator)
-        image += colour[:, None, None] * torch.sin(fy * y + fx * x + phase)
+        color = torch.randn(3, generator=generator)
+        image += color[:, None, None] * torch.sin(fy * y + fx * x + phase)
     return (image / 6).clamp(-1, 1)[None]
 
 

@@ -95,10 +95,10 @@ def test_a_first_stages_update_obeys_its_law():
 
 def test_recomputation_keeps_less_and_computes_more():
     costs = {}
-    for recompute in (False, True):
+    for gradient_checkpointing in (False, True):
         with without_memory():
-            unet = small_unet(recompute=recompute).train()
-            costs[recompute] = count_denoiser_update(
+            unet = small_unet(gradient_checkpointing=gradient_checkpointing).train()
+            costs[gradient_checkpointing] = count_denoiser_update(
                 unet, torch.empty(2, 4, 32, 32), Condition(), autocast=autocast("cpu", "32")
             )
     assert costs[True].kept_bytes < 0.5 * costs[False].kept_bytes

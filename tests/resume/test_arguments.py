@@ -177,7 +177,7 @@ def test_no_rule_is_left_over():
     assert not unused
 
 
-@pytest.mark.parametrize("key", ["loss.lecam_weight", "bottleneck.unquantised_steps"])
+@pytest.mark.parametrize("key", ["loss.lecam_weight", "bottleneck.quantize_start_step"])
 def test_a_part_may_be_weighted_otherwise_but_not_switched_on_or_off(first, key):
     values, place = first.began.values, key.split(".")
     for before, after, is_refused in ((1, 2, False), (0, 0, False), (0, 1, True), (2, 0, True)):

@@ -26,7 +26,7 @@ def optimal_estimate(noisy, alpha, sigma):
 
 
 def optimal_network(process):
-    """The network that returns the optimal estimate in the process's parametrisation.
+    """The network that returns the optimal estimate in the process's parametrization.
 
     It reads the noise level from what the network sees of the time, as a trained one would.
     """

@@ -38,7 +38,7 @@ FIRST_ORDER = {
 SECOND_ORDER = {"dpm_solver": dpm_solver, "heun": heun}
 STOCHASTIC = {name: FIRST_ORDER[name] for name in ("ddim, eta 0.5", "ddpm", "ddpm, large")}
 
-# Enough that the discretisation error stays below one Monte-Carlo standard error of NUM_SAMPLES:
+# Enough that the discretization error stays below one Monte-Carlo standard error of NUM_SAMPLES:
 # computed with `propagated_moments` it is at most 0.93 of it in covariance and 0.35 in mean.
 NUM_STEPS = {
     "ddim": 500,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_lightning.storage.process_ids import CLOCK_SECONDS, is_living
+from ldm_lightning.storage.process_ids import CLOCK_SECONDS, pid_exists
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def process():
 
 
 def test_a_process_lives_until_it_has_ended(process):
-    assert is_living(process.pid)
-    assert is_living(process.pid, seen=time.time())
+    assert pid_exists(process.pid)
+    assert pid_exists(process.pid, seen=time.time())
     process.kill()
     deadline = time.monotonic() + 10
     # Nobody has asked how it ended, so its number is still taken.
@@ -30,19 +30,19 @@ def test_a_process_lives_until_it_has_ended(process):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, 0)
-    assert not is_living(process.pid)
+    assert not pid_exists(process.pid)
     process.wait()
-    assert not is_living(process.pid)
+    assert not pid_exists(process.pid)
 
 
 def test_a_process_that_began_later_is_another_one_with_the_same_number(process):
-    assert not is_living(process.pid, seen=time.time() - CLOCK_SECONDS - 5)
+    assert not pid_exists(process.pid, seen=time.time() - CLOCK_SECONDS - 5)
 
 
 def test_a_process_that_has_run_for_long_is_still_the_same():
-    assert is_living(os.getppid(), seen=time.time())
-    assert is_living(1, seen=time.time())  # another user's, unless the tests run as root
+    assert pid_exists(os.getppid(), seen=time.time())
+    assert pid_exists(1, seen=time.time())  # another user's, unless the tests run as root
 
 
 def test_a_number_that_no_process_can_have_is_none():
-    assert not is_living(2**40)
+    assert not pid_exists(2**40)

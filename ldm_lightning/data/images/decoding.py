@@ -58,7 +58,7 @@ def decode_image(
 
     The EXIF orientation is applied. Transparency, in an alpha channel or a palette, is composited
     over white. Greys of more than 8 bits are scaled from ``value_range`` or the full range of their
-    type to 8 bits. CMYK, palette and other colour spaces become RGB; for one channel, colours
+    type to 8 bits. CMYK, palette and other color spaces become RGB; for one channel, colors
     become luma (ITU-R 601). Of an animation the first frame is taken.
 
     Args:
@@ -66,7 +66,7 @@ def decode_image(
         channels: Channels of the result. 1 and 3 can be had from every file; any other number only
             from 8-bit files that hold exactly so many, which are then returned as stored.
         name: What errors call the file; by default its path.
-        value_range: Of the values of grey files of more than 8 bits; what lies outside is clipped.
+        value_range: Of the values of gray files of more than 8 bits; what lies outside is clipped.
             None takes the full range of their type, which floating-point numbers do not have.
         least_side: A file of more than ``MAX_ORDINARY_PIXELS`` is returned at a half, a quarter or
             an eighth of its size as long as both sides keep so many pixels, which takes as much
@@ -214,7 +214,7 @@ def _strip_to_pixels(image: Image.Image, channels: int) -> np.ndarray | None:
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     mode = "L" if channels == 1 else "RGB"
     if image.mode != mode:
-        # Palette and CMYK reach grey through RGB: Pillow has no direct road for all of them.
+        # Palette and CMYK reach gray through RGB: Pillow has no direct road for all of them.
         image = image.convert("RGB").convert(mode)
     pixels = np.array(image)
     return pixels[..., None] if channels == 1 else pixels

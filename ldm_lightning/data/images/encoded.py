@@ -82,8 +82,8 @@ class EncodedImages(Dataset[Sample | None]):
         source: Where the encoded images come from.
         transform: Crop to the size of the samples.
         image_channels: Channels of the samples.
-        value_range: Of grey files of more than 8 bits; None: the full range of their type.
-        max_bad_share: Share of the source that may be unreadable before the run is stopped.
+        value_range: Of gray files of more than 8 bits; None: the full range of their type.
+        max_bad_fraction: Share of the source that may be unreadable before the run is stopped.
     """
 
     windows_per_image = 1
@@ -95,7 +95,7 @@ class EncodedImages(Dataset[Sample | None]):
         transform: TrainTransform | EvalTransform,
         image_channels: int,
         value_range: ValueRange | None,
-        max_bad_share: float,
+        max_bad_fraction: float,
     ) -> None:
         self.source = source
         self.resolution = transform.size
@@ -111,7 +111,7 @@ class EncodedImages(Dataset[Sample | None]):
         self.label_gap = source.label_gap
         self.identified_by = source.identified_by
         self.bad_file_log = BadFileLog(
-            split=source.split, num_files=len(source), max_bad_share=max_bad_share
+            split=source.split, num_files=len(source), max_bad_fraction=max_bad_fraction
         )
 
     def class_counts(self) -> list[int] | None:
@@ -156,8 +156,8 @@ class TrainImages(EncodedImages):
         eval_transform: Crop of ``without_augmentation``.
         seed: The run's seed.
         image_channels: Channels of the samples.
-        value_range: Of grey files of more than 8 bits; None: the full range of their type.
-        max_bad_share: Share of the source that may be unreadable before the run is stopped.
+        value_range: Of gray files of more than 8 bits; None: the full range of their type.
+        max_bad_fraction: Share of the source that may be unreadable before the run is stopped.
     """
 
     def __init__(
@@ -169,14 +169,14 @@ class TrainImages(EncodedImages):
         seed: int,
         image_channels: int,
         value_range: ValueRange | None,
-        max_bad_share: float,
+        max_bad_fraction: float,
     ) -> None:
         super().__init__(
             source,
             transform=transform,
             image_channels=image_channels,
             value_range=value_range,
-            max_bad_share=max_bad_share,
+            max_bad_fraction=max_bad_fraction,
         )
         self.transform = transform
         self.eval_transform = eval_transform
@@ -196,7 +196,7 @@ class TrainImages(EncodedImages):
             transform=self.eval_transform,
             image_channels=self.image_channels,
             value_range=self.value_range,
-            max_bad_share=self.bad_file_log.max_bad_share,
+            max_bad_fraction=self.bad_file_log.max_bad_fraction,
         )
 
     def __getitem__(self, key: SampleKey) -> Sample:
@@ -229,8 +229,8 @@ class EvalImages(EncodedImages):
         source: Where the encoded images come from.
         transform: Crop, one or several an image.
         image_channels: Channels of the samples.
-        value_range: Of grey files of more than 8 bits; None: the full range of their type.
-        max_bad_share: Share of the source that may be unreadable before the run is stopped.
+        value_range: Of gray files of more than 8 bits; None: the full range of their type.
+        max_bad_fraction: Share of the source that may be unreadable before the run is stopped.
     """
 
     def __init__(
@@ -240,14 +240,14 @@ class EvalImages(EncodedImages):
         transform: EvalTransform,
         image_channels: int,
         value_range: ValueRange | None,
-        max_bad_share: float,
+        max_bad_fraction: float,
     ) -> None:
         super().__init__(
             source,
             transform=transform,
             image_channels=image_channels,
             value_range=value_range,
-            max_bad_share=max_bad_share,
+            max_bad_fraction=max_bad_fraction,
         )
         self.transform = transform
         self.windows_per_image = transform.crops_per_image
@@ -290,7 +290,7 @@ def encoded_data_module(
     flip: bool,
     eval_crop: str,
     val_crops_per_image: int,
-    max_bad_share: float,
+    max_bad_fraction: float,
     batch_size: int,
     val_batch_size: int,
     num_workers: int,
@@ -320,14 +320,14 @@ def encoded_data_module(
             seed=seed,
             image_channels=image_channels,
             value_range=value_range,
-            max_bad_share=max_bad_share,
+            max_bad_fraction=max_bad_fraction,
         ),
         EvalImages(
             val_source,
             transform=eval_transform,
             image_channels=image_channels,
             value_range=value_range,
-            max_bad_share=max_bad_share,
+            max_bad_fraction=max_bad_fraction,
         ),
         batch_size=batch_size,
         val_batch_size=val_batch_size,

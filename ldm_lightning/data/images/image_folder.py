@@ -110,7 +110,7 @@ def image_folder_data_module(
     *,
     root: str,
     val_root: str | None,
-    val_share: float,
+    val_fraction: float,
     classes: Sequence[str] | None = None,
     value_range: Sequence[float] | None = None,
     resolution: int | tuple[int, int],
@@ -120,7 +120,7 @@ def image_folder_data_module(
     flip: bool,
     eval_crop: str,
     val_crops_per_image: int,
-    max_bad_share: float,
+    max_bad_fraction: float,
     batch_size: int,
     val_batch_size: int,
     num_workers: int,
@@ -140,12 +140,12 @@ def image_folder_data_module(
     check_no_splits_inside(listing)
     if val_root is None:
         val_listing = listing
-        held_out = [is_validation_name(name, val_share) for name in first_names(listing)]
+        held_out = [is_validation_name(name, val_fraction) for name in first_names(listing)]
         train_names, val_names = (
             [name for name, out in zip(listing.names, held_out, strict=True) if out == wanted]
             for wanted in (False, True)
         )
-        check_split(len(train_names), len(val_names), root=root, val_share=val_share)
+        check_split(len(train_names), len(val_names), root=root, val_fraction=val_fraction)
     else:
         val_listing = list_images(Path(val_root).expanduser(), key="data.val_root")
         check_separate(listing, val_listing)
@@ -189,7 +189,7 @@ def image_folder_data_module(
         flip=flip,
         eval_crop=eval_crop,
         val_crops_per_image=val_crops_per_image,
-        max_bad_share=max_bad_share,
+        max_bad_fraction=max_bad_fraction,
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,

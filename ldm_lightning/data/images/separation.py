@@ -55,7 +55,7 @@ def check_separate(train: FolderListing, val: FolderListing) -> None:
     if train_root == val_root:
         raise ValueError(
             f"{roots} are the same folder; validation images must not be trained on. Leave "
-            "data.val_root out to hold out data.val_share of it, or give another folder."
+            "data.val_root out to hold out data.val_fraction of it, or give another folder."
         )
     if val_root.is_relative_to(train_root):
         raise ValueError(
@@ -98,27 +98,27 @@ def check_separate_shards(train: Sequence[str], val: Sequence[str]) -> None:
             )
 
 
-def is_validation_name(name: str, val_share: float) -> bool:
+def is_validation_name(name: str, val_fraction: float) -> bool:
     """Whether a file without a split of its own is held out.
 
     A hash of the name decides, so a file never changes sides when others are added or removed.
     """
-    return derive_seed("validation split", name) < val_share * 2**63
+    return derive_seed("validation split", name) < val_fraction * 2**63
 
 
-def check_split(num_train: int, num_val: int, *, root: str, val_share: float) -> None:
-    """Stop where one side of a split by ``val_share`` is empty.
+def check_split(num_train: int, num_val: int, *, root: str, val_fraction: float) -> None:
+    """Stop where one side of a split by ``val_fraction`` is empty.
 
     Raises:
         ValueError: If either number is 0.
     """
-    if not 0 < val_share < 1:
-        raise ValueError(f"data.val_share must lie between 0 and 1, got {val_share}.")
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"data.val_fraction must lie between 0 and 1, got {val_fraction}.")
     if num_train == 0 or num_val == 0:
         raise ValueError(
-            f"Holding out data.val_share={val_share:g} of {num_train + num_val} image(s) under "
+            f"Holding out data.val_fraction={val_fraction:g} of {num_train + num_val} images under "
             f"{root} leaves {num_train} to train on and {num_val} to validate on. Add images, "
-            "change data.val_share, or give data.val_root."
+            "change data.val_fraction, or give data.val_root."
         )
 
 

@@ -42,7 +42,7 @@ class _Found:
         name: Of the file.
         num_frames: 1 for a still image.
         wide_color: Whether it has colors of more than 8 bits a channel.
-        wide: The type of its values, where it is a grey file of more than 8 bits ...
+        wide: The type of its values, where it is a gray file of more than 8 bits ...
         values: ... and those that occur, sorted; None for others.
     """
 
@@ -76,18 +76,18 @@ def found_in_some(source: Readable, value_range: ValueRange | None) -> list[str]
 
 
 def _about_values(found: Sequence[_Found], value_range: ValueRange | None) -> Iterator[str]:
-    """Warnings about grey files of more than 8 bits."""
+    """Warnings about gray files of more than 8 bits."""
     wide = [one for one in found if one.wide is not None and one.values is not None]
     if not wide:
         if value_range is not None and found:
             yield (
                 f"data.value_range=[{value_range.low:g},{value_range.high:g}] changes nothing: "
-                f"none of {len(found)} sampled files is a grey file of more than 8 bits."
+                f"none of {len(found)} sampled files is a gray file of more than 8 bits."
             )
         return
     values = np.unique(np.concatenate([one.values for one in wide]))
     low, high = values[0], values[-1]
-    what = f"{len(wide)} of {len(found)} sampled files are greys of more than 8 bits"
+    what = f"{len(wide)} of {len(found)} sampled files are grays of more than 8 bits"
     if value_range is not None:
         outside = np.mean((values < value_range.low) | (values > value_range.high))
         if outside:
@@ -103,7 +103,7 @@ def _about_values(found: Sequence[_Found], value_range: ValueRange | None) -> It
     top = max(high, 1)
     proposed = (0, 2 ** int(top).bit_length() - 1) if low >= 0 else (int(low), int(high))
     yield (
-        f"{what} and use the values {low:g} to {high:g} of {full}: their {len(values)} grey levels "
+        f"{what} and use the values {low:g} to {high:g} of {full}: their {len(values)} gray levels "
         f"become {num_left}. Give data.value_range=[{proposed[0]},{proposed[1]}] to keep more."
     )
 

@@ -1,6 +1,6 @@
 """Textured grounds of the shapes data set: what first stages lose first.
 
-Every function returns how much of the second of two colours is seen where, float32 in [0, 1], [H,
+Every function returns how much of the second of two colors is seen where, float32 in [0, 1], [H,
 W]. Lengths are in pixels and fine at any resolution, so that a larger image holds more detail, not
 larger detail.
 """
@@ -32,7 +32,7 @@ for _number, _rows in enumerate(_GLYPHS.values()):
 
 
 def grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres relative to the image's centre: x [1, W] and y [H, 1], in pixels."""
+    """Pixel centers relative to the image's center: x [1, W] and y [H, 1], in pixels."""
     x = np.arange(width, dtype=np.float32)[None] - (width - 1) / 2
     y = np.arange(height, dtype=np.float32)[:, None] - (height - 1) / 2
     return x, y
@@ -43,7 +43,7 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth change of colour across the image."""
+    """A smooth change of color across the image."""
     x, y = grid(height, width)
     angle = rng.uniform(0, 2 * np.pi)
     along = np.float32(np.cos(angle) / width) * x + np.float32(np.sin(angle) / height) * y
@@ -64,7 +64,7 @@ def stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def checkerboard(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Turned squares of two colours, edges one pixel soft."""
+    """Turned squares of two colors, edges one pixel soft."""
     x, y = grid(height, width)
     side = _log_uniform(rng, 3, max(8, min(height, width) / 6))
     angle = rng.uniform(0, np.pi / 2)
@@ -85,20 +85,20 @@ def hair(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     turned = direction + bend * along
     x = rng.uniform(0, width, (count, 1)) + along * np.cos(turned)
     y = rng.uniform(0, height, (count, 1)) + along * np.sin(turned)
-    # Spread each point over its four neighbours; a margin of one pixel swallows what falls outside.
+    # Spread each point over its four neighbors; a margin of one pixel swallows what falls outside.
     x, y = np.clip(x, -1, width).ravel() + 1, np.clip(y, -1, height).ravel() + 1
     left, top = x.astype(np.intp), y.astype(np.intp)
-    right_share, low_share = x - left, y - top
+    right_fraction, low_fraction = x - left, y - top
     stride = width + 3
     at = top * stride + left
     ink = np.bincount(
         np.concatenate([at, at + 1, at + stride, at + stride + 1]),
         np.concatenate(
             [
-                (1 - right_share) * (1 - low_share),
-                right_share * (1 - low_share),
-                (1 - right_share) * low_share,
-                right_share * low_share,
+                (1 - right_fraction) * (1 - low_fraction),
+                right_fraction * (1 - low_fraction),
+                (1 - right_fraction) * low_fraction,
+                right_fraction * low_fraction,
             ]
         ),
         minlength=(height + 3) * stride,

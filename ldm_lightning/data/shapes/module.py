@@ -1,4 +1,4 @@
-"""A procedural data set: one shape with class, colour and caption, over a plain or textured ground.
+"""A procedural data set: one shape with class, color and caption, over a plain or textured ground.
 
 Image i is a function of i, the resolution and the number of channels: nothing is stored, nothing is
 downloaded, and every run and machine sees the same images.
@@ -35,22 +35,22 @@ COLORS = {
     "pink": (245, 150, 190),
     "brown": (110, 70, 40),
     "black": (20, 20, 20),
-    "grey": (128, 128, 128),
+    "gray": (128, 128, 128),
     "white": (242, 242, 242),
 }
-GREYS = {
+GRAYS = {
     "black": (20,),
-    "dark grey": (75,),
-    "grey": (130,),
-    "light grey": (185,),
+    "dark gray": (75,),
+    "gray": (130,),
+    "light gray": (185,),
     "white": (240,),
 }
 # Chosen by looking at 32-pixel images. The shape keeps this distance from every mixture of the two
-# colours of its ground, so that it also stands out where a first stage has averaged the texture
+# colors of its ground, so that it also stands out where a first stage has averaged the texture
 # away.
 MIN_DISTANCE = {1: 90.0, 3: 130.0}  # by number of channels, Euclidean, in 8-bit levels
 COLOR_JITTER = 10.0  # uniform, plus or minus, in 8-bit levels
-# How far a texture goes from the first colour to the second. At full strength hardly any of it
+# How far a texture goes from the first color to the second. At full strength hardly any of it
 # survives a first stage, and every figure measures the textures alone.
 STRENGTH = (0.3, 0.6)
 NOISE_STRENGTH = 0.5  # times the above: noise cannot be compressed at all
@@ -60,7 +60,7 @@ CLASS_NAMES = list(SHAPES)
 
 
 def _contrasting_pairs(colors: np.ndarray, color: int, least: float) -> np.ndarray:
-    """Ordered pairs of colours, [pairs, 2], no mixture of which is nearer than ``least``."""
+    """Ordered pairs of colors, [pairs, 2], no mixture of which is nearer than ``least``."""
     first, second = colors[:, None], colors[None]  # [n, 1, C], [1, n, C]
     span = second - first
     length = (span**2).sum(-1)
@@ -117,10 +117,10 @@ class Shapes(Dataset[Sample]):
         self.class_names: list[str] | None = CLASS_NAMES
         self.label_gap = ""
         self.bad_file_log: BadFileLog | None = None
-        palette = COLORS if image_channels == 3 else GREYS
+        palette = COLORS if image_channels == 3 else GRAYS
         self._color_names = list(palette)
-        self._colors = np.array(list(palette.values()), dtype=np.float32)  # [colours, C]
-        # For each colour a shape can have, the pairs of ground colours it stands out from.
+        self._colors = np.array(list(palette.values()), dtype=np.float32)  # [colors, C]
+        # For each color a shape can have, the pairs of ground colors it stands out from.
         self._grounds_of = {
             color: pairs
             for color in range(len(self._colors))
@@ -192,7 +192,7 @@ class Shapes(Dataset[Sample]):
         x, y = (x - np.float32(shift_x)) / radius, (y - np.float32(shift_y)) / radius
         cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         distance = SHAPES[name](cosine * x + sine * y, cosine * y - sine * x)
-        # A pixel is covered by as much as the outline is beyond its centre: edges one pixel soft.
+        # A pixel is covered by as much as the outline is beyond its center: edges one pixel soft.
         return np.clip(0.5 - distance * radius, 0, 1).astype(np.float32)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def _half_planes(x: np.ndarray, y: np.ndarray, count: int, distance: float) -> np.ndarray:
-    """Signed distance to a regular polygon whose sides are ``distance`` from its centre."""
+    """Signed distance to a regular polygon whose sides are ``distance`` from its center."""
     angles = np.pi / 2 + 2 * np.pi * np.arange(count) / count
     sides = [np.float32(np.cos(a)) * x + np.float32(np.sin(a)) * y for a in angles]
     return np.maximum.reduce(sides) - distance

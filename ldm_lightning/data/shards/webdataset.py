@@ -162,13 +162,13 @@ def _caption_of(content: bytes, name: str) -> str | None:
     return None if caption is None else str(caption)
 
 
-def _label_gap(samples: list[TarSample], num_labelled: int) -> str:
+def _label_gap(samples: list[TarSample], num_labeled: int) -> str:
     """Say how many samples have a label, and which has none; empty where all or none have one."""
-    if num_labelled in (0, len(samples)):
+    if num_labeled in (0, len(samples)):
         return ""
     lacking = next(sample for sample in samples if sample.label is None)
     return (
-        f"{num_labelled} of {len(samples)} have a label; missing for "
+        f"{num_labeled} of {len(samples)} have a label; missing for "
         f"{sample_name(lacking.shard, lacking.key)}"
     )
 
@@ -219,7 +219,7 @@ def _samples(store: ShardStore, shards: list[str], root: str, *, key: str) -> li
 def _sources(
     root: str,
     val_root: str | None,
-    val_share: float,
+    val_fraction: float,
     classes: list[str] | None,
     cache: ShardCache,
     hashes: FileHashes,
@@ -231,7 +231,7 @@ def _sources(
     if val_root is None:
         val_shards = shards_of_split(store.list_folder(root), "val")
         if not val_shards or set(val_shards) == set(shards):
-            return _held_out(store, shards, root, val_share, classes)
+            return _held_out(store, shards, root, val_fraction, classes)
         val_store = _store_of(root, cache, hashes)
         val_shards = val_store.find(root, split="val")
     else:
@@ -247,19 +247,19 @@ def _sources(
 
 
 def _held_out(
-    store: ShardStore, shards: list[str], root: str, val_share: float, classes: list[str] | None
+    store: ShardStore, shards: list[str], root: str, val_fraction: float, classes: list[str] | None
 ) -> tuple[TarSource, TarSource]:
     """Hold out a share of the images of all shards."""
     store.check_room(
-        len(shards), "Holding out data.val_share of all shards instead of giving data.val_root"
+        len(shards), "Holding out data.val_fraction of all shards instead of giving data.val_root"
     )
     samples = _samples(store, shards, root, key="data.root")
     first: dict[tuple[str, Span], str] = {}  # of several links to an image, the first one decides
     names = [first.setdefault((s.shard, s.image), sample_name(s.shard, s.key)) for s in samples]
-    held_out = [is_validation_name(name, val_share) for name in names]
+    held_out = [is_validation_name(name, val_fraction) for name in names]
     val_samples = [s for s, out in zip(samples, held_out, strict=True) if out]
     train_samples = [s for s, out in zip(samples, held_out, strict=True) if not out]
-    check_split(len(train_samples), len(val_samples), root=root, val_share=val_share)
+    check_split(len(train_samples), len(val_samples), root=root, val_fraction=val_fraction)
     return (
         TarSource(train_samples, store, root=root, split="train", classes=classes),
         TarSource(val_samples, store, root=root, split="val", classes=classes),
@@ -274,7 +274,7 @@ def webdataset_data_module(
     *,
     root: str,
     val_root: str | None,
-    val_share: float,
+    val_fraction: float,
     classes: Sequence[str] | None = None,
     value_range: Sequence[float] | None = None,
     resolution: int | tuple[int, int],
@@ -284,7 +284,7 @@ def webdataset_data_module(
     flip: bool,
     eval_crop: str,
     val_crops_per_image: int,
-    max_bad_share: float,
+    max_bad_fraction: float,
     shuffle_shards: int | None,
     shard_cache_dir: str,
     shard_cache_gib: float,
@@ -304,7 +304,7 @@ def webdataset_data_module(
     class_names = None if classes is None else [str(name) for name in classes]
     cache = ShardCache(Path(shard_cache_dir).expanduser(), max_bytes=int(shard_cache_gib * GIB))
     hashes = FileHashes(cache_dir)
-    train_source, val_source = _sources(root, val_root, val_share, class_names, cache, hashes)
+    train_source, val_source = _sources(root, val_root, val_fraction, class_names, cache, hashes)
     if shuffle_shards is None:
         train_source.store.check_room(
             len(train_source.shards), "Shuffling all images (data.shuffle_shards=null)"
@@ -320,7 +320,7 @@ def webdataset_data_module(
         flip=flip,
         eval_crop=eval_crop,
         val_crops_per_image=val_crops_per_image,
-        max_bad_share=max_bad_share,
+        max_bad_fraction=max_bad_fraction,
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,

@@ -48,9 +48,9 @@ class Knot:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one colour; ``line`` is drawn through where there is one.
+    """Points of one color; ``line`` is drawn through where there is one.
 
-    ``style`` chooses colour, marker and dash: what is the same in two figures has the same.
+    ``style`` chooses color, marker and dash: what is the same in two figures has the same.
     """
 
     label: str

@@ -33,7 +33,7 @@ CURVES = (
 )
 
 MAX_RUNS = 18
-"""So many lines can be told apart by colour and dash."""
+"""So many lines can be told apart by color and dash."""
 
 MAX_POINTS = 150
 
@@ -100,7 +100,7 @@ def _word(key: str) -> str:
 def read_curves(run: Run) -> dict[str, Curve]:
     """What a run logged, by metric; empty where there is nothing that can be read.
 
-    Longer curves than ``MAX_POINTS`` become means of neighbours. What is not finite is left out.
+    Longer curves than ``MAX_POINTS`` become means of neighbors. What is not finite is left out.
     """
     try:
         rows = read_metrics(run.folder / "metrics.csv")
@@ -138,7 +138,7 @@ def _suffix(protocol: Protocol | None, kind: str) -> str:
 def _note(metric: str, protocol: Protocol | None, left_out: int) -> str:
     parts = []
     if metric.startswith("train/"):
-        parts.append(f"Of training batches, at most {MAX_POINTS} means of neighbours a line.")
+        parts.append(f"Of training batches, at most {MAX_POINTS} means of neighbors a line.")
     elif protocol is None:
         parts.append("The protocol is not recorded yet.")
     if left_out > 0:

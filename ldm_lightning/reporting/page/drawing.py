@@ -1,6 +1,6 @@
 """Charts as SVG and PNG, drawn with matplotlib.
 
-Within the page, ink is ``currentColor``, the ground is clear and each series has the page's colour
+Within the page, ink is ``currentColor``, the ground is clear and each series has the page's color
 of its place (``--series-0`` and on), so that one drawing serves light and dark. As a file the
 drawing has a white ground.
 """
@@ -24,18 +24,18 @@ from ldm_lightning.reporting.page.charts import Chart, Series
 from ldm_lightning.reporting.page.labels import axis_number, clipped
 from ldm_lightning.reporting.page.protocols import Protocol
 
-COLOURS = ("#0072b2", "#d55e00", "#00865f", "#b8568f", "#a87400", "#2f8fca")
-"""After Okabe & Ito 2008, "Color Universal Design", told apart with any kind of colour vision;
+COLORS = ("#0072b2", "#d55e00", "#00865f", "#b8568f", "#a87400", "#2f8fca")
+"""After Okabe & Ito 2008, "Color Universal Design", told apart with any kind of color vision;
 the light ones are darkened to a contrast of 3 to 1 on white. Black and yellow are left out."""
 
-DARK_COLOURS = ("#4da3df", "#ee7733", "#1fb88a", "#dd8fba", "#e69f00", "#8fd0f5")
+DARK_COLORS = ("#4da3df", "#ee7733", "#1fb88a", "#dd8fba", "#e69f00", "#8fd0f5")
 """The same hues on a dark ground."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":")
 
 INK, GROUND = "#010203", "#fefdfc"
-"""Stand for the colours of the page; no series has either."""
+"""Stand for the colors of the page; no series has either."""
 
 FONT = "DejaVu Sans"
 SMALL = 8.5
@@ -120,9 +120,9 @@ def draw_chart(chart: Chart) -> Drawing:
 
 
 def _add(axes: Axes, series: Series) -> None:
-    """Draw one series in the colour, marker and dash of its style."""
-    colour = COLOURS[series.style % len(COLOURS)]
-    dash = DASHES[series.style // len(COLOURS) % len(DASHES)]
+    """Draw one series in the color, marker and dash of its style."""
+    color = COLORS[series.style % len(COLORS)]
+    dash = DASHES[series.style // len(COLORS) % len(DASHES)]
     label = _plain(series.label) or None
     if series.line:
         xs = [knot.x for knot in series.line]
@@ -130,7 +130,7 @@ def _add(axes: Axes, series: Series) -> None:
         axes.plot(
             xs,
             [knot.y for knot in series.line],
-            color=colour,
+            color=color,
             linestyle=dash,
             linewidth=1.5,
             marker=MARKERS[series.style % len(MARKERS)] if series.points else alone,
@@ -142,7 +142,7 @@ def _add(axes: Axes, series: Series) -> None:
             [knot.x for knot in spread],
             [knot.low for knot in spread],
             [knot.high for knot in spread],
-            color=colour,
+            color=color,
             linewidth=3,
             alpha=0.35,
         )
@@ -150,7 +150,7 @@ def _add(axes: Axes, series: Series) -> None:
         scatter = axes.scatter(
             [point.x for point in series.points],
             [point.y for point in series.points],
-            color=colour,
+            color=color,
             marker=MARKERS[series.style % len(MARKERS)],
             s=26,
             zorder=3,
@@ -246,8 +246,8 @@ def _saved(figure: Figure, name: str) -> Drawing:
     element = text[text.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     inline = element.replace(INK, "currentColor").replace(GROUND, "none")
-    for index, colour in enumerate(COLOURS):
-        inline = inline.replace(colour, f"var(--series-{index})")
+    for index, color in enumerate(COLORS):
+        inline = inline.replace(color, f"var(--series-{index})")
     return Drawing(
         inline=_own_identifiers(inline, name),
         svg=text.replace(INK, "#000000").replace(GROUND, "#ffffff"),

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ldm_lightning.reporting.page.charts import FRECHET, PERCEPTUAL, STAGES, Chart
-from ldm_lightning.reporting.page.drawing import COLOURS, DARK_COLOURS, Drawing
+from ldm_lightning.reporting.page.drawing import COLORS, DARK_COLORS, Drawing
 from ldm_lightning.reporting.page.labels import (
     UNITS,
     clipped,
@@ -206,10 +206,10 @@ def _protocol_table(protocols: Protocols) -> dict[str, object]:
 
 
 def _palette() -> str:
-    """Colours of the series of figures, as the style sheet names them."""
+    """Colors of the series of figures, as the style sheet names them."""
     light, dark = (
-        " ".join(f"--series-{index}: {colour};" for index, colour in enumerate(colours))
-        for colours in (COLOURS, DARK_COLOURS)
+        " ".join(f"--series-{index}: {color};" for index, color in enumerate(colors))
+        for colors in (COLORS, DARK_COLORS)
     )
     return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
 

@@ -25,7 +25,7 @@ MIN_TILE = 96
 
 MAX_TILES = 8
 MAX_TILE = 256
-"""Larger images show their centre, so that a pixel stays a pixel."""
+"""Larger images show their center, so that a pixel stays a pixel."""
 
 MAX_BYTES = 12_000_000
 """Of all reconstructions of a page together, before base64 adds a third."""
@@ -55,7 +55,7 @@ class Comparison:
         width: Of one, in pixels.
         height: Likewise.
         count: How many there are.
-        is_cut: Whether only the centre of each is there.
+        is_cut: Whether only the center of each is there.
         reconstructions: One entry a run.
     """
 
@@ -168,7 +168,7 @@ def _sizes(run: Run, image: Image.Image) -> Iterator[tuple[int, int]]:
 def _native(
     image: Image.Image, left: int, top: int, size: tuple[int, int], factor: int
 ) -> Image.Image:
-    """One tile at its own width and height, or the centre of it."""
+    """One tile at its own width and height, or the center of it."""
     width, height = size
     tile = image.crop((left, top, left + factor * width, top + factor * height))
     tile = tile.resize(size, Image.Resampling.NEAREST)

@@ -33,7 +33,7 @@ class Protocol:
 
     @property
     def short(self) -> str:
-        """Enough to recognise it by, for a figure that stands alone."""
+        """Enough to recognize it by, for a figure that stands alone."""
         known = dict(self.parts)
         count = f"{known['num images']} images" if "num images" in known else ""
         if "num windows" in known:

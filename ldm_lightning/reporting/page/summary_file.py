@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_lightning.runs.run_folder import STATES
-from ldm_lightning.storage.process_ids import is_living
+from ldm_lightning.storage.process_ids import pid_exists
 from ldm_lightning.storage.small_files import SmallFileError, read_json
 
 NO_SUMMARY, UNREADABLE, KILLED, SILENT = "no summary", "unreadable", "killed", "silent"
@@ -52,7 +52,7 @@ def sign_of_life(summary: Mapping[str, Any], written: float) -> tuple[str, str]:
     heartbeat = number(summary.get("heartbeat"))
     last = written if heartbeat is None else heartbeat
     is_here = host == socket.gethostname()
-    if is_here and isinstance(pid, int) and not is_living(pid, seen=last):
+    if is_here and isinstance(pid, int) and not pid_exists(pid, seen=last):
         return KILLED, f"process {pid} is gone, and left no word"
     if time.time() - last > SILENT_AFTER_SECONDS:
         return SILENT, f"no sign of life from process {pid} on {host} for a quarter of an hour"

@@ -54,7 +54,7 @@ def frames(format_: str) -> bytes:
 
 def corpus() -> list[Entry]:
     png = encoded("PNG", 0)
-    grey = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    gray = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
     entries = []
     for number, suffix in enumerate(IMAGE_SUFFIXES):
         content = encoded(FORMAT_OF_SUFFIX[suffix], number)
@@ -90,15 +90,15 @@ def corpus() -> list[Entry]:
         "text.png": b"no image",
         "torn.png": png[:60],
         "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
-        "float.tif": written(Image.fromarray(grey.astype(np.float32)), "TIFF"),
-        "beyond.tif": written(Image.fromarray(grey.astype(np.int32) - 1000), "TIFF"),
+        "float.tif": written(Image.fromarray(gray.astype(np.float32)), "TIFF"),
+        "beyond.tif": written(Image.fromarray(gray.astype(np.int32) - 1000), "TIFF"),
     }.items():
         entries.append(Entry(f"b/{name}", UNREADABLE, content=content))
     for name, content in {
         "misnamed.jpg": png,
-        "wide.png": written(Image.fromarray(grey), "PNG"),
-        "wide.tif": written(Image.fromarray(grey), "TIFF"),
-        "integer.tif": written(Image.fromarray(grey.astype(np.int32)), "TIFF"),
+        "wide.png": written(Image.fromarray(gray), "PNG"),
+        "wide.tif": written(Image.fromarray(gray), "TIFF"),
+        "integer.tif": written(Image.fromarray(gray.astype(np.int32)), "TIFF"),
         "frames.gif": frames("GIF"),
         "frames.tiff": frames("TIFF"),
         "frames.webp": frames("WEBP"),

@@ -149,21 +149,21 @@ def tiff(*entries: tuple[int, int, int, int], then: int = 0, data: bytes = b"") 
 
 
 def _tiff_files() -> Iterator[Hostile]:
-    def grey(width: int, height: int, *, compression=1, counts=64, offset=200, **then) -> bytes:
+    def gray(width: int, height: int, *, compression=1, counts=64, offset=200, **then) -> bytes:
         entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8)]
         entries += [(259, 3, 1, compression), (262, 3, 1, 1), (273, 4, 1, offset)]
         entries += [(277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, counts)]
         return tiff(*entries, data=bytes(300), **then)
 
-    yield Hostile("plain.tif", grey(8, 8), READ)
+    yield Hostile("plain.tif", gray(8, 8), READ)
     for side in (100_000, 2**32 - 1):
-        yield Hostile(f"claims_{side}.tif", grey(side, side), UNREADABLE)
-    yield Hostile("short.tif", grey(4000, 4000), UNREADABLE)
-    yield Hostile("beyond.tif", grey(8, 8, offset=2**32 - 1), UNREADABLE)
-    yield Hostile("loop.tif", grey(8, 8, then=8), READ)
-    yield Hostile("unknown_compression.tif", grey(8, 8, compression=60_000), UNREADABLE)
-    yield Hostile("no_deflate.tif", grey(8, 8, compression=8), UNREADABLE)
-    yield Hostile("no_lzw.tif", grey(4000, 4000, compression=5), UNREADABLE)
+        yield Hostile(f"claims_{side}.tif", gray(side, side), UNREADABLE)
+    yield Hostile("short.tif", gray(4000, 4000), UNREADABLE)
+    yield Hostile("beyond.tif", gray(8, 8, offset=2**32 - 1), UNREADABLE)
+    yield Hostile("loop.tif", gray(8, 8, then=8), READ)
+    yield Hostile("unknown_compression.tif", gray(8, 8, compression=60_000), UNREADABLE)
+    yield Hostile("no_deflate.tif", gray(8, 8, compression=8), UNREADABLE)
+    yield Hostile("no_lzw.tif", gray(4000, 4000, compression=5), UNREADABLE)
     many = tiff((256, 4, 2**32 - 1, 8), (257, 4, 2**32 - 1, 8))
     yield Hostile("endless_tags.tif", many, UNREADABLE)
     yield Hostile("no_tags.tif", b"II*\0\x08\0\0\0\0\0\0\0\0\0", UNREADABLE)

@@ -43,15 +43,15 @@ def test_lossy_files_come_back_nearly(format_):
     assert np.abs(error).mean() < 3
 
 
-def test_grey_files_are_repeated_over_three_channels():
-    grey = smooth_rgb()[..., 0]
-    data = encode(Image.fromarray(grey), "PNG")
+def test_gray_files_are_repeated_over_three_channels():
+    gray = smooth_rgb()[..., 0]
+    data = encode(Image.fromarray(gray), "PNG")
     three = decode_image(data, channels=3).numpy()
-    assert np.array_equal(decode_image(data, channels=1).numpy()[0], grey)
-    assert all(np.array_equal(channel, grey) for channel in three)
+    assert np.array_equal(decode_image(data, channels=1).numpy()[0], gray)
+    assert all(np.array_equal(channel, gray) for channel in three)
 
 
-def test_one_channel_of_a_colour_file_is_its_luma():
+def test_one_channel_of_a_color_file_is_its_luma():
     pixels = smooth_rgb()
     luma = pixels @ np.array([0.299, 0.587, 0.114])
     decoded = decode_image(encode(Image.fromarray(pixels), "PNG"), channels=1)
@@ -65,16 +65,16 @@ def test_a_black_and_white_file_becomes_0_and_255():
 
 
 def palette_image() -> tuple[Image.Image, np.ndarray]:
-    colours = np.array([[250, 10, 20], [0, 200, 90], [30, 40, 220]], dtype=np.uint8)
+    colors = np.array([[250, 10, 20], [0, 200, 90], [30, 40, 220]], dtype=np.uint8)
     indices = (np.indices((9, 12)).sum(0) % 3).astype(np.uint8)
     image = Image.new("P", (12, 9))
     image.putdata(indices.ravel().tolist())
-    image.putpalette(colours.ravel().tolist())
-    return image, colours[indices]
+    image.putpalette(colors.ravel().tolist())
+    return image, colors[indices]
 
 
 @pytest.mark.parametrize("format_", ["PNG", "GIF"])
-def test_palette_files_get_the_colours_of_the_palette(format_):
+def test_palette_files_get_the_colors_of_the_palette(format_):
     image, pixels = palette_image()
     decoded = decode_image(encode(image, format_), channels=3)
     assert np.array_equal(decoded.permute(1, 2, 0).numpy(), pixels)
@@ -99,7 +99,7 @@ def test_alpha_is_composited_over_white(format_):
     assert np.abs(decoded.numpy() - expected[:, None]).max() <= 1
 
 
-def test_grey_with_alpha_is_composited_over_white():
+def test_gray_with_alpha_is_composited_over_white():
     pixels = np.zeros((4, 4, 2), dtype=np.uint8)
     pixels[:2, :, 1] = 255
     decoded = decode_image(encode(Image.fromarray(pixels), "PNG"), channels=1)

@@ -89,7 +89,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path, kind, monkeypatch):
 
 
 def test_an_image_that_became_a_pipe_after_it_was_listed_is_unreadable(tmp_path):
-    module = data_module(write_images(tmp_path / "images", 30), max_bad_share=1.0)
+    module = data_module(write_images(tmp_path / "images", 30), max_bad_fraction=1.0)
     key = keys_of(module.val_dataloader())[0]
     path = tmp_path / "images" / key
     path.unlink()
@@ -108,7 +108,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
 
 @pytest.mark.parametrize("error", [MemoryError, RecursionError])
 def test_what_a_decoder_has_no_memory_for_is_unreadable(tmp_path, monkeypatch, error):
-    module = data_module(write_images(tmp_path / "images", 30), max_bad_share=1.0)
+    module = data_module(write_images(tmp_path / "images", 30), max_bad_fraction=1.0)
 
     def fail(*_, **__):
         raise error

@@ -14,7 +14,7 @@ from ldm_lightning.data.images.separation import is_validation_name
 
 SETTINGS = {
     "val_root": None,
-    "val_share": 0.3,
+    "val_fraction": 0.3,
     "resolution": 16,
     "image_channels": 3,
     "train_crop": "random_resized",
@@ -22,7 +22,7 @@ SETTINGS = {
     "flip": True,
     "eval_crop": "center",
     "val_crops_per_image": 16,
-    "max_bad_share": 0.05,
+    "max_bad_fraction": 0.05,
     "batch_size": 4,
     "val_batch_size": 3,
     "num_workers": 0,
@@ -125,7 +125,7 @@ def test_folders_without_images_are_named_and_held_out_classes_are_not_sampled(t
     write_images(tmp_path / "rare", 1)
     (tmp_path / "empty").mkdir()
     share = next(s / 20 for s in range(1, 20) if is_validation_name("rare/000.png", s / 20))
-    module = data_module(tmp_path, val_share=share)
+    module = data_module(tmp_path, val_fraction=share)
     assert module.class_names == ["ant", "bee", "rare"]
     assert module.classes_without_images() == [2]
     assert "empty" in caplog.text
@@ -220,7 +220,7 @@ def test_damaged_files_are_replaced_in_training_and_left_out_in_evaluation(tmp_p
     truncate(train_root / "007.png")
     for number in (4, 30):  # the last one alone fills the last batch
         truncate(val_root / f"{number:03d}.png")
-    settings = {"val_root": str(val_root), "max_bad_share": 0.1, "num_workers": num_workers}
+    settings = {"val_root": str(val_root), "max_bad_fraction": 0.1, "num_workers": num_workers}
     module = data_module(train_root, **settings)
     module.bad_files_path = tmp_path / "bad_files.tsv"
 
@@ -243,7 +243,7 @@ def test_damaged_files_are_replaced_in_training_and_left_out_in_evaluation(tmp_p
 def test_bad_files_are_gathered_without_a_path_too(tmp_path):
     root = write_images(tmp_path, 40)
     truncate(root / "011.png")
-    module = data_module(root, val_share=0.1, num_workers=2, max_bad_share=0.5)
+    module = data_module(root, val_fraction=0.1, num_workers=2, max_bad_fraction=0.5)
     keys_of(module.train_dataloader())
     keys_of(module.val_dataloader())
     assert [line.count("011.png") > 0 for line in module.bad_files()] == [True]
@@ -279,7 +279,7 @@ def test_the_share_is_of_the_whole_split(tmp_path):
     assert len(keys_of(module.val_dataloader())) == 19  # exactly the allowed 5 %
     truncate(val_root / "019.png")
     module = data_module(train_root, val_root=str(val_root))
-    with pytest.raises(ValueError, match=r"\b2\b.*\b20 files\b.*000\.png.*data\.max_bad_share"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\b20 files\b.*000\.png.*data\.max_bad_fraction"):
         list(module.val_dataloader())
 
 
@@ -299,10 +299,10 @@ def test_missing_and_empty_folders_are_refused_at_once(tmp_path):
 
 def test_a_split_with_an_empty_side_is_refused(tmp_path):
     root = write_images(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"data\.val_share=0\.3\b.*\b1 image.*data\.val_root"):
+    with pytest.raises(ValueError, match=r"data\.val_fraction=0\.3\b.*\b1 image.*data\.val_root"):
         data_module(root)
-    with pytest.raises(ValueError, match=r"data\.val_share.*\b0\b"):
-        data_module(root, val_share=0.0)
+    with pytest.raises(ValueError, match=r"data\.val_fraction.*\b0\b"):
+        data_module(root, val_fraction=0.0)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "val_batch_size", "max_val_images"])

@@ -27,8 +27,8 @@ def photos(tmp_path):
     [
         ("both", "both/held_out", "data.val_root"),
         ("both/train", "both", "data.val_root"),
-        ("both/train", "both/train", "data.val_share"),
-        ("both/train", "link_to_train", "data.val_share"),
+        ("both/train", "both/train", "data.val_fraction"),
+        ("both/train", "link_to_train", "data.val_fraction"),
         ("both/train", "link_to_both", "data.val_root"),
         ("link_to_both", "both/held_out", "data.val_root"),
         ("with_link_inside", "both/held_out", "held_out"),
@@ -92,7 +92,7 @@ def test_links_to_one_file_stay_on_one_side_of_a_split(tmp_path):
     for number in range(20):
         (tmp_path / f"{number:03d}_again.png").hardlink_to(tmp_path / f"{number:03d}.png")
         (tmp_path / f"{number:03d}_soft.png").symlink_to(f"{number:03d}.png")
-    module = data_module(tmp_path, val_share=0.5)
+    module = data_module(tmp_path, val_fraction=0.5)
     sides = [{name[:3] for name in names_of(d)} for d in (module.train_dataset, module.val_dataset)]
     assert not sides[0] & sides[1]
     assert len(module.train_dataset) + len(module.val_dataset) == 60

@@ -53,7 +53,7 @@ def image_module(photos, **changes):
     settings = {
         "root": str(photos / "train"),
         "val_root": str(photos / "val"),
-        "val_share": 0.5,
+        "val_fraction": 0.5,
         "resolution": 8,
         "image_channels": 3,
         "train_crop": "center",
@@ -61,7 +61,7 @@ def image_module(photos, **changes):
         "flip": True,
         "eval_crop": "center",
         "val_crops_per_image": 2,
-        "max_bad_share": 0.2,
+        "max_bad_fraction": 0.2,
         "seed": 5,
         **SETTINGS,
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldm_lightning.data.order.sampling import SampleKey
-from ldm_lightning.data.shapes.module import CLASS_NAMES, COLORS, GREYS, Shapes, shapes_data_module
+from ldm_lightning.data.shapes.module import CLASS_NAMES, COLORS, GRAYS, Shapes, shapes_data_module
 
 SETTINGS = {
     "resolution": 32,
@@ -79,19 +79,19 @@ def test_classes_are_balanced_and_named_in_the_caption():
 
 @pytest.mark.parametrize("image_channels", [1, 3])
 @pytest.mark.parametrize("textures", [True, False])
-def test_the_shape_has_its_colour_and_stands_out_from_every_pixel_around_it(
+def test_the_shape_has_its_color_and_stands_out_from_every_pixel_around_it(
     image_channels, textures
 ):
-    palette = COLORS if image_channels == 3 else GREYS
+    palette = COLORS if image_channels == 3 else GRAYS
     least = 60 if image_channels == 1 else 85
     for sample in draw(shapes((64, 64), image_channels, textures)):
         color = sample["caption"].removeprefix("a ").split(" on ")[0].rsplit(" ", 1)[0]
         pixels = sample["image"].permute(1, 2, 0).float().numpy()
         distance = np.linalg.norm(pixels - np.array(palette[color]), axis=-1)
-        shape = distance <= 12 * image_channels**0.5  # the colour's jitter
+        shape = distance <= 12 * image_channels**0.5  # the color's jitter
         edge = distance < least
         assert 0.02 < shape.mean() < 0.6
-        # Between the shape's colour and the ground's there is nothing but the soft edge.
+        # Between the shape's color and the ground's there is nothing but the soft edge.
         assert (edge & ~shape).sum() < 0.45 * shape.sum()
         assert (~edge).mean() > 0.3
 

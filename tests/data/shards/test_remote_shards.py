@@ -308,7 +308,7 @@ def test_many_threads_share_one_copy_and_one_bound(tmp_path, shards):
 
 
 def test_a_damaged_image_is_replaced_by_one_of_its_shard(tmp_path, shards):
-    module = remote(tmp_path, max_bad_share=0.5)
+    module = remote(tmp_path, max_bad_fraction=0.5)
     dataset = module.train_dataset
     read, damaged = dataset.source.read, {3, 11, 20}
     dataset.source.read = lambda index: b"" if index in damaged else read(index)
@@ -324,7 +324,7 @@ def test_what_cannot_work_is_refused_before_anything_is_fetched(tmp_path, shards
     size = shard_bytes(shards)
     with pytest.raises(ValueError, match="shuffle_shards=null.*shard_cache_gib"):
         remote(tmp_path, shuffle_shards=None, shard_cache_gib=4 * size / GIB)
-    with pytest.raises(ValueError, match="val_share.*shard_cache_gib"):
+    with pytest.raises(ValueError, match="val_fraction.*shard_cache_gib"):
         remote(tmp_path, "failing://set/train-*.tar", shard_cache_gib=4 * size / GIB)
     module = remote(tmp_path, shuffle_shards=3, shard_cache_gib=5 * size / GIB)
     with pytest.raises(ValueError, match=r"shuffle_shards=3\b.*\b1 process.*shard_cache_gib"):

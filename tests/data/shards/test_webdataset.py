@@ -19,7 +19,7 @@ from ldm_lightning.data.shards.webdataset import webdataset_data_module
 
 SETTINGS = {
     "val_root": None,
-    "val_share": 0.5,
+    "val_fraction": 0.5,
     "resolution": 8,
     "image_channels": 3,
     "train_crop": "center",
@@ -27,7 +27,7 @@ SETTINGS = {
     "flip": False,
     "eval_crop": "center",
     "val_crops_per_image": 16,
-    "max_bad_share": 0.05,
+    "max_bad_fraction": 0.05,
     "shuffle_shards": None,
     "shard_cache_dir": "not_made",
     "shard_cache_gib": 1.0,
@@ -106,7 +106,7 @@ def test_the_index_agrees_with_the_webdataset_library(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_two_processes_with_workers_see_each_sample_once_an_epoch(tmp_path, num_workers):
-    module = data_module(write_shards(tmp_path / "a", "x", size=7), val_share=0.2)
+    module = data_module(write_shards(tmp_path / "a", "x", size=7), val_fraction=0.2)
     dataset = module.train_dataset
     keys = []
     for rank in range(2):

@@ -194,7 +194,13 @@ def test_overrides_reach_their_step_alone():
 
 
 def test_samples_are_compared_with_the_held_out_images_of_the_first_stage():
-    words = ["scale=gpu", "data.root=photos", "data.batch_size=9", "data.val_share=0.2", "seed=3"]
+    words = [
+        "scale=gpu",
+        "data.root=photos",
+        "data.batch_size=9",
+        "data.val_fraction=0.2",
+        "seed=3",
+    ]
     assert held_out_words(words, FACTS, num_samples=50) == [
         "data=image_folder",
         "features=tiny",
@@ -202,7 +208,7 @@ def test_samples_are_compared_with_the_held_out_images_of_the_first_stage():
         "image_channels=3",
         "data.max_val_images=50",
         "data.root=photos",
-        "data.val_share=0.2",
+        "data.val_fraction=0.2",
         "seed=3",
     ]
     given = held_out_words(["data.max_val_images=null"], FACTS, num_samples=50)

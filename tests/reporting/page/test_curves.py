@@ -23,7 +23,7 @@ def test_curves_hold_every_logged_value(tmp_path):
     assert figures_of(chart.finding) == [21, 10, 25, 50]  # from 21 at update 10 to 25 dB at 50
 
 
-def test_a_long_curve_becomes_means_of_neighbours(tmp_path):
+def test_a_long_curve_becomes_means_of_neighbors(tmp_path):
     write_curves(tmp_path, num_rows=4 * MAX_POINTS)
     curve = read_curves(example_run(1, folder=tmp_path))["train/loss_total"]
     assert len(curve) == MAX_POINTS

@@ -5,8 +5,8 @@ import pytest
 
 from ldm_lightning.reporting.page.charts import Chart, Knot, Point, Series
 from ldm_lightning.reporting.page.drawing import (
-    COLOURS,
-    DARK_COLOURS,
+    COLORS,
+    DARK_COLORS,
     GROUND,
     INK,
     draw_chart,
@@ -99,25 +99,25 @@ def test_a_logarithmic_height_is_written_in_plain_digits():
     assert "mathdefault" not in draw_chart(one).inline
 
 
-def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color):
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize(("colours", "ground"), [(COLOURS, "#ffffff"), (DARK_COLOURS, "#14171a")])
-def test_series_stand_out_from_the_ground(colours, ground):
+@pytest.mark.parametrize(("colors", "ground"), [(COLORS, "#ffffff"), (DARK_COLORS, "#14171a")])
+def test_series_stand_out_from_the_ground(colors, ground):
     """Ratio of luminances, W3C WCAG 2.2, 1.4.11: at least 3 for figures."""
-    for colour in colours:
-        lights = sorted((luminance(colour), luminance(ground)))
+    for color in colors:
+        lights = sorted((luminance(color), luminance(ground)))
         assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 3
-    assert len(colours) == len(COLOURS)
+    assert len(colors) == len(COLORS)
 
 
-def test_the_page_gives_series_their_colour():
+def test_the_page_gives_series_their_color():
     inline = draw_chart(chart()).inline
     assert "var(--series-0)" in inline
-    assert not any(colour in inline for colour in COLOURS)
+    assert not any(color in inline for color in COLORS)
 
 
 def test_no_two_curves_look_alike():

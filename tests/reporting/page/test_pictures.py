@@ -64,7 +64,7 @@ def test_runs_stand_together_where_they_drew_the_same_images(tmp_path):
     assert numbers == [[1, 3], [2]]
 
 
-def test_large_images_show_their_centre(tmp_path):
+def test_large_images_show_their_center(tmp_path):
     run, images, _ = drawn_run(tmp_path, 1, size=320, count=2)
     (comparison,) = compare_reconstructions([run])
     assert (comparison.width, comparison.height, comparison.is_cut) == (256, 256, True)
