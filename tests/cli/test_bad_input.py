@@ -151,7 +151,7 @@ def test_a_key_with_no_relative_is_answered_with_the_keys_there_are(tmp_path):
     [
         ({"trainer.precision": 31}, r"trainer\.precision.*\b32\b.*\b31\b"),
         ({"autoencoder.downsampling_factor": 7}, r"factor.*\[1, 2, 4, 8, 16, 32\].*\b7\b"),
-        ({"loss.discriminator_start_fraction": 0.5}, r"loss\.discriminator_start_steps.*_share"),
+        ({"loss.discriminator_start_fraction": 0.5}, r"loss\.discriminator_start_steps.*_fraction"),
         ({"monitor": "val/psn"}, r"'val/psn'.*val/psnr"),
         ({"train": "false"}, r"checkpoint=\.\.\."),
     ],

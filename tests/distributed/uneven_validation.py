@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from ldm_lightning import train
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.builders.data import build_data
 from ldm_lightning.builders.training import build_features, build_trainer
 from ldm_lightning.config import CONF_DIR, register_resolvers
 from ldm_lightning.runs.run_folder import RunFolder
+from ldm_lightning.training.stages import STAGES
 from tests.cli.run import tiny
 from tests.cli.second_stage import tiny_second
 
@@ -38,11 +38,9 @@ def measured(scenario: str, folder: Path, first_stage: Path, *, num_processes: i
     }
     if stage == "first":
         words = tiny("vqvae_f8", **changes)
-        build_module = train._first_stage_module
     else:
         samples = {"validation.num_samples": NUM_SAMPLES}
         words = tiny_second(first_stage, "ldm_dit_s", **changes, **samples, downsampling_factor=8)
-        build_module = train._second_stage_module
     run_folder = RunFolder(folder / scenario.replace(" ", "_"))
     register_resolvers()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -51,10 +49,9 @@ def measured(scenario: str, folder: Path, first_stage: Path, *, num_processes: i
     features, data = build_features(cfg), build_data(cfg)
     data.num_train_batches = cfg.max_steps
     trainer = build_trainer(cfg, run_folder)
-    module = build_module(cfg, data, features, trainer, run_folder, None)
-    if (
-        stage == "second" and trainer.global_rank > 0
-    ):  # one that measured something else follows the first
+    module = STAGES[stage].build_module(cfg, data, features, num_devices=trainer.world_size)
+    STAGES[stage].measure(cfg, module, data)
+    if stage == "second" and trainer.global_rank > 0:  # must follow what the first one measured
         module.first_stage.set_normalizer(LatentNormalizer.identity(cfg.latent_channels))
     reports = []
     for run in (trainer.fit, trainer.validate):
