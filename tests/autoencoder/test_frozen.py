@@ -102,7 +102,7 @@ def test_noise_changes_nothing_where_nothing_is_sampled(tmp_path, kind):
     assert torch.equal(first_stage.encode(images(), noise), first_stage.encode(images()))
 
 
-def test_with_codes_latents_are_continuous_and_decoding_quantises_first(tmp_path):
+def test_with_codes_latents_are_continuous_and_decoding_quantizes_first(tmp_path):
     first_stage = normalized(frozen(tmp_path, "quantizer"))
     quantizer = first_stage.autoencoder.bottleneck
     latents = first_stage.normalizer.denormalize(first_stage.encode(images()))

@@ -29,7 +29,7 @@ def test_every_position_gets_its_nearest_code():
     assert output.continuous is encoded
 
 
-def test_quantises_with_262144_codes_without_the_whole_table_of_distances():
+def test_quantizes_with_262144_codes_without_the_whole_table_of_distances():
     num_codes, num_vectors = 2**18, 1024
     bottleneck = quantizer(num_codes=num_codes)
     encoded = torch.randn(1, 4, 32, 32, requires_grad=True)
@@ -45,7 +45,7 @@ def test_quantises_with_262144_codes_without_the_whole_table_of_distances():
     assert torch.equal(some, exact.argmin(dim=1))
 
 
-def test_codes_quantise_to_themselves():
+def test_codes_quantize_to_themselves():
     bottleneck = quantizer()
     codes = bottleneck.embedding.weight.detach().t().reshape(1, 4, 1, 8)
     assert bottleneck(codes).indices.flatten().tolist() == list(range(8))

@@ -89,7 +89,7 @@ def folder_of_bad_files(parent):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_one_good_file_among_bad_ones_stops_the_run_past_the_share(tmp_path, num_workers):
+def test_one_good_file_among_bad_ones_stops_the_run_past_the_fraction(tmp_path, num_workers):
     words = tiny("vqvae_f8", **folder_of_bad_files(tmp_path), data__num_workers=num_workers)
     refused("train", words, tmp_path, "12 files", "data.max_bad_fraction", ".png")
     assert "data.max_bad_fraction" in failed_reason(tmp_path, "vqvae_f8")
@@ -392,7 +392,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_how_to_go_on(tmp_pat
 
 def test_an_error_before_training_is_written_down(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "ldm_lightning.builders.build.build_trainer", lambda *a: [][0]
+        "ldm_lightning.training.steps.build_trainer", lambda *a: [][0]
     )  # a mistake of ours
     with pytest.raises(IndexError):
         command("train", tiny("vqvae_f8"), tmp_path)

@@ -5,9 +5,9 @@ import shutil
 import pytest
 from omegaconf import OmegaConf
 
-from ldm_lightning.builders import training
 from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from ldm_lightning.reporting.metrics_file import read_metrics
+from ldm_lightning.training import steps
 from tests.cli.run import command, tiny
 from tests.cli.second_stage import tiny_second
 
@@ -80,11 +80,11 @@ def trained(monkeypatch):
     """The trainer of the last command."""
     made = []
 
-    def build_trainer(cfg, run_folder, build_it=training.build_trainer):
+    def build_trainer(cfg, run_folder, build_it=steps.build_trainer):
         made.append(build_it(cfg, run_folder))
         return made[-1]
 
-    monkeypatch.setattr(training, "build_trainer", build_trainer)
+    monkeypatch.setattr(steps, "build_trainer", build_trainer)
     return made
 
 

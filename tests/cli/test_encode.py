@@ -168,7 +168,7 @@ def test_mirrored_copies_and_both_evaluation_crops(run, tmp_path, flip):
     assert crops.counts(1).windows_per_image == 2
 
 
-def test_a_first_stage_with_codes_is_encoded_before_quantisation(tmp_path):
+def test_a_first_stage_with_codes_is_encoded_before_quantization(tmp_path):
     run = write_run(
         tmp_path / "vq", "vq_f4", "bottleneck.num_codes=16", "bottleneck.quantize_start_step=0"
     )

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 UNET = {
     "conditioner": "class_label",
     "conditioner__dropout": 0.5,
-    "denoiser__recompute": "true",
+    "denoiser__gradient_checkpointing": "true",
     "accumulate_batches": 2,
     "optim__clip_norm": 0.1,
     "data__num_val_images": 9,  # three batches for one of two processes, two for the other

@@ -188,7 +188,7 @@ def words_of(configuration: str, parent: Path) -> list[str]:
     if configuration == "KL":
         return tiny("kl_f4", **common, data__num_workers=1, resolution=16)
     if configuration == "VQ with restarts":
-        codes = {"bottleneck__restart_every_steps": 6, "bottleneck__unquantized_steps": 4}
+        codes = {"bottleneck__restart_every_steps": 6, "bottleneck__quantize_start_step": 4}
         return tiny("vq_f4", **common, **codes, resolution=16)
     first = trained_first_stage(parent / "first", max_steps=2)
     latents = parent / "latents"

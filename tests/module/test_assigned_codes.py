@@ -93,7 +93,7 @@ def test_a_run_continued_right_after_placing_equals_the_uninterrupted_one(tmp_pa
     words = tiny(
         "vqvae_f8",
         bottleneck__num_codes=64,
-        bottleneck__unquantized_steps=2,
+        bottleneck__quantize_start_step=2,
         bottleneck__restart_every_steps=3,
         accumulate_batches=2,
         validation__every_steps=5,

@@ -132,7 +132,7 @@ def test_global_step_counts_generator_updates_in_half_precision(tmp_path, option
     assert len(norms) == 3 + (0 if start_step is None else 3 - start_step)
 
 
-def test_bf16_and_fp16_quantise_and_stay_near_float32(tmp_path):
+def test_bf16_and_fp16_quantize_and_stay_near_float32(tmp_path):
     seen = []
     for options in ({}, {"precision": "bf16-mixed"}, scaled()):
         run, _ = fit(small_module(bottleneck=quantizer()), tmp_path, max_steps=1, **options)

@@ -5,7 +5,7 @@ import pytest
 from ldm_lightning.module.learning_rate import WarmupDecay
 
 
-def test_warm_up_rises_to_one_and_decay_ends_at_the_last_share():
+def test_warm_up_rises_to_one_and_decay_ends_at_the_last_fraction():
     schedule = WarmupDecay(
         max_steps=100, warmup_steps=4, decay_start_fraction=0.5, final_fraction=0.1
     )
