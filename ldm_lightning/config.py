@@ -74,7 +74,7 @@ def register_resolvers() -> None:
         "width_multipliers": _width_multipliers,
         "output_of": lambda pixel: "logits" if pixel == "bernoulli" else "images",
         "run_dir": run_dir,
-        "created": lambda path: str(RunFolder(expanded(path, key="output_dir")).path),
+        "created": lambda path: str(RunFolder.create(expanded(path, key="output_dir")).path),
         "cache_dir": lambda: str(cache_folder()),
         "higher_is_better": _higher_is_better,
         "search_direction": lambda name: "maximize" if _higher_is_better(name) else "minimize",

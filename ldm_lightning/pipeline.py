@@ -67,7 +67,7 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
         ValueError: Before any step, on words that make no sense, or a folder that holds a chain.
     """
     check_keys(cfg, runtime.runtime.choices, command="pipeline")
-    run_folder = RunFolder(runtime.runtime.output_dir)
+    run_folder = RunFolder.create(runtime.runtime.output_dir)
     with run_lock(run_folder, is_first=True):
         return _start_or_continue(cfg, runtime, run_folder.path, run=run)
 
@@ -170,7 +170,7 @@ def _dry_run(chain: Chain, run: Runner) -> int:
         log.info("%d/%d %s: %s", number, len(chain.steps), step.name, step.line)
         if step.command == "train" and (code := run(step, Path(chain.working_folder))):
             return exit_code(code)
-    RunFolder(chain.folder).update_summary({"state": "dry_run"})
+    RunFolder.create(chain.folder).update_summary({"state": "dry_run"})
     return 0
 
 

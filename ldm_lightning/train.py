@@ -49,7 +49,7 @@ def train(cfg: DictConfig, runtime: HydraConf) -> float | None:
     """
     quiet_lightning()
     check_keys(cfg, runtime.runtime.choices)
-    run_folder = RunFolder(runtime.runtime.output_dir)
+    run_folder = RunFolder.create(runtime.runtime.output_dir)
     is_first = launched().is_first
     if not is_first:
         logging.getLogger().setLevel(logging.WARNING)  # one of them tells what all do

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, Self
 
 from ldm_lightning.storage.files import atomic_writer
 from ldm_lightning.storage.locking import Holder, holder_of, sole_holder
@@ -38,19 +38,26 @@ SUMMARY_KINDS: dict[str, type | UnionType] = {
 
 
 class RunFolder:
-    """The folder of one run; each property says what lies where.
+    """The folder of one run; each property says what lies where. Nothing is made by naming it.
 
     Args:
-        path: Created with ``checkpoints/`` and ``images/`` unless it exists.
-
-    Raises:
-        ValueError: If the folder cannot be created or written.
+        path: Of the run; it need not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
-        for folder in (self.path, self.checkpoints, self.images):
-            _create(folder, wanted=self.path)
+
+    @classmethod
+    def create(cls, path: str | Path) -> Self:
+        """Make the folder with ``checkpoints/`` and ``images/``, unless they exist.
+
+        Raises:
+            ValueError: If it cannot be made or written; names the part of the path in the way.
+        """
+        folder = cls(path)
+        for part in (folder.path, folder.checkpoints, folder.images):
+            _create(part, wanted=folder.path)
+        return folder
 
     @property
     def checkpoints(self) -> Path:
@@ -149,8 +156,6 @@ class RunFolder:
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return what ``summary.json`` of a run folder holds; empty where there is none.
 
-    Nothing is made or changed, as ``RunFolder`` does: the run may be another one's.
-
     Raises:
         SmallFileError: If the file cannot be read, is no JSON object, or holds another kind of
             value under a name in ``SUMMARY_KINDS``.
@@ -167,26 +172,21 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def find_checkpoint(path: str | Path, *, prefer: str = "best") -> Path:
+def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint file meant by a ``.ckpt`` file or a run folder.
 
     Args:
-        path: A file is returned as it is; in a run folder the preferred file is taken, else the
-            other.
-        prefer: ``best`` for evaluation, ``last`` to continue a run.
+        path: A file is returned as it is; of a run folder ``best.ckpt``, else ``last.ckpt``.
 
     Raises:
         ValueError: If nothing is there; says what was looked for.
     """
-    if prefer not in ("best", "last"):
-        raise ValueError(f"prefer must be 'best' or 'last', got {prefer!r}.")
     path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
         raise ValueError(f"checkpoint={path} does not exist. Give a .ckpt file or a run folder.")
-    order = ("best", "last") if prefer == "best" else ("last", "best")
-    candidates = [path / "checkpoints" / f"{name}.ckpt" for name in order]
+    candidates = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     for candidate in candidates:
         if candidate.is_file():
             return candidate

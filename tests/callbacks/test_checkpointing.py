@@ -37,14 +37,16 @@ class RecordingCheckpointing(Checkpointing):
 def test_a_checkpoint_every_n_updates_is_written_every_n_updates(
     tmp_path, every, discriminator_start
 ):
-    callback = RecordingCheckpointing(RunFolder(tmp_path), monitor=None, every_num_steps=every)
+    callback = RecordingCheckpointing(
+        RunFolder.create(tmp_path), monitor=None, every_num_steps=every
+    )
     trainer = make_trainer([callback], max_steps=12, limit_val_batches=0, val_check_interval=None)
     fit(trainer, TinyModule(discriminator_start=discriminator_start))
     assert callback.saved_at == list(range(every, 13, every))
 
 
 def test_accumulated_batches_do_not_count_as_updates(tmp_path):
-    callback = RecordingCheckpointing(RunFolder(tmp_path), monitor=None, every_num_steps=2)
+    callback = RecordingCheckpointing(RunFolder.create(tmp_path), monitor=None, every_num_steps=2)
     trainer = make_trainer([callback], max_steps=6, limit_val_batches=0, val_check_interval=None)
     fit(trainer, TinyModule(accumulate=3))
     assert callback.saved_at == [2, 4, 6]
@@ -52,7 +54,7 @@ def test_accumulated_batches_do_not_count_as_updates(tmp_path):
 
 @pytest.mark.parametrize(("higher_is_better", "best_step"), [(True, 10), (False, 15)])
 def test_best_is_the_best_validation_and_last_is_the_last(tmp_path, higher_is_better, best_step):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     module = TinyModule()
     module.scripted = {"val/psnr": [20.0, 30.0, 5.0, float("nan")]}
     callback = checkpointing(folder, higher_is_better=higher_is_better)
@@ -63,7 +65,7 @@ def test_best_is_the_best_validation_and_last_is_the_last(tmp_path, higher_is_be
 
 
 def test_a_continued_run_keeps_the_best_of_the_interrupted_one(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     module = TinyModule()
     module.scripted = {"val/psnr": [30.0]}
     fit(make_trainer([checkpointing(folder)], max_steps=5), module)
@@ -76,7 +78,7 @@ def test_a_continued_run_keeps_the_best_of_the_interrupted_one(tmp_path):
 
 
 def test_a_monitor_that_is_not_measured_is_named(tmp_path):
-    callback = checkpointing(RunFolder(tmp_path), monitor="val/rfid")
+    callback = checkpointing(RunFolder.create(tmp_path), monitor="val/rfid")
     with pytest.raises(ValueError, match=r"monitor=val/rfid\b.*val/psnr"):
         fit(make_trainer([callback]), TinyModule())
 
@@ -119,7 +121,7 @@ def assert_same_end(one: RunFolder, other: RunFolder) -> None:
 
 @pytest.fixture
 def uninterrupted(tmp_path):
-    folder = RunFolder(tmp_path / "uninterrupted")
+    folder = RunFolder.create(tmp_path / "uninterrupted")
     module = TinyModule()
     run(folder, steps=14, module=module)
     assert module.validated_at == [5, 10]
@@ -151,7 +153,7 @@ def crash_at(step: int):
 def test_ctrl_c_in_an_update_finishes_it_and_the_continued_run_is_exact(
     tmp_path, uninterrupted, step
 ):
-    folder = RunFolder(tmp_path / "interrupted")
+    folder = RunFolder.create(tmp_path / "interrupted")
     module = TinyModule()
     module.on_batch = signal_at(step, signal.SIGINT)
     with pytest.raises(SystemExit):
@@ -167,7 +169,7 @@ def test_ctrl_c_in_an_update_finishes_it_and_the_continued_run_is_exact(
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_validation_that_was_left_is_done_again_from_its_start(tmp_path, uninterrupted, sent):
-    folder = RunFolder(tmp_path / "interrupted")
+    folder = RunFolder.create(tmp_path / "interrupted")
     module = TinyModule()
     module.on_validation_batch = signal_at(10, sent)
     with pytest.raises((SystemExit, SIGTERMException)):
@@ -183,7 +185,7 @@ def test_a_validation_that_was_left_is_done_again_from_its_start(tmp_path, unint
 
 
 def test_sigterm_saves_between_updates_and_the_continued_run_is_exact(tmp_path, uninterrupted):
-    folder = RunFolder(tmp_path / "interrupted")
+    folder = RunFolder.create(tmp_path / "interrupted")
     module = TinyModule()
     module.on_batch = signal_at(7, signal.SIGTERM)
     with pytest.raises(SIGTERMException):
@@ -199,7 +201,7 @@ def test_sigterm_saves_between_updates_and_the_continued_run_is_exact(tmp_path, 
 def test_a_crash_keeps_the_checkpoint_before_it_and_the_continued_run_is_exact(
     tmp_path, uninterrupted, step
 ):
-    folder = RunFolder(tmp_path / "crashed")
+    folder = RunFolder.create(tmp_path / "crashed")
     module = TinyModule()
     module.on_batch = crash_at(step)
     with pytest.raises(FloatingPointError):
@@ -214,7 +216,7 @@ def test_a_crash_keeps_the_checkpoint_before_it_and_the_continued_run_is_exact(
 
 
 def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     last = folder.checkpoints / "last.ckpt"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -239,7 +241,7 @@ def test_a_full_disk_ends_the_run_as_failed_and_keeps_the_previous_checkpoint(tm
 
 
 def test_resuming_from_a_checkpoint_with_code_is_refused_by_the_trainer(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     evil = tmp_path / "evil.ckpt"
 
     class Evil:

@@ -21,7 +21,7 @@ class Recorded(TinyModule):
 
 
 def saved_average(tmp_path, module, ema, **options):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     trainer = make_trainer([ema, Checkpointing(folder, monitor=None)], max_steps=7, **options)
     fit(trainer, module)
     return load_checkpoint(folder.checkpoints / "last.ckpt")
@@ -128,7 +128,7 @@ def test_stored_average_is_the_autoencoder_alone_and_loads_by_itself(tmp_path):
 
 
 def test_a_run_continued_without_a_stored_average_begins_one_and_says_so(tmp_path, caplog):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     fit(make_trainer([Checkpointing(folder, monitor=None)], max_steps=3), TinyModule())
     ema = Ema(decay=0.9)
     last = folder.checkpoints / "last.ckpt"

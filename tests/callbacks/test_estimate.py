@@ -55,7 +55,7 @@ def timed(clock):
 
 def estimates(tmp_path, caplog, module, *, callbacks=(), ckpt_path=None, **options):
     """The lines and what the summary holds at the end, of a run of 20 updates."""
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="ldm_lightning.callbacks.estimate"):
         options = {"enable_checkpointing": bool(callbacks)} | options
@@ -81,7 +81,7 @@ def test_time_left_is_updates_and_validations_to_come(tmp_path, caplog, timed, a
 
 
 def test_a_continued_run_is_estimated_from_its_own_updates(tmp_path, caplog, timed):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     saving = [Checkpointing(folder, monitor=None)]
     estimates(tmp_path, caplog, timed(), callbacks=saving, max_steps=10)
     path = folder.checkpoints / "last.ckpt"
@@ -114,7 +114,7 @@ def test_a_discriminator_that_comes_later_is_named(tmp_path, caplog, timed):
 
 
 def test_the_size_of_a_checkpoint_is_that_of_its_tensors(tmp_path, caplog, timed):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     module = timed()
     module.autoencoder.wide = torch.nn.Linear(100, 2000)  # enough to outweigh the file's text
     callbacks = [Ema(decay=0.9), Checkpointing(folder, monitor=None)]

@@ -38,7 +38,7 @@ def tiles(path, rows, columns):
 
 
 def grid_run(tmp_path, module, *, logger=False, extra=(), **options):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     callbacks = [*extra, ReconstructionGrid(folder, num_images=3, **options)]
     trainer = make_trainer(callbacks, max_steps=10, enable_checkpointing=False, logger=logger)
     fit(trainer, module)
@@ -88,7 +88,7 @@ def test_the_same_images_are_drawn_every_time_and_latest_is_the_last(tmp_path):
 
 @pytest.mark.parametrize("ema_first", [True, False])
 def test_shows_the_averaged_weights_whatever_the_order_of_callbacks(tmp_path, ema_first):
-    ema, folder = Ema(decay=0.9, warm_up=False), RunFolder(tmp_path)
+    ema, folder = Ema(decay=0.9, warm_up=False), RunFolder.create(tmp_path)
     grid = ReconstructionGrid(folder, num_images=3)
     module = TinyModule()
     trainer = make_trainer(
@@ -137,4 +137,4 @@ def test_pictures_reach_the_dashboards_under_one_name(tmp_path):
 )
 def test_refuses_numbers_out_of_range(tmp_path, options):
     with pytest.raises(ValueError, match="num_images >= 1"):
-        ReconstructionGrid(RunFolder(tmp_path), **options)
+        ReconstructionGrid(RunFolder.create(tmp_path), **options)

@@ -13,7 +13,7 @@ from tests.callbacks.tiny_module import TinyModule, TinyReport, fit, make_traine
 
 
 def summary_of(tmp_path, module, *, extra=(), **options):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     callbacks = [*extra, RunSummary(folder)]
     fit(make_trainer(callbacks, enable_checkpointing=False, **options), module)
     return folder.read_summary()
@@ -53,7 +53,7 @@ def test_timing_separates_steps_from_validations_and_data(tmp_path):
 def test_heartbeat_and_process_are_written_while_running(tmp_path, monkeypatch):
     monkeypatch.setattr(run_summary, "HEARTBEAT_SECONDS", 0.0)
     module, seen = TinyModule(), []
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     module.on_batch = lambda module, batch_idx: seen.append(folder.read_summary())
     summary_of(tmp_path, module)
     assert {one["state"] for one in seen} == {"running"}
@@ -65,7 +65,7 @@ def test_heartbeat_and_process_are_written_while_running(tmp_path, monkeypatch):
 
 def test_heartbeats_are_at_least_ten_seconds_apart(tmp_path):
     module, seen = TinyModule(), []
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     module.on_batch = lambda module, batch_idx: seen.append(folder.read_summary()["heartbeat"])
     summary_of(tmp_path, module, limit_val_batches=0, val_check_interval=None)
     assert len(set(seen)) == 1
@@ -86,7 +86,7 @@ def test_a_crash_is_failed_and_named(tmp_path):
 
 
 def test_validation_alone_is_validated(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     trainer = make_trainer([RunSummary(folder)], enable_checkpointing=False)
     with without_advice():
         trainer.validate(TinyModule(), verbose=False)
@@ -97,7 +97,7 @@ def test_validation_alone_is_validated(tmp_path):
 
 @pytest.mark.parametrize("function", ["fit", "validate"])
 def test_dashboards_hear_what_the_figures_were_made_with(tmp_path, function):
-    folder, recorder = RunFolder(tmp_path), Recorder()
+    folder, recorder = RunFolder.create(tmp_path), Recorder()
     trainer = make_trainer([RunSummary(folder)], enable_checkpointing=False, logger=recorder)
     with without_advice():
         getattr(trainer, function)(TinyModule())

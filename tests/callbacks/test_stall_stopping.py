@@ -61,7 +61,7 @@ def test_not_a_number_is_no_improvement():
 
 
 def test_the_count_survives_an_interruption(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
 
     def callbacks():
         stall = StallStopping(monitors=BOTH, patience=5)
@@ -79,7 +79,7 @@ def test_the_count_survives_an_interruption(tmp_path):
 
 
 def test_a_run_that_was_killed_once_it_had_stalled_stops_where_it_had(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
 
     def callbacks():
         stall = StallStopping(monitors=BOTH, patience=2)

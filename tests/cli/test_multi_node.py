@@ -252,12 +252,12 @@ def test_one_task_of_slurm_does_not_train_alone_what_was_meant_for_many(alone, t
 def test_the_run_continued_is_the_one_started_last_and_of_a_job_its_own(alone, tmp_path):
     alone.chdir(tmp_path)
     for age, name in enumerate(["slurm_7_0", "2030-01-01", "slurm_9_0"]):
-        folder = RunFolder(Path("outputs") / "kl_f4" / name)
+        folder = RunFolder.create(Path("outputs") / "kl_f4" / name)
         folder.update_summary({"state": "interrupted"})
         folder.config.write_text("")
         os.utime(folder.config, (1e9 - age, 1e9 - age))
     assert run_dir.run_dir("kl_f4", "auto") == "outputs/kl_f4/slurm_7_0"
-    RunFolder("outputs/kl_f4/slurm_7_0").update_summary({"state": "finished"})
+    RunFolder.create("outputs/kl_f4/slurm_7_0").update_summary({"state": "finished"})
     assert run_dir.run_dir("kl_f4", "auto") == "outputs/kl_f4/2030-01-01"
     set_variables(alone, SLURM_NTASKS=2, SLURM_PROCID=1, SLURM_LOCALID=0, SLURM_JOB_ID=9)
     assert run_dir.run_dir("kl_f4", "auto") == "outputs/kl_f4/slurm_9_0"

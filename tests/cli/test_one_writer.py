@@ -27,7 +27,7 @@ def contents(folder):
 @pytest.mark.parametrize("name", ["train", "evaluate", "encode", "sample", "pipeline"])
 def test_a_folder_in_use_is_left_as_it_is(tmp_path, name):
     write_images(tmp_path / "images", 2)
-    folder = RunFolder(tmp_path / "folder")
+    folder = RunFolder.create(tmp_path / "folder")
     folder.update_summary({"state": "finished"})
     words = [word.replace("FOLDER", str(folder.path)) for word in COMMANDS[name]]
     with folder.only_writer():

@@ -201,7 +201,7 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
     assert command("train", words, tmp_path).code == 0
     run = run_folder(tmp_path, "vqvae_f8")
     before = (run / "summary.json").read_text()
-    with RunFolder(run).only_writer():
+    with RunFolder.create(run).only_writer():
         ended = command("train", [f"resume={run}", "max_steps=4"], tmp_path)
     assert ended.code != 0
     assert str(os.getpid()) in ended.said

@@ -117,7 +117,7 @@ def test_other_words_are_refused_and_nothing_is_lost(chain, samples, tmp_path):
 
 @pytest.mark.parametrize("name", ["grid.png", "samples.npz", "labels.json", "images/a.png"])
 def test_files_of_others_are_refused_and_kept(tmp_path, name):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match=name):
         _refuse_others(folder, {})

@@ -73,7 +73,7 @@ def count(words: tuple[str, ...], folder: Path) -> dict[str, int]:
     torch.manual_seed(cfg.seed)
     data = build_data(cfg)
     data.num_train_batches = cfg.max_steps * cfg.accumulate_batches
-    trainer = build_trainer(cfg, RunFolder(folder))
+    trainer = build_trainer(cfg, RunFolder.create(folder))
     module = build_first_stage_module(
         cfg, protocol=data.protocol("val"), num_devices=trainer.world_size
     )

@@ -106,7 +106,7 @@ def train(name: str, folder: Path, *, num_processes: int) -> dict[str, Any]:
     """Train one scenario as ``ldm_lightning.train`` does; return everything that must be equal."""
     scenario = SCENARIOS[name]
     words = words_of(scenario, num_processes=num_processes)
-    run_folder = RunFolder(folder / name)
+    run_folder = RunFolder.create(folder / name)
     cfg = compose_tiny(scenario.experiment, *words, folder=run_folder.path)
     cfg.cache_dir = str(folder / "cache")
     torch.manual_seed(cfg.seed)

@@ -41,7 +41,7 @@ def measured(scenario: str, folder: Path, first_stage: Path, *, num_processes: i
     else:
         samples = {"validation.num_samples": NUM_SAMPLES}
         words = tiny_second(first_stage, "ldm_dit_s", **changes, **samples, downsampling_factor=8)
-    run_folder = RunFolder(folder / scenario.replace(" ", "_"))
+    run_folder = RunFolder.create(folder / scenario.replace(" ", "_"))
     register_resolvers()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = compose("train", overrides=[*words, f"output_dir={run_folder.path}"])

@@ -93,7 +93,7 @@ def gate(tmp_path):
             data=data,
             features=features,
             cache_dir=tmp_path / "cache",
-            run_folder=RunFolder(tmp_path / "second"),
+            run_folder=RunFolder.create(tmp_path / "second"),
         )
 
     return run

@@ -188,7 +188,7 @@ def checkable(runs):
                 features=features,
                 num_devices=1,
             )
-        trainer = build_trainer(cfg, RunFolder(run))
+        trainer = build_trainer(cfg, RunFolder.create(run))
         found[stage] = (load_checkpoint(run / "checkpoints" / "last.ckpt"), trainer, module)
     return found
 

@@ -118,7 +118,9 @@ def module_of(stage, accumulate, folder):
 def run(stage, kind, files, folder, *, accumulate, batch_size, stop_at=None):
     """Train from the start, or on from ``last.ckpt``; returns what was seen and how many images."""
     seen = Seen(stop_at=stop_at)
-    checkpointing = Checkpointing(RunFolder(folder), monitor=None, every_num_steps=STOPPED_AFTER)
+    checkpointing = Checkpointing(
+        RunFolder.create(folder), monitor=None, every_num_steps=STOPPED_AFTER
+    )
     own = trainer(
         folder,
         max_steps=MAX_STEPS,

@@ -53,7 +53,7 @@ class Damage(pl.Callback):
 
 
 def run(tmp_path, damage, *, max_steps=6, every_num_steps=GOOD, val_check_interval=100):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     run = trainer(
         tmp_path,
         max_steps=max_steps,

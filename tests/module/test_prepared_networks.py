@@ -36,7 +36,7 @@ def train(folder, *words):
     torch.manual_seed(0)
     data = build_data(cfg)
     data.num_train_batches = cfg.max_steps
-    trainer = build_trainer(cfg, RunFolder(folder))
+    trainer = build_trainer(cfg, RunFolder.create(folder))
     module = build_first_stage_module(cfg, protocol=data.protocol("val"), num_devices=1)
     prepare_networks(cfg, module.networks)
     trainer.fit(module, data)

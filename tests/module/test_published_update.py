@@ -66,7 +66,7 @@ def first_update(words, folder, precision):
     torch.manual_seed(0)
     data = build_data(cfg)
     data.num_train_batches = 1
-    trainer = build_trainer(cfg, RunFolder(folder))
+    trainer = build_trainer(cfg, RunFolder.create(folder))
     module = build_first_stage_module(cfg, protocol=data.protocol("val"), num_devices=1)
     module.to(torch.float64 if precision == 64 else torch.float32)
     start = copy.deepcopy(module)

@@ -44,7 +44,7 @@ class SavedSteps(pl.Callback):
 def test_last_is_saved_every_n_updates_with_any_discriminator_start(
     tmp_path, start_step, accumulate_batches
 ):
-    run_folder = RunFolder(tmp_path)
+    run_folder = RunFolder.create(tmp_path)
     checkpointing = Checkpointing(run_folder, monitor=None, every_num_steps=EVERY)
     saved = SavedSteps(checkpointing.last_path)
     module = small_module(start_step=start_step, accumulate_batches=accumulate_batches)

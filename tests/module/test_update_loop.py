@@ -51,7 +51,7 @@ class EndIn(pl.Callback):
 
 def run(path: Path, *ends: EndIn, steps=NUM_STEPS, every=5, save_every=1000) -> list[int]:
     """Start or continue a run; returns the updates that were validated."""
-    folder = RunFolder(path)
+    folder = RunFolder.create(path)
     checkpointing = Checkpointing(folder, monitor=None, every_num_steps=save_every)
     trainer = make_trainer(
         [RunSummary(folder), checkpointing],

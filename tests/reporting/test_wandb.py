@@ -62,7 +62,7 @@ def test_the_environment_takes_no_run_online_that_is_configured_offline(tmp_path
 def test_a_run_that_did_not_finish_says_so(tmp_path, state, code):
     logger = dashboard(tmp_path)
     logger.log_metrics({"train/loss_total": 1.0}, step=3)
-    RunFolder(tmp_path).update_summary({"state": state, "reason": "because"})
+    RunFolder.create(tmp_path).update_summary({"state": state, "reason": "because"})
     logger.finalize("failed")
     logger.finalize("failed")  # twice does no harm
     found = read_wandb(tmp_path)
@@ -79,7 +79,7 @@ def test_a_continued_run_keeps_its_id_and_its_newest_folder_is_whole(
         monkeypatch.setenv("WANDB_MODE", "offline")
     offline = offline_by == "configuration"
     csv, first = MetricsCsv(tmp_path), dashboard(tmp_path, offline=offline)
-    images = RunFolder(tmp_path).images
+    images = RunFolder.create(tmp_path).images
     for step in (1, 2, 3):
         for logger in (csv, first):
             logger.log_metrics({"val/psnr": 10.0 + step}, step=step)

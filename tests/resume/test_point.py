@@ -14,7 +14,7 @@ def run(tmp_path):
     """Checkpoints by name and update, and rows up to an update."""
 
     def make(rows: int = 0, **steps: int) -> RunFolder:
-        folder = RunFolder(tmp_path / "run")
+        folder = RunFolder.create(tmp_path / "run")
         for name, step in steps.items():
             content = {"global_step": step, "state_dict": {"a": torch.tensor(float(step))}}
             save_checkpoint(content, folder.checkpoints / f"{name}.ckpt")

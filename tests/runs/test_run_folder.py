@@ -29,14 +29,14 @@ def strict(path):
 
 
 def test_creates_its_folders(tmp_path):
-    folder = RunFolder(tmp_path / "a" / "b")
+    folder = RunFolder.create(tmp_path / "a" / "b")
     assert folder.checkpoints.is_dir()
     assert folder.images.is_dir()
     assert folder.read_summary() == {}
 
 
 def test_changes_are_merged_key_by_key(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     folder.update_summary({"metrics": {"val/psnr": 20.0, "val/ssim": 0.5}, "alarms": ["one"]})
     folder.update_summary({"metrics": {"val/psnr": 21.0}, "alarms": []})
     assert strict(folder.summary) == {
@@ -46,7 +46,7 @@ def test_changes_are_merged_key_by_key(tmp_path):
 
 
 def test_a_running_summary_names_its_process_and_a_finished_one_does_not(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     before = time.time()
     folder.update_summary({"state": "running"})
     summary = strict(folder.summary)
@@ -58,7 +58,7 @@ def test_a_running_summary_names_its_process_and_a_finished_one_does_not(tmp_pat
 
 
 def test_numbers_that_json_lacks_become_null_and_are_named(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     folder.update_summary(
         {"metrics": {"val/rfid": math.nan, "val/kl": math.inf}, "list": [1.0, -math.inf]}
     )
@@ -67,14 +67,14 @@ def test_numbers_that_json_lacks_become_null_and_are_named(tmp_path):
     assert summary["list"] == [1.0, None]
     expected = {"metrics > val/rfid": "nan", "metrics > val/kl": "inf", "list > 1": "-inf"}
     assert summary["not_finite"] == expected
-    RunFolder(tmp_path).update_summary({"metrics": {"val/rfid": 3.0}, "list": [1.0]})
+    RunFolder.create(tmp_path).update_summary({"metrics": {"val/rfid": 3.0}, "list": [1.0]})
     assert strict(folder.summary)["not_finite"] == {"metrics > val/kl": "inf"}
     folder.update_summary({"metrics": {"val/kl": 3.0}})
     assert "not_finite" not in strict(folder.summary)
 
 
 def test_scalars_of_other_libraries_and_paths_are_accepted(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     folder.update_summary(
         {"a": np.float32(0.5), "b": torch.tensor(3), "c": Path("x"), "d": (1, True)}
     )
@@ -82,7 +82,7 @@ def test_scalars_of_other_libraries_and_paths_are_accepted(tmp_path):
 
 
 def test_values_without_a_json_form_are_refused_by_name_and_nothing_is_lost(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     folder.update_summary({"state": "finished"})
     with pytest.raises(TypeError, match="config > model: Linear"):
         folder.update_summary({"config": {"model": torch.nn.Linear(1, 1)}})
@@ -91,31 +91,31 @@ def test_values_without_a_json_form_are_refused_by_name_and_nothing_is_lost(tmp_
 
 def test_refuses_unknown_states(tmp_path):
     with pytest.raises(ValueError, match="state.*running, finished.*'done'"):
-        RunFolder(tmp_path).update_summary({"state": "done"})
+        RunFolder.create(tmp_path).update_summary({"state": "done"})
 
 
 def test_a_path_below_a_file_is_refused_and_the_file_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match=r"/file/run/now.*: \S*/file\b"):
-        RunFolder(tmp_path / "file" / "run" / "now")
+        RunFolder.create(tmp_path / "file" / "run" / "now")
     with pytest.raises(ValueError, match=r"/file\b.*\bfolder\b"):
-        RunFolder(tmp_path / "file")
+        RunFolder.create(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=f"{tmp_path}.*writable"):
-        RunFolder(tmp_path)
+        RunFolder.create(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="/proc/run"):
-        RunFolder("/proc/run")
+        RunFolder.create("/proc/run")
 
 
 def test_a_full_disk_keeps_the_previous_summary(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     folder.update_summary({"state": "finished"})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -132,7 +132,7 @@ WRITER = """
     import sys
     from ldm_lightning.runs.run_folder import RunFolder
 
-    folder = RunFolder(sys.argv[1])
+    folder = RunFolder.create(sys.argv[1])
     number = 0
     while True:
         number += 1
@@ -142,7 +142,7 @@ WRITER = """
 
 
 def test_a_writer_killed_at_any_time_leaves_valid_json(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     for attempt in range(8):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(WRITER), tmp_path],
@@ -162,17 +162,20 @@ def test_a_writer_killed_at_any_time_leaves_valid_json(tmp_path):
 
 
 def test_one_command_writes_at_a_time(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     assert folder.writer() is None
     with folder.only_writer():
         assert folder.writer().pid == os.getpid()
-        with pytest.raises(LockedError, match=str(os.getpid())), RunFolder(tmp_path).only_writer():
+        with (
+            pytest.raises(LockedError, match=str(os.getpid())),
+            RunFolder.create(tmp_path).only_writer(),
+        ):
             pass
     assert folder.writer() is None
 
 
 def test_a_summary_that_is_no_object_is_refused(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     folder.summary.write_text("[1]")
     for read in (folder.read_summary, lambda: folder.update_summary({})):
         with pytest.raises(ValueError, match=r"summary\.json.*\blist\b"):
@@ -180,7 +183,7 @@ def test_a_summary_that_is_no_object_is_refused(tmp_path):
 
 
 def test_a_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     best, last = folder.checkpoints / "best.ckpt", folder.checkpoints / "last.ckpt"
     with pytest.raises(ValueError, match=r"best\.ckpt.*last\.ckpt"):
         find_checkpoint(tmp_path)
@@ -188,7 +191,6 @@ def test_a_run_folder_means_its_best_checkpoint_else_its_last(tmp_path):
     assert find_checkpoint(tmp_path) == last
     best.touch()
     assert find_checkpoint(str(tmp_path)) == best
-    assert find_checkpoint(tmp_path, prefer="last") == last
     assert find_checkpoint(last) == last
 
 
@@ -197,13 +199,20 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         find_checkpoint(tmp_path / "nowhere")
 
 
+def test_naming_a_folder_makes_none(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert folder.read_summary() == {}
+    assert folder.writer() is None
+    assert not folder.path.exists()
+
+
 def test_importing_it_does_not_import_torch():
     code = "import sys, ldm_lightning.runs.run_folder; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_new_state_drops_the_reason_of_the_one_before(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     folder.update_summary({"state": "failed", "reason": "ENOSPC"})
     folder.update_summary({"step": 3})
     assert folder.read_summary()["reason"] == "ENOSPC"

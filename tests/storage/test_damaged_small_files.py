@@ -41,7 +41,7 @@ def own_error(read, path, *, error=ValueError) -> None:
 
 @kinds
 def test_the_own_summary_is_refused_by_name(tmp_path, kind):
-    run = RunFolder(tmp_path)
+    run = RunFolder.create(tmp_path)
     damage(run.summary, kind)
     own_error(run.read_summary, run.summary)
     own_error(lambda: run.update_summary({"state": "running"}), run.summary)
@@ -52,7 +52,7 @@ def test_the_own_summary_is_refused_by_name(tmp_path, kind):
     [("state", 1), ("step", "many"), ("metrics", []), ("steps", "x"), ("timing", 3), ("config", 0)],
 )
 def test_values_of_another_kind_in_the_own_summary_are_refused_by_name(tmp_path, name, value):
-    run = RunFolder(tmp_path)
+    run = RunFolder.create(tmp_path)
     run.summary.write_text(json.dumps({name: value}))
     own_error(run.read_summary, run.summary)
 
@@ -61,7 +61,7 @@ def test_values_of_another_kind_in_the_own_summary_are_refused_by_name(tmp_path,
 def test_resume_auto_passes_over_a_run_with_a_damaged_summary(tmp_path, kind, caplog):
     interrupted = {"state": "interrupted"}
     for name in ("first", "strange"):
-        RunFolder(tmp_path / name).update_summary(interrupted)
+        RunFolder.create(tmp_path / name).update_summary(interrupted)
         (tmp_path / name / "config.yaml").touch()
     strange = tmp_path / "strange" / "summary.json"
     damage(strange, kind)

@@ -173,7 +173,7 @@ def run_chain(chain: Chain, *, run: Runner) -> int:
 
     One process does it at a time.
     """
-    run_folder = RunFolder(chain.folder)
+    run_folder = RunFolder.create(chain.folder)
     run_folder.update_summary({"state": "running", "name": run_folder.path.parent.name})
     words = [*chain.steps[0].options, path_word("resume", run_folder.path)]
     resume = shlex.join(["python", "-m", "ldm_lightning.pipeline", *words])

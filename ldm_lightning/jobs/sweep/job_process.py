@@ -129,10 +129,10 @@ class JobProcess:
         if state in DONE or said:
             return
         if stopped:
-            RunFolder(self.job.folder).update_summary({"state": "interrupted"})
+            RunFolder.create(self.job.folder).update_summary({"state": "interrupted"})
             return
         reason = ended_by_signal(code) if code < 0 else self._last_line()
-        RunFolder(self.job.folder).update_summary({"state": "failed", "reason": reason})
+        RunFolder.create(self.job.folder).update_summary({"state": "failed", "reason": reason})
 
     def _last_line(self) -> str:
         """What it said last."""

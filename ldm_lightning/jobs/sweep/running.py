@@ -166,10 +166,7 @@ class _Schedule:
 
     def _is_free(self, job: Job) -> bool:
         """Whether nobody writes to a job's folder, such as a job that outlives a killed sweep."""
-        try:
-            other = RunFolder(job.folder).writer() if job.folder.exists() else None
-        except ValueError:  # no folder, or not to be written; starting it tells
-            return True
+        other = RunFolder(job.folder).writer() if job.folder.is_dir() else None
         if other is not None and job.folder not in self._said_to_wait:
             self._said_to_wait.add(job.folder)
             self._display.say(f"{job.name} waits: {other} writes to it.")

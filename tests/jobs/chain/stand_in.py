@@ -24,7 +24,7 @@ class StandIn:
     def __call__(self, step: Step, working_folder: Path) -> int:
         self.steps.append(step)
         word = next(w for w in step.words if key_of(w) in ("output", "output_dir", "resume"))
-        run_folder = RunFolder(word.partition("=")[2])
+        run_folder = RunFolder.create(word.partition("=")[2])
         if step.command == "train":
             run_folder.config.touch()
         end = self.ends.get(step.name, "finished")

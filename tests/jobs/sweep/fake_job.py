@@ -27,7 +27,7 @@ REFUSAL = "ValueError: there is no photograph"
 def main() -> None:
     end_with_parent()
     words = {word.partition("=")[0]: word.partition("=")[2] for word in sys.argv[1:]}
-    run_folder = RunFolder(words["hydra.run.dir"])
+    run_folder = RunFolder.create(words["hydra.run.dir"])
     end = words.get("name", "finishes")
     note_start(run_folder.path)
     if end == "refused" and "ALL_WELL" not in os.environ:

@@ -33,7 +33,7 @@ def write_run(
     **more: Any,
 ) -> Path:
     """Write a first-stage run; ``more`` goes into its summary as it is."""
-    run = RunFolder(folder)
+    run = RunFolder.create(folder)
     values = METRICS if metrics is None else metrics
     run.update_summary(
         {

@@ -52,7 +52,7 @@ def test_says_where_it_looked_for_folders_and_for_runs(tmp_path):
 
 
 def test_a_run_without_a_summary_is_a_run(tmp_path):
-    RunFolder(tmp_path / "early")
+    RunFolder.create(tmp_path / "early")
     (run,) = find_runs([str(tmp_path)])
     assert (run.name, run.state, run.metrics) == ("early", "no summary", {})
 
@@ -119,10 +119,10 @@ def test_duplicate_names_keep_their_own_number_and_place(tmp_path):
 
 
 def write_chain(folder, *, samples):
-    chain = RunFolder(folder)
+    chain = RunFolder.create(folder)
     chain.update_summary({"state": "finished", "steps": {"samples": {"seconds": 2.0}}})
     write_run(folder / "first_stage", factor=4)
-    RunFolder(folder / "samples").update_summary({"state": samples, "samples": {}})
+    RunFolder.create(folder / "samples").update_summary({"state": samples, "samples": {}})
 
 
 def test_what_a_chain_repeats_is_left_out_unless_it_failed(tmp_path):
@@ -145,7 +145,7 @@ def test_kinds_are_told_by_what_was_built(tmp_path):
         ("b", {"denoiser": {}, "autoencoder": {}}, "second stage"),
         ("c", {}, "run"),
     ):
-        RunFolder(tmp_path / name).update_summary({"state": "finished", "config": config})
+        RunFolder.create(tmp_path / name).update_summary({"state": "finished", "config": config})
         assert read_run(tmp_path / name).kind == kind
 
 
@@ -160,7 +160,7 @@ def test_parts_of_a_chain_say_so(tmp_path):
 @pytest.mark.parametrize("checkpoint", ["{}", "{}/checkpoints/best.ckpt"])
 def test_an_evaluation_has_the_settings_of_what_it_measures(tmp_path, checkpoint):
     first = write_run(tmp_path / "first", factor=16)
-    RunFolder(tmp_path / "evaluation").update_summary(
+    RunFolder.create(tmp_path / "evaluation").update_summary(
         {
             "state": "finished",
             "name": "evaluate",
@@ -178,7 +178,7 @@ def test_an_evaluation_has_the_settings_of_what_it_measures(tmp_path, checkpoint
 def test_a_second_stage_names_the_first_stage_it_trains_upon(tmp_path):
     first = write_run(tmp_path / "first", written=1000.0)
     config = {"denoiser": {}, "first_stage": {"checkpoint": str(first)}}
-    RunFolder(tmp_path / "second").update_summary({"state": "finished", "config": config})
+    RunFolder.create(tmp_path / "second").update_summary({"state": "finished", "config": config})
     assert [run.relations for run in find_runs([str(tmp_path)])] == [(), (("upon run", 1),)]
 
 
@@ -218,7 +218,9 @@ def test_a_summary_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
 
 
 def test_a_summary_is_read_whole_while_it_is_replaced(tmp_path):
-    folder = RunFolder(write_run(tmp_path / "run", metrics={f"val/{n}": 1.0 for n in range(2000)}))
+    folder = RunFolder.create(
+        write_run(tmp_path / "run", metrics={f"val/{n}": 1.0 for n in range(2000)})
+    )
     stop = threading.Event()
 
     def replace():

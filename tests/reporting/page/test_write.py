@@ -192,7 +192,7 @@ def test_the_page_of_one_run_shows_it_instead_of_comparing_it(tmp_path):
 
 
 def test_the_page_of_a_chain_is_called_after_it(tmp_path):
-    chain = RunFolder(tmp_path / "chain")
+    chain = RunFolder.create(tmp_path / "chain")
     chain.update_summary({"state": "finished", "name": "mine", "steps": {}})
     write_run(chain.path / "first_stage")
     page = write_report([str(chain.path)], tmp_path / "report.html").page.read_text()
@@ -235,7 +235,7 @@ def test_names_settings_and_reasons_with_html_stay_text(tmp_path):
 
 
 def test_runs_without_anything_to_show_still_make_a_page(tmp_path):
-    RunFolder(tmp_path / "runs" / "early")
+    RunFolder.create(tmp_path / "runs" / "early")
     broken = write_run(tmp_path / "runs" / "broken") / "summary.json"
     broken.write_text(broken.read_text()[:50])
     report = write_report([str(tmp_path / "runs")], tmp_path / "report.html")
