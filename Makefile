@@ -36,11 +36,12 @@ test-browser: install  ## Open a report in headless Chromium, which must be inst
 test-full: install  ## Run every test this machine can run
 	$(BIN)/python -m pytest -n 2 $(if $(shell sh -c 'command -v chromium'),,-m "not browser")
 
-lint: install  ## Check style, types, the direction of imports and known weaknesses
+lint: install  ## Check style, prose, types, the direction of imports and known weaknesses
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.lint_prose
 	$(BIN)/bandit --quiet -ll --recursive ldm_lightning hydra_plugins experiments benchmarks
 
 format: install  ## Rewrite the code in the project's style

@@ -48,7 +48,7 @@ def rows(*, quick: bool) -> list[Row]:
 
 
 def recomputation_row(*, num_rounds: int) -> Row:
-    """What recomputing activations costs in time."""
+    """Time that recomputing activations costs."""
     images = KL_F4.images()
     ways: dict[str, Callable[[], object]] = {}
     for name, gradient_checkpointing in (("recomputed", True), ("kept", False)):

@@ -57,7 +57,7 @@ KL_F8 = FirstStageShape("kl_f8", (1, 2, 4, 4), 4, 128, 256, 1)
 
 @dataclass(frozen=True)
 class Players:
-    """What one rule trains: networks of its own, with the weights that all begin with."""
+    """Networks that one rule trains: networks of its own, with the weights that all begin with."""
 
     autoencoder: Autoencoder
     reconstruction_loss: ReconstructionLoss

@@ -1,4 +1,4 @@
-"""What every choice of speed or memory does to the first losses of a training, and to its time.
+"""Effects of every choice of speed or memory on the first losses of a training, and to its time.
 
 All variants begin with the same weights and see the same images and noise. Those that keep the
 mathematics must have the plain loop's first loss to 1e-5; after it rounding grows as it does in
@@ -119,7 +119,7 @@ def compare(
 
 
 def bf16() -> torch.autocast:
-    """What precision=bf16 enters."""
+    """Autocast context of precision=bf16."""
     return torch.autocast(DEVICE.type, dtype=torch.bfloat16)
 
 

@@ -102,7 +102,7 @@ def plain_trainer(
 
 
 def logged(module: pl.LightningModule, name: str) -> float:
-    """What the last update of a module logged."""
+    """Scalars that the last update of a module logged."""
     value = module.trainer.callback_metrics[name]
     assert isinstance(value, Tensor)
     return float(value)

@@ -1,4 +1,4 @@
-"""What Lightning, logging, callbacks and the moving average cost over a bare loop."""
+"""Costs of Lightning, logging, callbacks and the moving average over a bare loop."""
 
 import copy
 import functools
@@ -70,7 +70,7 @@ def first_stage_row(*, num_rounds: int) -> Row:
 
 
 class BareLoop:
-    """What the diffusion module computes for a batch of a latent cache."""
+    """The diffusion module's update on a batch of a latent cache."""
 
     def __init__(self, module: DiffusionModule, batch: dict[str, torch.Tensor]) -> None:
         self.denoiser = copy.deepcopy(module.denoiser)

@@ -1,4 +1,4 @@
-"""What was measured, beside what was to be reached."""
+"""Measured figures beside their goals."""
 
 import json
 import platform
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Whether the goal was reached; empty without one."""
+        """True if the goal was reached; empty without one."""
         if self.goal is None:
             return ""
         return "met" if self.value.median <= self.goal else "MISSED"
@@ -80,7 +80,7 @@ def processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Conditions that the figures depend on."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "num_threads": torch.get_num_threads(),

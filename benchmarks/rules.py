@@ -158,7 +158,7 @@ class LossTwice(Rule):
 
 
 class OneForward(Rule):
-    """What our module computes, without Lightning, logging and callbacks; with its average."""
+    """Our module's update, without Lightning, logging and callbacks; with its average."""
 
     def __init__(self, players: Players) -> None:
         super().__init__(players)

@@ -1,4 +1,4 @@
-"""What a sampler costs besides the network: time of a step with a network that does nothing."""
+"""Cost of a sampler besides the network: time of a step with a network that does nothing."""
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler

@@ -39,7 +39,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Variant:
-    """How a case is computed; precision as Lightning names it."""
+    """Settings of a case; precision as Lightning names it."""
 
     precision: str
     channels_last: bool = False

@@ -1,4 +1,4 @@
-"""What the studies share: commands that go on where they stopped, results.csv, tables in READMEs.
+"""Code of all studies: commands that go on where they stopped, results.csv, README tables.
 
 A study is a folder with a module ``study`` that says which commands to run, which figures of their
 summaries it keeps, and what it draws of them:

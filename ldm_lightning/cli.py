@@ -1,4 +1,4 @@
-"""What every command does alike: begin, tell errors in a line, let one process write to a folder.
+"""Code that every command shares: begin, tell errors in a line, let one process write to a folder.
 
 Nothing here imports torch, so that help comes at once.
 """
@@ -124,7 +124,7 @@ def check_alone(command: str, *, instead: str) -> None:
 
 
 def error_text(error: BaseException) -> str:
-    """What to tell the user: the error itself, without what Hydra wraps around it."""
+    """Message for the user: the error itself, without what Hydra wraps around it."""
     cause = error.__cause__
     if isinstance(error, InstantiationException) and isinstance(cause, EXPECTED_ERRORS):
         return error_text(cause)

@@ -46,14 +46,13 @@ def _width_multipliers(factor: int, family: str = "kl") -> ListConfig:
     if factor not in widths:
         raise ValueError(
             f"autoencoder.downsampling_factor must be one of {sorted(widths)}, got {factor}; for "
-            f"another "
-            f"factor give autoencoder.width_multipliers, one a level."
+            "another factor give autoencoder.width_multipliers, one a level."
         )
     return OmegaConf.create(widths[factor])
 
 
 def _higher_is_better(name: str) -> bool:
-    """Which way a metric such as ``val/psnr`` improves."""
+    """Return whether a higher value of a metric such as ``val/psnr`` is better."""
     metric = METRICS.get(name.removeprefix("val/").removeprefix("gen/"))
     if metric is None or metric.higher_is_better is None:
         directed = [f"val/{key}" for key, m in METRICS.items() if m.higher_is_better is not None]
@@ -124,8 +123,8 @@ def check_values(cfg: DictConfig) -> list[str]:
     if any(side % factor for side in size):
         raise ValueError(
             f"resolution={cfg.resolution} is not divisible by "
-            f"{'' if second else 'autoencoder.'}downsampling_factor={factor}; "
-            f"use for instance {_divisible(size, factor)}."
+            f"{'' if second else 'autoencoder.'}downsampling_factor={factor}; use for instance "
+            f"{_divisible(size, factor)}."
         )
     if str(cfg.trainer.precision) not in (*PRECISIONS, "auto"):
         raise ValueError(
@@ -178,12 +177,12 @@ def _check_second_stage(cfg: DictConfig) -> list[str]:
     if not cfg.validation.num_samples and str(cfg.monitor).startswith("gen/"):
         raise ValueError(
             f"monitor={cfg.monitor} needs samples, and validation.num_samples=0 generates none; "
-            f"set monitor=val/loss."
+            "set monitor=val/loss."
         )
     if cfg.first_stage.checkpoint is None and not cfg.dry_run:
         raise ValueError(
-            "A second stage needs a first one: give first_stage.checkpoint=RUN, or let "
-            "python -m ldm_lightning.pipeline with the same words train one."
+            "A second stage needs a first one: give first_stage.checkpoint=RUN, or let python -m "
+            "ldm_lightning.pipeline with the same words train one."
         )
     return []
 
@@ -212,9 +211,9 @@ def check_batch_norm(cfg: DictConfig, *, num_processes: int) -> None:
     normalization = cfg.discriminator.get("normalization")
     if normalization == "batch" and num_processes > 1:
         raise ValueError(
-            f"discriminator.normalization=batch needs the statistics of all processes, which torch "
+            "discriminator.normalization=batch needs the statistics of all processes, which torch "
             f"gathers on GPUs alone; got {num_processes} processes on the CPU. Use trainer=cpu, or "
-            f"discriminator.normalization=group."
+            "discriminator.normalization=group."
         )
 
 
@@ -230,14 +229,13 @@ def _check_loss(cfg: DictConfig) -> list[str]:
     if start >= cfg.max_steps:
         return [
             f"The discriminator starts at update {start}, which max_steps={cfg.max_steps} never "
-            f"reaches: this run "
-            f"trains without. Lower loss.discriminator_start_steps."
+            "reaches: this run trains without. Lower loss.discriminator_start_steps."
         ]
     if start + loss.discriminator_ramp_steps >= cfg.max_steps:
         return [
-            f"The adversarial weight is still rising when the run ends (update "
+            "The adversarial weight is still rising when the run ends (update "
             f"{start + loss.discriminator_ramp_steps} of {cfg.max_steps}); lower "
-            f"loss.discriminator_ramp_steps."
+            "loss.discriminator_ramp_steps."
         ]
     return []
 

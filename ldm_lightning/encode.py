@@ -153,7 +153,7 @@ def _writer(
     folder: Path,
     precision: str,
 ) -> SplitWriter:
-    """What is to be written for a split, after refusing a folder that holds something else."""
+    """Plan what is written for a split, after refusing a folder that holds something else."""
     import torch
 
     from ldm_lightning.data.latents.cache import INDEX, LatentIndex, files_of_others

@@ -71,7 +71,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
 
 
 def _choose(cfg: DictConfig) -> Callable[[DictConfig, RunFolder], dict[str, Any]]:
-    """What to do with what was named.
+    """Choose the action for the arguments given.
 
     Raises:
         ValueError: If that is nothing, or too much.

@@ -106,7 +106,7 @@ def _check_same_words(words: list[str], chain: Chain) -> None:
     other = [word for word in words if word not in chain.words]
     if other:
         raise ValueError(
-            f"A chain goes on with the words it was started with, so resume takes no others; got "
+            "A chain goes on with the words it was started with, so resume takes no others; got "
             f"{shlex.join(other)}. Leave that out, or start a new chain."
         )
 
@@ -222,8 +222,8 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
     for key, value in differing.items():
         if key in given or key == "downsampling_factor":
             raise ValueError(
-                f"{key} is {second_cfg[key]} for the second stage, but {value} for the first "
-                f"stage {cfg.name}; give {key}={value}, or another first_stage.experiment."
+                f"{key} is {second_cfg[key]} for the second stage, but {value} for the first stage "
+                f"{cfg.name}; give {key}={value}, or another first_stage.experiment."
             )
     if differing:
         words = [f"{key}={value}" for key, value in differing.items()]

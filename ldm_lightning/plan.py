@@ -132,7 +132,7 @@ def _facts(
 
 @dataclass(frozen=True)
 class _Run:
-    """What a trial is made of."""
+    """Inputs of a trial."""
 
     cfg: DictConfig
     hardware: Hardware

@@ -216,7 +216,7 @@ def share(hits: Tensor) -> float:
 
 
 class ClassAccuracy(TypedDict):
-    """How often the requested class is read, with Wilson's 95 % interval, and class by class."""
+    """Fraction of samples read as their class, with Wilson's 95 % interval, and by class."""
 
     accuracy: float
     wilson_95: list[float]
@@ -237,7 +237,7 @@ class Judged(TypedDict):
 def class_accuracy(
     classes: Tensor, wanted: list[int | None], names: list[str]
 ) -> ClassAccuracy | None:
-    """How often the requested class is read, over images that have one; None where none has."""
+    """Fraction of samples read as their class; None where no image has one."""
     rows = [row for row, label in enumerate(wanted) if label is not None]
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""How far does a first stage bound the diffusion model that is trained on its latents?
+"""A study: how far a first stage bounds the diffusion model trained on its latents.
 
     python -m experiments.first_stage_bounds_ldm.study --cifar10 SHARDS --judge JUDGE
     python -m experiments.first_stage_bounds_ldm.study
@@ -144,7 +144,7 @@ def _of_first_seed(chains: list[Path]) -> dict[str, Path]:
 
 
 def _judged(chain: Path, cifar10: Path, judge: Path) -> dict[str, Any]:
-    """What a classifier says of the samples that no first stage was trained with."""
+    """A classifier's reading of the samples that no first stage was trained with."""
     out = chain / "judged.json"
     if not out.exists():
         script = HERE.parent / "cifar10_ldm" / "judge.py"

@@ -1,4 +1,4 @@
-"""What does each term of a first stage's loss do to sharpness, and what does it cost in PSNR?
+"""A study: what each term of a first stage's loss does to sharpness, and costs in PSNR.
 
     python -m experiments.loss_ablation.study --train PHOTOS --held-out HELD_OUT
     python -m experiments.loss_ablation.study
@@ -116,7 +116,7 @@ def compute(train: Path, held_out: Path) -> None:
 
 
 def _variant(trained: dict[str, Any]) -> str:
-    """Which of ``VARIANTS`` a run is, from what it recorded of itself."""
+    """The one of ``VARIANTS`` that a run is, from what it recorded of itself."""
     loss = trained["config"]["loss"]
     terms = [loss["pixel"].upper()]
     terms += ["perceptual"] if loss["perceptual_weight"] > 0 else []

@@ -102,7 +102,7 @@ def _tell_channels(
 
 
 def draw_kl_weights(rows: list[Row], path: Path) -> None:
-    """What the KL weight does to reconstructions, to latents and to the KL term.
+    """Effect of the KL weight on reconstructions, to latents and to the KL term.
 
     Lines join the runs of seed 0; hollow are those of other seeds.
     """

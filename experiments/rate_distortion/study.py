@@ -1,4 +1,4 @@
-"""How good are reconstructions for how few numbers, and what does a U-Net on these latents cost?
+"""A study: reconstruction quality against the size of latents, and the cost of a U-Net on them.
 
     python -m experiments.rate_distortion.study --train PHOTOS --held-out HELD_OUT
     python -m experiments.rate_distortion.study

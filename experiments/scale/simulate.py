@@ -30,7 +30,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is not measured.
+    """Quantities that are not measured.
 
     Attributes:
         peak_flops: Of one GPU in dense bf16, per second; NVIDIA H100 SXM.

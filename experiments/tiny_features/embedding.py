@@ -1,4 +1,4 @@
-"""What the Fréchet distance on the tiny features notices in pictures larger than 32 pixels.
+"""Sensitivity of the Fréchet distance on the tiny features to pictures larger than 32 pixels.
 
     python -m experiments.tiny_features.embedding --images DIR
 

@@ -1,4 +1,4 @@
-"""How the tiny perceptual distance judges photographs: by strength, and at equal PSNR.
+"""Judgments of the tiny perceptual distance on photographs: by strength, and at equal PSNR.
 
     python experiments/tiny_features/photographs.py --images DIR
 
@@ -46,7 +46,7 @@ MARKERS = {"shift": "D", "noise": "s", "JPEG": "^", "blur": "o", "mosaic": "v"}
 
 
 def round8(image: Tensor) -> Tensor:
-    """What a saved file would hold of an image in [-1, 1]."""
+    """The content of a saved file of an image in [-1, 1]."""
     return from_uint8(to_uint8(image))
 
 
@@ -199,7 +199,7 @@ def summarize(
 
 
 def ranking(used: list[dict[str, float]], name: str) -> dict[str, object]:
-    """What one distance says of the kinds of damage at equal PSNR."""
+    """One distance's judgment of the kinds of damage at equal PSNR."""
     table = np.array([[row[f"{name}_{kind}"] for kind in KINDS] for row in used])
     closest, farthest = table.argmin(axis=1), table.argmax(axis=1)
     return {

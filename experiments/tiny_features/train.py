@@ -141,9 +141,9 @@ def train(args: argparse.Namespace, images: Tensor, labels: Tensor) -> TinyClass
                 elapsed = time.monotonic() - start
                 eta = elapsed / step * (num_steps - step) / 60
                 print(
-                    f"epoch {epoch + 1}/{args.epochs} step {step}/{num_steps} "
-                    f"loss {loss.item():.3f} {step * args.batch_size / elapsed:.0f} images/s, "
-                    f"{eta:.1f} min left",
+                    f"epoch {epoch + 1}/{args.epochs} step {step}/{num_steps} loss "
+                    f"{loss.item():.3f} {step * args.batch_size / elapsed:.0f} images/s, {eta:.1f} "
+                    "min left",
                     flush=True,
                 )
     return network

@@ -82,9 +82,8 @@ class Autoencoder(nn.Module):
         if height % factor or width % factor:
             raise ValueError(
                 f"Images of {height}x{width} are not divisible by the downsampling factor "
-                f"{factor}; "
-                f"use for instance {height - height % factor or factor}x"
-                f"{width - width % factor or factor}."
+                f"{factor}; use for instance "
+                f"{height - height % factor or factor}x{width - width % factor or factor}."
             )
         return batch, self.latent_channels, height // factor, width // factor
 
@@ -131,11 +130,10 @@ def convolutional_autoencoder(
     levels_factor = 2 ** (len(width_multipliers) - 1)
     if levels_factor != downsampling_factor:
         raise ValueError(
-            f"autoencoder.width_multipliers={list(width_multipliers)} has "
-            f"{len(width_multipliers)} levels "
-            f"and downsamples by {levels_factor}, but "
-            f"autoencoder.downsampling_factor={downsampling_factor}; "
-            f"give one multiplier a level, or leave the multipliers to follow from the factor."
+            f"autoencoder.width_multipliers={list(width_multipliers)} has {len(width_multipliers)} "
+            f"levels and downsamples by {levels_factor}, but "
+            f"autoencoder.downsampling_factor={downsampling_factor}; give one multiplier a level, "
+            "or leave the multipliers to follow from the factor."
         )
     encoder = Encoder(
         image_channels=image_channels,

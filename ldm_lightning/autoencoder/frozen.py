@@ -67,7 +67,7 @@ class FrozenFirstStage(nn.Module):
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether latents are samples of a posterior, so that ``encode`` uses noise."""
+        """True if latents are samples of a posterior, so that ``encode`` uses noise."""
         return self.autoencoder.bottleneck.is_stochastic
 
     def train(self, mode: bool = True) -> Self:

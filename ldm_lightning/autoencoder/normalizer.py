@@ -53,7 +53,7 @@ class StoredStatistics:
         values = [self.mean, self.std, *self.channel_means, *self.channel_stds]
         if len(self.channel_means) != len(self.channel_stds) or not self.channel_means:
             raise ValueError(
-                f"Statistics need a mean and a standard deviation of each channel, got "
+                "Statistics need a mean and a standard deviation of each channel, got "
                 f"{len(self.channel_means)} and {len(self.channel_stds)}."
             )
         if not all(map(math.isfinite, values)):
@@ -61,7 +61,7 @@ class StoredStatistics:
                 f"The statistics of the latents are not finite: mean {self.mean}, std {self.std}, "
                 f"channels {list(self.channel_means)} and {list(self.channel_stds)} over "
                 f"{self.num_images} image(s). Use more images, or a first stage that has not "
-                f"diverged."
+                "diverged."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,15 +105,15 @@ class StoredStatistics:
             return cls.from_dict(read_json(path, dict))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"The statistics of latents in {path} cannot be read ({error}). Delete the "
-                f"file and run the command again that made it."
+                f"The statistics of latents in {path} cannot be read ({error}). Delete the file "
+                "and run the command again that made it."
             ) from error
 
 
 def statistics_path(
     checkpoint: Path, *, first_stage_hash: str, protocol: Mapping[str, Fact]
 ) -> Path:
-    """Where statistics lie beside a first stage: one file for each weights, data and transform.
+    """Path of the statistics beside a first stage: one file for each weights, data and transform.
 
     Args:
         checkpoint: The first stage's file.
@@ -136,7 +136,7 @@ STORED = {
 
 @dataclass(frozen=True)
 class NormalizerOrigin:
-    """What a normalizer was made from.
+    """Statistics that a normalizer was made from.
 
     Attributes:
         mode: ``identity``, ``scalar`` or ``channel``.
@@ -178,7 +178,7 @@ class LatentNormalizer(nn.Module):
         values = torch.stack([shift, scale])
         if not values.isfinite().all() or not scale.all():
             raise ValueError(
-                f"A normalizer needs finite shifts and finite scales other than zero, got "
+                "A normalizer needs finite shifts and finite scales other than zero, got "
                 f"{shift.tolist()} and {scale.tolist()}."
             )
         self.origin = origin
@@ -214,9 +214,9 @@ class LatentNormalizer(nn.Module):
             shifts, stds = list(statistics.channel_means), list(statistics.channel_stds)
         if dead := [channel for channel, std in enumerate(stds) if std <= 0]:
             raise ValueError(
-                f"The latents do not vary: the standard deviation of channel(s) "
+                "The latents do not vary: the standard deviation of channel(s) "
                 f"{', '.join(map(str, dead))} is 0 over {statistics.num_images} image(s), so they "
-                f"cannot be scaled to 1. The first stage has collapsed; train another."
+                "cannot be scaled to 1. The first stage has collapsed; train another."
             )
         origin = NormalizerOrigin(
             mode, statistics.first_stage_hash, statistics.num_images, dict(statistics.protocol)

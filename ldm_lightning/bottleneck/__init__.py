@@ -1,1 +1,1 @@
-"""What sits between encoder and decoder: identity, Gaussian posterior, vector quantizer."""
+"""The part between encoder and decoder: identity, Gaussian posterior, vector quantizer."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BottleneckOutput:
-    """What a bottleneck hands on.
+    """Output of a bottleneck.
 
     Attributes:
         latents: What the decoder receives, [B, c, h, w].

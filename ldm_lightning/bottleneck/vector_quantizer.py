@@ -49,9 +49,9 @@ class VectorQuantizer(Bottleneck):
         super().__init__()
         if num_codes < 2 or quantize_start_step < 0 or restart_every_steps < 0:
             raise ValueError(
-                f"A vector quantizer needs num_codes >= 2, quantize_start_step >= 0 and "
-                f"restart_every_steps >= 0; "
-                f"got {num_codes}, {quantize_start_step} and {restart_every_steps}."
+                "A vector quantizer needs num_codes >= 2, quantize_start_step >= 0 and "
+                f"restart_every_steps >= 0; got {num_codes}, {quantize_start_step} and "
+                f"{restart_every_steps}."
             )
         self.num_codes: int = num_codes
         self.normalize = normalize

@@ -1,4 +1,4 @@
-"""Where and how a run computes: device, precision, processes, and how networks lie in memory.
+"""Hardware of a run: device, precision, processes, and how networks lie in memory.
 
 ``auto`` chooses from the machine; a line says what was chosen and why.
 """
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def native_bf16(accelerator: str) -> bool:
-    """Whether the device computes in bfloat16 rather than only storing it."""
+    """Return whether the device computes in bfloat16 rather than only storing it."""
     if accelerator != "cpu":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     cpuinfo = Path("/proc/cpuinfo")
@@ -56,7 +56,7 @@ def autocast(device_type: str, precision: str) -> torch.autocast:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and how a run trains.
+    """Hardware that a run trains on.
 
     Attributes:
         accelerator: ``cpu`` or ``gpu``.
@@ -152,7 +152,7 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _strategy(name: str, *, answer_seconds: float) -> Strategy | str:
-    """How processes train together; one that does not answer ends the run after a while."""
+    """Strategy of several processes; a silent one ends the run after ``answer_seconds``."""
     if any(start in name for start in ("spawn", "fork", "notebook")):
         raise ValueError(
             f"trainer.strategy={name} copies this process; here every process runs the command "
@@ -211,7 +211,7 @@ def _environment() -> list[ClusterEnvironment]:
 
 @dataclass(frozen=True)
 class Computing:
-    """Where and in which precision to measure."""
+    """Device and precision of a measurement."""
 
     device: torch.device
     precision: str

@@ -1,4 +1,4 @@
-"""What both stages train with: optimizer, schedule, callbacks, loggers, the Trainer."""
+"""Objects that both stages train with: optimizer, schedule, callbacks, loggers, the Trainer."""
 
 import functools
 import logging
@@ -139,8 +139,8 @@ def check_monitors(
     for name, key in wanted.items():
         if name not in names:
             raise ValueError(
-                f"{key}={name} is not going to be measured by a validation on {num_images} "
-                "images: sets are compared from 2 images on either side on (data.max_val_images, "
+                f"{key}={name} is not going to be measured by a validation on {num_images} images: "
+                "sets are compared from 2 images on either side on (data.max_val_images, "
                 "validation.num_samples), precision and recall from 4. Measured are: "
                 f"{', '.join(sorted(names))}."
             )

@@ -1,1 +1,1 @@
-"""What is not needed to compute an update: averages, checkpoints, pictures, alarms, progress."""
+"""Everything around an update: averages, checkpoints, pictures, alarms, progress."""

@@ -106,7 +106,7 @@ class Checkpointing(Checkpoint):
         self._previous_handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What is best so far."""
+        """The best value so far."""
         return {
             "monitor": self.monitor,
             "best_value": self.best_value,

@@ -1,4 +1,4 @@
-"""Whether two values of a metric may be compared: a continued run may measure otherwise."""
+"""Return whether two values of a metric may be compared: a continued run may measure otherwise."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 
 
 def protocol_of(pl_module: pl.LightningModule, metric: str) -> dict[str, Any]:
-    """How the last validation made a metric, by full name; empty where the module does not say.
+    """Protocol of the last validation's metrics, by full name; empty where the module does not say.
 
     The number of images is left out: it changes by a file that could not be read once.
     """

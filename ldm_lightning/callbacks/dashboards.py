@@ -1,4 +1,4 @@
-"""What callbacks ask of a logger that shows more than scalars."""
+"""The interface that callbacks ask of a logger that shows more than scalars."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -53,7 +53,7 @@ class Distributions(pl.Callback):
 
 
 def use_of_codes(counts: Tensor) -> Bars:
-    """How often codes were used, by index.
+    """Use counts of codes, by index.
 
     Args:
         counts: int64, [K].
@@ -69,7 +69,7 @@ def use_of_codes(counts: Tensor) -> Bars:
 
 
 def spread_of(values: list[float]) -> Bars:
-    """How many values lie where; those that are not finite nowhere."""
+    """A histogram of finite values."""
     finite = [value for value in values if np.isfinite(value)]
     heights, edges = np.histogram(finite, bins=CHANNEL_BARS)
     return Bars(heights.tolist(), edges.tolist())

@@ -126,8 +126,8 @@ class Estimate(pl.Callback):
             with_validations = f" with {with_validations} of "
             with_validations += format_seconds(self._validation_seconds)
         logger.info(
-            "Estimate after %s updates: %s an update (%.3g images/s), %s to update %s%s; "
-            "peak memory %s; checkpoints %s each.%s",
+            "Estimate after %s updates: %s an update (%.3g images/s), %s to update %s%s; peak "
+            "memory %s; checkpoints %s each.%s",
             f"{facts['after_updates']:,}",
             format_seconds(seconds),
             facts["images_per_s"],
@@ -174,7 +174,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _discriminator_note(pl_module: pl.LightningModule, step: int, last: int) -> str:
-    """What a speed measured before the discriminator comes in leaves out."""
+    """Note on costs that a speed measured before the discriminator starts leaves out."""
     fully_on = getattr(pl_module, "adversarial_fully_on_step", 0)
     if step < fully_on < last:
         return f" The discriminator, fully on from update {fully_on:,}, will cost more."

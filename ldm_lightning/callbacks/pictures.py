@@ -1,4 +1,4 @@
-"""Where a callback's picture goes: the run's folder, and the loggers that show images."""
+"""Destinations of a callback's picture: the run's folder, and the loggers that show images."""
 
 import shutil
 from pathlib import Path

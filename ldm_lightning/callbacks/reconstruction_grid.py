@@ -86,8 +86,8 @@ class ReconstructionGrid(pl.Callback):
         if self.prior_samples:
             if "kl" not in output.bottleneck.terms:
                 raise ValueError(
-                    "callbacks.reconstruction_grid.prior_samples needs a Gaussian bottleneck; "
-                    "this one has no prior to draw from. Set it to 0."
+                    "callbacks.reconstruction_grid.prior_samples needs a Gaussian bottleneck; this "
+                    "one has no prior to draw from. Set it to 0."
                 )
             latents = output.bottleneck.latents
             shape = (self.prior_samples, *latents.shape[1:])
@@ -104,7 +104,7 @@ class ReconstructionGrid(pl.Callback):
             legend.write_text(self.legend() + "\n", encoding="utf-8")
 
     def legend(self) -> str:
-        """What the rows show."""
+        """Names of the rows."""
         return (
             "reconstruction_<update>.png, rows: input; reconstruction; |input - reconstruction| x "
             f"{self.error_factor:g} (black 0, white {2 / self.error_factor:g} or more; images "

@@ -199,7 +199,7 @@ class RunSummary(pl.Callback):
 
 
 def _made_with(trainer: pl.Trainer) -> dict[str, Any]:
-    """What figures depend on besides the configuration."""
+    """Conditions of the figures besides the configuration."""
     return {
         "device": device_name(trainer.strategy.root_device),
         "versions": package_versions(),
@@ -214,7 +214,7 @@ def _tell_loggers(trainer: pl.Trainer, facts: Mapping[str, Any]) -> None:
 
 
 def _weights(trainer: pl.Trainer) -> dict[str, str]:
-    """Which weights a validation during training sees; who only validates knows what was loaded."""
+    """Kind of weights that a validation during training sees."""
     if trainer.state.fn != "fit":
         return {}
     return {"weights": "ema" if _callbacks(trainer, Ema) else "raw"}
@@ -223,7 +223,7 @@ def _weights(trainer: pl.Trainer) -> dict[str, str]:
 def _protocol(
     entries: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, float], facts: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """How each metric was made, by full name; raw weights are measured on the same images."""
+    """Protocol of each metric, by full name; raw weights are measured on the same images."""
     protocol: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
         full_name = name if "/" in name else f"val/{name}"

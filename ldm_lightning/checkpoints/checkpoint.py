@@ -50,8 +50,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         kept = "The previous checkpoint there is still valid." if path.exists() else ""
         raise OSError(
             f"The checkpoint {path} could not be written ({err}). Most often the disk is full or a "
-            "quota "
-            f"is reached: free some space, then continue with resume=auto. {kept}".rstrip()
+            f"quota is reached: free some space, then continue with resume=auto. {kept}".rstrip()
         ) from err
 
 
@@ -70,7 +69,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def stored_content(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, its tensors on the meta device: names, shapes and types.
+    """Read a checkpoint with its tensors on the meta device: names, shapes and types.
 
     Raises:
         CheckpointError: As ``load_checkpoint`` does; shards are read for their checksums alone.
@@ -261,7 +260,7 @@ def first_names(names: list[str], count: int = 3) -> str:
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """What a run trained for use, and whether it is the averaged weights (``ema``) or ``raw``."""
+    """Weights that a run trained for use, and their kind: averaged (``ema``) or ``raw``."""
 
     tensors: dict[str, Tensor]
     kind: str

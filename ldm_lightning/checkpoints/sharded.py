@@ -98,7 +98,7 @@ def link_checkpoint(source: Path, target: Path) -> None:
 
 
 def _free_folder(path: Path) -> str:
-    """Which of the two folders no checkpoint needs; what a killed process left there is removed."""
+    """Return the folder of two that no checkpoint needs, emptied of what a kill left."""
     folders = shards_of(path)
     used = None
     if folders.is_dir() and path.is_file():

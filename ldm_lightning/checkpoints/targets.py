@@ -1,4 +1,4 @@
-"""Which ``_target_`` a stored configuration may name.
+"""The allow-list of ``_target_`` in stored configurations.
 
 A configuration inside a checkpoint or a run folder is data from somewhere else. Instantiating
 whatever it names would run whatever it names, and a prefix is no protection:

@@ -1,1 +1,1 @@
-"""What a key of the configuration may hold, checked before torch is imported."""
+"""Checks of a composed configuration, made before torch is imported."""

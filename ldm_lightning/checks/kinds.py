@@ -1,4 +1,4 @@
-"""What every key of the configuration may hold: the type of its default, and bounds.
+"""Kinds of value that each key of the configuration may hold: the type of its default, and bounds.
 
 Checked before torch is imported, so that ``loss.kl_weight=abc`` is refused at once and by name.
 """
@@ -19,7 +19,7 @@ NUMERAL = re.compile(r"\s*[-+]?[\d.]+([eE][-+]?\d+)?\s*")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a key may hold.
+    """Kind of value that a key may hold.
 
     Attributes:
         name: ``flag``, ``whole``, ``number`` (whole or not), ``text``, ``path`` or ``any``.
@@ -44,7 +44,7 @@ class Kind:
     words: tuple[str, ...] = ()
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value of the configuration (dicts, lists, plain values) is of this kind."""
+        """Return whether a plain value, list or dict is of this kind."""
         if value is None:
             return self.or_null
         if isinstance(value, str) and value in self.words:
@@ -182,7 +182,7 @@ NODES_OR_NULL = ("callbacks.*", "gate.thresholds.*", "logger.*", "discriminator"
 
 
 def kind_of(key: str, default: Any) -> Kind:
-    """What a key may hold.
+    """Kind of value that a key may hold.
 
     Args:
         key: Its full name.
@@ -248,5 +248,5 @@ def said(value: Any) -> str:
 
 
 def is_path(key: str) -> bool:
-    """Whether a key holds a path, or a list of paths."""
+    """Return whether a key holds a path, or a list of paths."""
     return any(kind.name == "path" and fnmatchcase(key, name) for name, kind in KINDS.items())

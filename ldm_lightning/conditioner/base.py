@@ -1,4 +1,4 @@
-"""What every conditioner does: a batch in, a condition out, and the condition that says nothing."""
+"""Interface of every conditioner: a batch in, a condition out, and the empty condition."""
 
 from abc import abstractmethod
 from collections.abc import Mapping

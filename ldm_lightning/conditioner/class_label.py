@@ -85,7 +85,7 @@ class ClassConditioner(Conditioner):
         wrong = labels[(labels < 0) | (labels >= self._null_label)]
         if len(wrong):
             raise ValueError(
-                f"Label {int(wrong[0])} is out of range: conditioner.num_classes="
-                f"{self._null_label} has the labels 0 to {self._null_label - 1}. Set "
-                "conditioner.num_classes, or give other labels."
+                f"Label {int(wrong[0])} is out of range: "
+                f"conditioner.num_classes={self._null_label} has the labels 0 to "
+                f"{self._null_label - 1}. Set conditioner.num_classes, or give other labels."
             )

@@ -55,7 +55,7 @@ class ImageConditioner(Conditioner):
         if image.ndim != 4 or image.shape[1] != self.channels:
             raise ValueError(
                 f"batch[{self.key!r}] must be [B, {self.channels}, H, W], got {list(image.shape)}; "
-                f"set conditioner.channels."
+                "set conditioner.channels."
             )
         resized = F.interpolate(image, self.size, mode="area")
         if drop is not None:

@@ -46,9 +46,9 @@ def check_class_names(classes: Sequence[str], names: Sequence[str], *, root: str
     unknown = sorted({name.split("/", 1)[0] for name in names} - set(classes))
     if unknown:
         raise ValueError(
-            f"data.root={root} holds the class {unknown[0]!r}, which is none of the "
-            f"{len(classes)} of data.classes{did_you_mean(unknown[0], classes)}. Move the folder "
-            "away, or train anew without data.classes."
+            f"data.root={root} holds the class {unknown[0]!r}, which is none of the {len(classes)} "
+            f"of data.classes{did_you_mean(unknown[0], classes)}. Move the folder away, or train "
+            "anew without data.classes."
         )
 
 

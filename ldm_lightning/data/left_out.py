@@ -11,14 +11,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reason:
-    """How many files are not read for one reason, and the name of the first of them."""
+    """Number of files that are not read for one reason, and the name of the first of them."""
 
     count: int
     example: str
 
 
 class LeftOut:
-    """What a listing passes over.
+    """Files that a listing passes over.
 
     Args:
         reasons: Counts by reason; a reason is a few words, in the plural.

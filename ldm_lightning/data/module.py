@@ -235,7 +235,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
     def _train_sampler(
         self, num_batches: int, *, rank: int, num_processes: int
     ) -> TrainBatchSampler:
-        """Which samples make up the batches of a process."""
+        """Sampler of the batches of a process."""
         if self.shuffle is not None:
             return ShardBatchSampler(
                 self.shuffle,

@@ -1,4 +1,4 @@
-"""What a data set offers, what a sample is, and how samples become a batch."""
+"""Interface of data sets, samples, and their collation into batches."""
 
 import hashlib
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ class MapDataset(Protocol):
 
     @property
     def bad_file_log(self) -> BadFileLog | None:
-        """What could not be read; None where no file is read."""
+        """Record of files that could not be read; None where no file is read."""
         ...
 
     def __len__(self) -> int:

@@ -80,6 +80,6 @@ class TrainLoader(WorkerLoader):
         )
 
     def _order(self) -> dict[str, int | str]:
-        """What the order of an epoch depends on."""
+        """Inputs of the order of an epoch."""
         images = self._dataset.digest()
         return {"images": images, **self._train_sampler.order_facts}

@@ -159,7 +159,7 @@ def _covering_size(image: Tensor, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def augmentation_generator(seed: int, key: SampleKey) -> torch.Generator:
-    """Where all augmentation of a sample is drawn from: a function of (seed, epoch, index)."""
+    """Random numbers of a sample's augmentation: a function of (seed, epoch, index)."""
     return generator_for(seed, "augment", key.epoch, key.index)
 
 
@@ -205,7 +205,7 @@ class TrainTransform:
 
     @property
     def description(self) -> str:
-        """What is done, for the protocol."""
+        """Description for the protocol."""
         scale = f" {self.scale[0]:g}-{self.scale[1]:g}" if self.crop == "random_resized" else ""
         return f"{self.crop}{scale}{' + flip' if self.flip else ''}"
 
@@ -268,7 +268,7 @@ class EvalTransform:
 
     @property
     def description(self) -> str:
-        """What is done, for the protocol."""
+        """Description for the protocol."""
         if self.crop == "center":
             return "adm_center"
         return f"{self.crops_per_image} fixed native windows an image"

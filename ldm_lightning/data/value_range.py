@@ -62,7 +62,7 @@ class ValueRange:
 
 @dataclass(frozen=True)
 class WideType:
-    """How a gray image file stores pixels of more than 8 bits.
+    """Storage of pixels of more than 8 bits.
 
     Attributes:
         full_range: What the file can hold; None for floating-point numbers.
@@ -120,7 +120,7 @@ class WideType:
 
 
 def is_wide_color(image: Image.Image) -> bool:
-    """Whether an image, not loaded yet, has over 8 bits a channel of which Pillow reads 8."""
+    """Return whether an unloaded image has over 8 bits a channel of which Pillow reads 8."""
     return not image.mode.startswith(("I", "F")) and ";16" in _raw_mode(image)
 
 
@@ -131,5 +131,5 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _stored_as(image: Image.Image) -> object:
-    """What Pillow's decoder is told about the first piece of an image that is not loaded yet."""
+    """Decoder arguments of Pillow for the first piece of an image that is not loaded yet."""
     return image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None

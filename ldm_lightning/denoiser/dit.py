@@ -129,8 +129,8 @@ class DiT(nn.Module):
                 raise ValueError(f"denoiser.{name} must be at least 1, got {size}.")
         if width % num_heads or width % 4:
             raise ValueError(
-                f"denoiser.width={width} must be divisible by 4 and by denoiser.num_heads="
-                f"{num_heads}."
+                f"denoiser.width={width} must be divisible by 4 and by "
+                f"denoiser.num_heads={num_heads}."
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -199,8 +199,8 @@ class DiT(nn.Module):
     def _check_size(self, height: int, width: int) -> None:
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
-                f"Latents of {height}x{width} are not divisible by denoiser.patch_size="
-                f"{self.patch_size}; use another resolution or patch size."
+                f"Latents of {height}x{width} are not divisible by "
+                f"denoiser.patch_size={self.patch_size}; use another resolution or patch size."
             )
 
     def _positions_of(self, height: int, width: int, *, like: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ class UNet(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What runs one after the other, in that order."""
+        """Blocks that run one after the other."""
         return [*self.input_blocks, self.middle_block, *self.output_blocks]
 
     def forward(self, noisy: Tensor, network_time: Tensor, condition: Condition) -> Tensor:

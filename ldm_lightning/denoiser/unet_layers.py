@@ -1,4 +1,4 @@
-"""What all blocks of the diffusion U-Net are made with."""
+"""Layers that all blocks of the diffusion U-Net share."""
 
 import math
 from typing import TypeVar

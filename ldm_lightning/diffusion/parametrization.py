@@ -1,4 +1,4 @@
-"""What the network predicts, and how its output becomes an estimate of the clean latents.
+"""Parametrizations: the network's target, and the clean latents from its output.
 
 With noisy = alpha * clean + sigma * noise, every parametrization is linear in both ways:
 
@@ -54,7 +54,7 @@ class Parametrization(ABC):
         return scales.skip * noisy + scales.output_scale * output
 
     def target(self, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network should return; ``alpha`` and ``sigma`` broadcast to the latents."""
+        """Target of the network; ``alpha`` and ``sigma`` broadcast to the latents."""
         scales = self.preconditioning(alpha, sigma)
         return scales.clean_weight * clean + scales.noise_weight * noise
 
@@ -164,7 +164,7 @@ class Flow(Parametrization):
 
 
 def _unit_variance_scale(signal: Tensor, noise: Tensor) -> Tensor:
-    """What scales a sum of independent parts with these standard deviations to unit variance."""
+    """Factor that scales a sum of independent parts with these deviations to unit variance."""
     return (signal.square() + noise.square()).rsqrt()
 
 

@@ -29,7 +29,7 @@ UNIFORM_MARGIN = 2.0**-26
 
 @dataclass(frozen=True)
 class Process:
-    """How latents are noised, what the network predicts, and what its errors cost.
+    """The diffusion process: noising, prediction target and weighted loss.
 
     Draws nothing: noise and uniforms are arguments.
 
@@ -57,15 +57,15 @@ class Process:
             raise ValueError(f"distance must be one of {DISTANCES}, got {self.distance!r}.")
         if self.parametrization.needs_signal and self.schedule.has_zero_terminal_snr:
             raise ValueError(
-                f"At zero terminal SNR the noise says nothing about the clean latents, so "
+                "At zero terminal SNR the noise says nothing about the clean latents, so "
                 f"{type(self.parametrization).__name__} cannot start from it. Use diffusion=v or "
-                f"x0, or set diffusion.schedule.zero_terminal_snr=false."
+                "x0, or set diffusion.schedule.zero_terminal_snr=false."
             )
         if self.training_times.needs_table and self.schedule.num_steps is None:
             raise ValueError(
                 f"{type(self.training_times).__name__} needs a discrete schedule, got "
                 f"{type(self.schedule).__name__}; use diffusion/training_times=uniform, log_normal "
-                f"or logit_normal."
+                "or logit_normal."
             )
 
     def times(self, uniform: Tensor) -> Tensor:

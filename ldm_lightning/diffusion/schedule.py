@@ -1,4 +1,4 @@
-"""How much signal and how much noise a time means.
+"""Noise schedules: signal and noise levels by time.
 
 Time runs over [0, 1], 1 = noise: noisy = alpha(time) * clean + sigma(time) * noise. Every schedule
 has alpha(0) = 1 and sigma(0) = 0. Everything is computed in float64, whatever the latents are in.
@@ -49,7 +49,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def network_time(self, time: Tensor) -> Tensor:
-        """What the network's embedding sees at ``time``; shape and dtype of ``time``."""
+        """Input of the network's time embedding at ``time``; shape and dtype of ``time``."""
 
     def alpha(self, time: Tensor) -> Tensor:
         """Factor of the clean latents; shape, dtype and device of ``time``."""
@@ -61,7 +61,7 @@ class NoiseSchedule(ABC):
 
     @property
     def has_zero_terminal_snr(self) -> bool:
-        """Whether time 1 is noise alone."""
+        """True if time 1 is noise alone."""
         return self.noise_level(torch.ones((), dtype=torch.float64)).alpha.item() == 0
 
 
@@ -97,7 +97,7 @@ class DiscreteSchedule(NoiseSchedule):
             raise ValueError(f"betas must be [T] with T > 0, got {list(values.shape)}.")
         if not bool(((values > 0) & (values <= 1)).all() & (values[:-1] < 1).all()):
             raise ValueError(
-                f"betas must lie in (0, 1), and the last one in (0, 1]; got values from "
+                "betas must lie in (0, 1), and the last one in (0, 1]; got values from "
                 f"{values.min().item()} to {values.max().item()}."
             )
         check_shift(shift)

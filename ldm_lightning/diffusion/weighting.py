@@ -1,4 +1,4 @@
-"""How much each noise level counts in the loss.
+"""Loss weights by noise level.
 
 A weighting is given for the squared error of the clean estimate. The loss compares the network's
 output with its target, and the two errors differ by the factor output_scale; so the weight of the

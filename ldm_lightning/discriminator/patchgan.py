@@ -49,8 +49,8 @@ class PatchGAN(nn.Module):
         super().__init__()
         if normalization not in NORMALIZATIONS:
             raise ValueError(
-                f"discriminator.normalization must be one of {sorted(NORMALIZATIONS)}, "
-                f"got {normalization!r}."
+                f"discriminator.normalization must be one of {sorted(NORMALIZATIONS)}, got "
+                f"{normalization!r}."
             )
         if num_layers < 1:
             raise ValueError(f"discriminator.num_layers must be at least 1, got {num_layers}.")
@@ -91,7 +91,7 @@ class PatchGAN(nn.Module):
         if min(images.shape[-2:]) < self.min_size:
             raise ValueError(
                 f"Images of {images.shape[-2]}x{images.shape[-1]} are smaller than the "
-                f"{self.min_size} pixels "
-                f"this discriminator needs; lower discriminator.num_layers or raise the resolution."
+                f"{self.min_size} pixels this discriminator needs; lower discriminator.num_layers "
+                "or raise the resolution."
             )
         return self.layers(images)

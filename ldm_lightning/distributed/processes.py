@@ -88,7 +88,7 @@ def _leave_word(run_folder: RunFolder, rank: int, text: str) -> None:
 
 
 def _first_cause(run_folder: RunFolder, *, patience: float) -> str | None:
-    """What the first process to fail has said; waits for it, and gives up after a while."""
+    """Return the message of the first process that failed, waiting ``patience`` seconds."""
     deadline = time.monotonic() + patience
     while True:
         notes = list(run_folder.path.glob(_note(run_folder, "*").name))
@@ -104,8 +104,8 @@ def _first_cause(run_folder: RunFolder, *, patience: float) -> str | None:
 def _without_word(error: BaseException) -> str:
     return (
         "Another process of this run has ended or no longer answers, and has left no word: it was "
-        "killed, its machine failed, or it hangs (then see trainer.timeout_seconds). "
-        f"Torch says: {str(error).splitlines()[0]}"
+        "killed, its machine failed, or it hangs (then see trainer.timeout_seconds). Torch says: "
+        f"{str(error).splitlines()[0]}"
     )
 
 
@@ -212,7 +212,7 @@ def _leave_word_of(others: Mapping[int, subprocess.Popen[bytes]], run_folder: Ru
 
 
 def ended_by_signal(code: int) -> str:
-    """What a negative exit code says."""
+    """Describe a negative exit code."""
     hint = " (by hand, or because memory ran out)" if code == -signal.SIGKILL else ""
     return f"It was ended by {signal.Signals(-code).name}{hint}."
 

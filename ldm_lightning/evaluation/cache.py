@@ -46,7 +46,7 @@ class FirstStageRecord:
 
 @dataclass(frozen=True)
 class EvaluationCache:
-    """Where the figures of one first stage under one protocol are kept.
+    """Cache of the figures of one first stage under one protocol.
 
     Args:
         directory: Folder of all records; created when needed.
@@ -90,8 +90,8 @@ class EvaluationCache:
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning(
-                "The earlier evaluation %s is not used, because it cannot be trusted (%s: %s); "
-                "the first stage is measured anew.",
+                "The earlier evaluation %s is not used, because it cannot be trusted (%s: %s); the "
+                "first stage is measured anew.",
                 self.path,
                 type(error).__name__,
                 error,

@@ -25,12 +25,12 @@ class ImagePair(NamedTuple):
 
 
 def measured_facts(folder: Path, names: Sequence[str], hashes: FileHashes) -> dict[str, str]:
-    """What the measured folder is, for a protocol: its path, and a hash of names and contents."""
+    """Protocol entries of the measured folder: its path, and a hash of names and contents."""
     return {"measured": str(folder), "measured_images": _identity(folder, names, hashes)}
 
 
 def reference_facts(folder: Path, names: Sequence[str], hashes: FileHashes) -> dict[str, str]:
-    """What the reference folder is, by the names that data sets use in their protocols."""
+    """Protocol entries of the reference folder, named as data sets name theirs."""
     identity = _identity(folder, names, hashes)
     return {"root": str(folder), "images": identity, "identified_by": "content"}
 

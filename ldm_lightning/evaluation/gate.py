@@ -156,7 +156,7 @@ def _grid(run_folder: RunFolder) -> Path:
 
 
 def _not_finite(first_stage: OpenedFirstStage) -> str:
-    """Which weights are not finite, in words; empty where all are."""
+    """Name the weights that are not finite; empty where all are."""
     tensors = first_stage.autoencoder.state_dict()
     names = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
     if not names:
@@ -165,7 +165,7 @@ def _not_finite(first_stage: OpenedFirstStage) -> str:
 
 
 def _facts(first_stage: OpenedFirstStage, record: FirstStageRecord) -> FirstStageFacts:
-    """What the checkpoint and the run it lies in tell beside the figures."""
+    """Facts from the checkpoint and its run beside the figures."""
     autoencoder = first_stage.autoencoder
     _, channels, height, width = autoencoder.latent_shape((1, *record.image_shape))
     training = TrainingRecord()

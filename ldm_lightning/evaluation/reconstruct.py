@@ -49,7 +49,7 @@ class Reconstruction:
     num_columns: int
 
     def record(self) -> FirstStageRecord:
-        """What to keep of it."""
+        """The part that is cached."""
         return FirstStageRecord(
             scalars={**self.report.scalars, **self.report.latent_scalars},
             protocol=self.report.protocol,
@@ -67,7 +67,7 @@ def evaluation_cache(
     precision: str,
     cache_dir: str | Path,
 ) -> EvaluationCache:
-    """Where the figures of this first stage on these images are kept."""
+    """Return the cache of this first stage's figures on these images."""
     networks = {
         name: f"{distance.feature_network} {distance.weights_hash}"
         for name, distance in features.perceptual.items()

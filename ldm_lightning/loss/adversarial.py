@@ -65,7 +65,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class AdversarialSchedule:
-    """When the discriminator learns and when the generator hears of it, in generator updates.
+    """Schedule of the discriminator and of the adversarial weight, in generator updates.
 
     The discriminator learns alone for ``warmup_steps`` before ``start_step``; from there on the
     generator's adversarial weight rises linearly over ``ramp_steps``.
@@ -93,7 +93,7 @@ class AdversarialSchedule:
         return self.generator_start_step + self.ramp_steps
 
     def discriminator_learns(self, step: int) -> bool:
-        """Whether the discriminator is updated in this step."""
+        """Return whether the discriminator is updated in this step."""
         return step >= self.generator_start_step - self.warmup_steps
 
     def generator_fraction(self, step: int) -> float:

@@ -224,7 +224,7 @@ def check_pair(reconstructions: Tensor, images: Tensor) -> None:
     """
     if reconstructions.shape != images.shape or images.ndim != 4:
         raise ValueError(
-            f"reconstructions and images must have one shape [B, C, H, W], got "
+            "reconstructions and images must have one shape [B, C, H, W], got "
             f"{list(reconstructions.shape)} and {list(images.shape)}."
         )
 
@@ -276,7 +276,7 @@ def _build_lpips(net: str, backbone: dict[str, Tensor]) -> nn.Module:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"The weight file of {BACKBONES[net]} does not hold that network: {error}. "
-            f"Delete it and fetch it again."
+            f"The weight file of {BACKBONES[net]} does not hold that network: {error}. Delete it "
+            "and fetch it again."
         ) from error
     return network

@@ -1,4 +1,4 @@
-"""How much of a codebook is used, over a whole set of images and all processes."""
+"""Codebook usage over a whole set of images and all processes."""
 
 from typing import NamedTuple
 
@@ -56,8 +56,8 @@ class CodebookUsage(Metric):
         counts = torch.bincount(indices.flatten(), minlength=self.num_codes)
         if counts.numel() != self.num_codes:
             raise ValueError(
-                f"Index {counts.numel() - 1} is beyond a codebook of {self.num_codes} codes; "
-                f"set num_codes to the bottleneck's."
+                f"Index {counts.numel() - 1} is beyond a codebook of {self.num_codes} codes; set "
+                "num_codes to the bottleneck's."
             )
         self.histogram = self.histogram + counts
 

@@ -1,4 +1,4 @@
-"""What is likely wrong with a first stage, read from the pattern of its numbers.
+"""Diagnosis of a first stage from the pattern of its numbers.
 
 A low PSNR has many causes, and each needs another remedy. The other numbers tell them apart: a
 posterior that carries nothing (KL), codes that nobody uses (perplexity), weights that no longer do
@@ -33,7 +33,7 @@ STILL_RISING_DB = 0.3
 
 @dataclass(frozen=True)
 class FirstStageFacts:
-    """What is known of a first stage beside its metrics; None where it is not.
+    """Facts of a first stage beside its metrics; None where unknown.
 
     Attributes:
         num_latents: Numbers in the latents of one image, c * h * w.
@@ -156,7 +156,7 @@ def _damage(metrics: Mapping[str, float], failed: Set[str], facts: FirstStageFac
 
 
 def _damaged_half(metrics: Mapping[str, float], facts: FirstStageFacts) -> str:
-    """Which half was changed: the latents tell."""
+    """Tell from the latents which half was changed."""
     for name in ("val/kl", "latent/std"):
         now, before = metrics.get(name), facts.trained.get(name)
         if now is None or before is None:
@@ -177,7 +177,7 @@ def _posterior_collapse(
     used = "" if facts.kl_weight is None else f" (it was trained with {facts.kl_weight:g})"
     return Cause(
         "posterior_collapse",
-        f"The KL weight is too large: the posterior has collapsed to the prior and carries "
+        "The KL weight is too large: the posterior has collapsed to the prior and carries "
         f"{kl / facts.num_latents:.2g} nats a latent ({kl:.4g} an image; a good first stage "
         "carries 10 and more), so the decoder learns the mean.",
         f"Train it again with a smaller loss.kl_weight{used}; 1e-6 is published for "
@@ -227,8 +227,8 @@ def _scale(metrics: Mapping[str, float], failed: Set[str], facts: FirstStageFact
         "latents_explode",
         f"Nothing keeps the latents in range: latent/std is {std:.4g}.",
         "Train it again with a KL weight above zero (loss.kl_weight=1e-6) and a lower "
-        "optim.learning_rate; if the reconstructions are good, the normalizer brings this scale "
-        "to 1 and latent/std's threshold may be raised.",
+        "optim.learning_rate; if the reconstructions are good, the normalizer brings this scale to "
+        "1 and latent/std's threshold may be raised.",
     )
 
 

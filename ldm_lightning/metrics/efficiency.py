@@ -1,4 +1,4 @@
-"""What a first stage costs and saves: throughput, compression, bits (requirement B12)."""
+"""Efficiency of a first stage: throughput, compression, bits (requirement B12)."""
 
 import math
 import statistics

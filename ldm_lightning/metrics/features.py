@@ -1,4 +1,4 @@
-"""Which feature networks the metrics use: the embedded tiny one, or the standard ones.
+"""Feature networks of the metrics: the embedded tiny one, or the standard ones.
 
 A set chooses the metrics' names with the networks, so that a number which was not made with the
 standard network cannot carry the standard name.
@@ -112,8 +112,8 @@ class InceptionExtractor(FeatureExtractor):
                 )
             except RuntimeError as error:
                 raise ValueError(
-                    "The weight file of inception does not hold that network; "
-                    "delete it and fetch it again."
+                    "The weight file of inception does not hold that network; delete it and fetch "
+                    "it again."
                 ) from error
         self.feature_network = "inception"
         if feature_dim != 2048:
@@ -134,7 +134,7 @@ class InceptionExtractor(FeatureExtractor):
 
 @dataclass(frozen=True)
 class SetMetricNames:
-    """What the metrics of two sets of images are called under one feature network."""
+    """Names of set metrics under one feature network."""
 
     frechet: str
     kernel: str

@@ -19,7 +19,7 @@ from ldm_lightning.utils.metadata import count_fact
 
 @dataclass(frozen=True)
 class FirstStageReport:
-    """What one pass over a set of images showed.
+    """Report of one pass over a set of images.
 
     Attributes:
         scalars: Value by metric name, without the ``val/`` or ``test/`` that belongs in front:

@@ -1,4 +1,4 @@
-"""How close a set of generated images is to a set of real ones.
+"""Distances between a set of generated images and a set of real ones.
 
 Fréchet distance (Heusel et al. 2017), kernel distance (Bińkowski et al. 2018), precision and recall
 (Kynkäänniemi et al. 2019) in one pass, with the features that reconstructions are measured by. All
@@ -97,7 +97,7 @@ class GenerationMetrics:
 
     @property
     def needs_references(self) -> bool:
-        """Whether this pass must be shown the real images; ask after ``reset``."""
+        """True if this pass must be shown the real images; ask after ``reset``."""
         return self._kept is None
 
     def names(self, *, num_samples: int) -> set[str]:
@@ -219,7 +219,7 @@ class GenerationMetrics:
 
 
 def _of_references(protocol: Protocol) -> Protocol:
-    """What describes the references, under names that do not count samples."""
+    """Protocol of the references, under names that do not count samples."""
     if "num_windows" not in protocol:
         return protocol
     facts = {name: value for name, value in protocol.items() if name != "num_windows"}

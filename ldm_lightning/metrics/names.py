@@ -1,11 +1,11 @@
-"""What each metric is called, which way is better, and what it means in one line."""
+"""Names of the metrics, their better direction, and their meaning in one line."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class MetricMeaning:
-    """How to read a metric.
+    """Direction and meaning of a metric.
 
     Attributes:
         meaning: One line for the table at the end of a run, with the unit.

@@ -1,4 +1,4 @@
-"""How well a set of images was reconstructed: pixels, perception and distribution.
+"""Reconstruction metrics of a set of images: pixels, perception and distribution.
 
 Every metric sees what a saved file would hold: images that were clamped and rounded to 8 bits.
 """
@@ -52,7 +52,7 @@ class MetricReport:
 
 
 class ReconstructionMetrics:
-    """How far reconstructions are from their images: pixels, power, perception, distribution.
+    """Distances of reconstructions from their images: pixels, power, perception, distribution.
 
     PSNR, SSIM, power ratios by octave with the high-frequency deficit, perceptual distances and the
     Fréchet distance.

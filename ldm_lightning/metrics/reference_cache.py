@@ -42,7 +42,7 @@ class ReferenceStatistics(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorCache:
-    """Where tensors that depend on one reference set and one feature network are kept.
+    """Cache of tensors of one reference set under one feature network.
 
     Args:
         directory: Folder of everything cached; created when needed.
@@ -108,7 +108,7 @@ class TensorCache:
 
 
 class ReferenceCache:
-    """Where the statistics of one reference set under one feature network are kept.
+    """Cache of the statistics of one reference set under one feature network.
 
     Args:
         directory: Folder of everything cached; created when needed.

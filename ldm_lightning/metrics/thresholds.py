@@ -1,4 +1,4 @@
-"""Whether a first stage is good enough to train a diffusion model in its latent space.
+"""Return whether a first stage is good enough to train a diffusion model in its latent space.
 
 Numbers and thresholds in, a verdict out. A metric that is missing or not finite fails.
 """
@@ -17,7 +17,7 @@ CONDITIONS = ("tiny", "standard", "codes")
 
 @dataclass(frozen=True)
 class Threshold:
-    """What a metric must reach.
+    """Bounds of one metric.
 
     Args:
         metric: Full name, such as ``val/psnr`` or ``latent/std``.
@@ -41,7 +41,7 @@ class Threshold:
             )
 
     def __str__(self) -> str:
-        """What is wanted, in words."""
+        """The bounds, in words."""
         if self.at_most is None:
             return f"at least {self.at_least:g}"
         if self.at_least is None:
@@ -49,7 +49,7 @@ class Threshold:
         return f"{self.at_least:g} to {self.at_most:g}"
 
     def passes(self, value: float | None) -> bool:
-        """Whether a value is finite and within the bounds."""
+        """Return whether a value is finite and within the bounds."""
         if value is None or not math.isfinite(value):
             return False
         low = -math.inf if self.at_least is None else self.at_least
@@ -66,7 +66,7 @@ class GateRow:
 
     @property
     def passed(self) -> bool:
-        """Whether the number reaches its threshold."""
+        """True if the number reaches its threshold."""
         return self.threshold.passes(self.value)
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ class GateRow:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """What the gate found.
+    """Verdict of the gate.
 
     Attributes:
         passed: Whether every threshold is reached.

@@ -106,7 +106,7 @@ class AutoencoderModule(ManualOptimizationModule):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """What an update spends its time in."""
+        """Networks to compile and lay out in memory."""
         networks: list[nn.Module] = [self.autoencoder.encoder, self.autoencoder.decoder]
         if self.discriminator is not None:
             networks.append(self.discriminator)
@@ -116,7 +116,7 @@ class AutoencoderModule(ManualOptimizationModule):
 
     @property
     def averaged(self) -> nn.Module:
-        """What a moving average is taken of."""
+        """The part that a moving average is taken of."""
         return self.autoencoder
 
     def validation_names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
@@ -171,7 +171,7 @@ class AutoencoderModule(ManualOptimizationModule):
         self._log_update(step)
 
     def _posterior_noise(self, images: Tensor, draws: RowDraws) -> Tensor | None:
-        """What the posterior is sampled with, where it is."""
+        """Noise that the posterior is sampled with; None without sampling."""
         if not self.autoencoder.bottleneck.is_stochastic:
             return None
         _, *shape = self.autoencoder.latent_shape(images.shape)

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold so that a run can be continued from it, checked before it is used.
+"""Check that a checkpoint holds all that continuing a run needs, before any of it is used.
 
 torch and Lightning look at little of it: a state of another shape crashes the process in the fused
 optimizer, a missing one trains on with fresh moments, and a counter that is text fails later.

@@ -86,7 +86,7 @@ class DiffusionModule(ManualOptimizationModule):
 
     @property
     def first_stage_used(self) -> dict[str, str]:
-        """Which first stage it is: its checkpoint's path, the hash of its weights, ema or raw."""
+        """Identity of the first stage: checkpoint, hash of its weights, ema or raw."""
         return {
             "path": str(self.first_stage.path.absolute()),
             "hash": self.first_stage.weights_hash,
@@ -100,13 +100,13 @@ class DiffusionModule(ManualOptimizationModule):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """What an update spends its time in."""
+        """Networks to compile and lay out in memory."""
         autoencoder = self.first_stage.autoencoder
         return [self.denoiser, autoencoder.encoder, autoencoder.decoder]
 
     @property
     def averaged(self) -> nn.Module:
-        """What a moving average is taken of."""
+        """The part that a moving average is taken of."""
         return self.model
 
     def validation_names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
@@ -166,7 +166,7 @@ class DiffusionModule(ManualOptimizationModule):
         return self.first_stage.sample(moments, noise)
 
     def _dropped(self, draws: RowDraws) -> Tensor | None:
-        """Which rows learn without their condition, [B] bool; None where none does."""
+        """Rows that learn without their condition, [B] bool; None where none does."""
         share: float = self.model["conditioner"].dropout  # type: ignore[assignment]
         if not share:
             return None

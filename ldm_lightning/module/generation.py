@@ -1,4 +1,4 @@
-"""What a second stage generates in validation: few samples, always of the same noise, measured."""
+"""Samples of a second stage in validation: few samples, always of the same noise, measured."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""Which precision losses and their gradients are computed in, whatever the network runs in."""
+"""Precision of losses and their gradients, whatever the network runs in."""
 
 import torch
 from torch import Tensor, nn

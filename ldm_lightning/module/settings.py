@@ -1,4 +1,4 @@
-"""What a module is given besides its networks: optimization and, in a first stage, an adversary."""
+"""Settings of a module besides its networks: optimization and, in a first stage, an adversary."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True)
 class Optimization:
-    """How a module is updated.
+    """Optimization of a module.
 
     Attributes:
         optimizer: Makes the optimizer of what the module is there for, from parameters.

@@ -36,7 +36,7 @@ class UpdateLoop(_FitLoop):
 
     @property
     def validation_is_missing(self) -> bool:
-        """Whether the validation that is due after the update of the checkpoint is yet to be done.
+        """True if the validation that is due after the update of the checkpoint is yet to be done.
 
         One is due every ``val_check_interval`` batches, and after the last update.
         """
@@ -50,7 +50,7 @@ class UpdateLoop(_FitLoop):
 
     @property
     def skip(self) -> bool:
-        """Whether there is nothing to do."""
+        """True if there is nothing to do."""
         return super().skip and not self.validation_is_missing
 
     def on_run_start(self) -> None:
@@ -129,6 +129,6 @@ def use_update_loop(trainer: pl.Trainer, *, accumulate_batches: int) -> pl.Train
 
 
 def validation_is_missing(trainer: pl.Trainer) -> bool:
-    """Whether a trainer begins with a validation; see ``UpdateLoop.validation_is_missing``."""
+    """Return whether a trainer first validates; see ``UpdateLoop.validation_is_missing``."""
     loop = trainer.fit_loop
     return isinstance(loop, UpdateLoop) and loop.validation_is_missing

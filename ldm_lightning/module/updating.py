@@ -1,4 +1,4 @@
-"""What the modules of both stages share: updates by hand, their learning rate, clipping and log."""
+"""Base of the modules of both stages: updates by hand, their learning rate, clipping and log."""
 
 import json
 from abc import abstractmethod
@@ -57,12 +57,12 @@ class ManualOptimizationModule(pl.LightningModule):
     @property
     @abstractmethod
     def networks(self) -> list[nn.Module]:
-        """What an update spends its time in, frozen networks included."""
+        """Networks to compile and lay out in memory, frozen ones included."""
 
     @property
     @abstractmethod
     def averaged(self) -> nn.Module:
-        """What a moving average is taken of."""
+        """The part that a moving average is taken of."""
 
     @abstractmethod
     def configure_optimizers(self) -> list[Optimizer]:
@@ -83,11 +83,11 @@ class ManualOptimizationModule(pl.LightningModule):
     # Updates
 
     def microbatch_index(self, batch_idx: int) -> int:
-        """Which batch of its update a batch is, counted from 0."""
+        """Index of a batch in its update, from 0."""
         return batch_idx % self.optimization.accumulate_batches
 
     def is_last_microbatch(self, batch_idx: int) -> bool:
-        """Whether a batch is the last one of its update."""
+        """Return whether a batch is the last one of its update."""
         return self.microbatch_index(batch_idx) + 1 == self.optimization.accumulate_batches
 
     def draws(self, batch_idx: int, num_rows: int) -> RowDraws:
@@ -137,7 +137,7 @@ class ManualOptimizationModule(pl.LightningModule):
         self._log.set(f"grad_norm_{self.part_names[stepped.index(True)]}", norm)
 
     def _scaler(self) -> torch.amp.GradScaler | None:
-        """What scales fp16 losses; None in other precisions."""
+        """Scaler of fp16 losses; None in other precisions."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _optimizers(self) -> list[LightningOptimizer]:
@@ -217,8 +217,8 @@ class ManualOptimizationModule(pl.LightningModule):
         told = self._save_keys(self.global_step, bad, self._keys)
         raise FloatingPointError(
             f"Update {self.global_step} or one since the last row is no longer finite: NaN or "
-            f"infinite values in {where}. It is not saved; an earlier checkpoint stays as it is."
-            f"{told} {ADVICE}"
+            f"infinite values in {where}. It is not saved; an earlier checkpoint stays as it "
+            f"is.{told} {ADVICE}"
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a denoiser is conditioned on, besides noise level and noisy latents."""
+"""Conditions of a denoiser, besides noise level and noisy latents."""
 
 from dataclasses import dataclass, fields
 
@@ -81,8 +81,8 @@ def check_inputs(
         )
     if vector is not None and vector.shape != (batch, vector_width):
         raise ValueError(
-            f"The condition's vector must be [{batch}, {vector_width}], got "
-            f"{list(vector.shape)}; set conditioner.width to the denoiser's, or leave it null."
+            f"The condition's vector must be [{batch}, {vector_width}], got {list(vector.shape)}; "
+            "set conditioner.width to the denoiser's, or leave it null."
         )
     if context is not None and context_width is None:
         raise ValueError(

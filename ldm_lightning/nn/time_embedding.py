@@ -1,4 +1,4 @@
-"""What a denoiser sees of the time: a sinusoidal embedding and two linear layers."""
+"""Time embedding of a denoiser: a sinusoidal embedding and two linear layers."""
 
 import math
 

@@ -115,16 +115,16 @@ class TinyFeatures(TinyClassifier):
         expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         wrong = [
-            f"{name}: expected {expected.get(name, 'no such tensor')}, "
-            f"found {found.get(name, 'nothing')}"
+            f"{name}: expected {expected.get(name, 'no such tensor')}, found "
+            f"{found.get(name, 'nothing')}"
             for name in sorted(expected.keys() | found.keys())
             if expected.get(name) != found.get(name)
         ]
         if wrong:
             raise ValueError(
                 f"These are not weights of TinyFeatures ({len(wrong)} tensors differ): "
-                f"{'; '.join(wrong[:3])}. "
-                "Use the packaged file, or train one with experiments/tiny_features/train.py."
+                f"{'; '.join(wrong[:3])}. Use the packaged file, or train one with "
+                "experiments/tiny_features/train.py."
             )
         # assign: the weights are real even where modules are being built on the meta device
         self.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
@@ -260,6 +260,6 @@ def check_images(images: Tensor) -> None:
     """Raise ``ValueError`` unless ``images`` is [B, 3, H, W] with H and W at least 8."""
     if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < MIN_SIZE:
         raise ValueError(
-            f"TinyFeatures takes images [B, 3, H, W] with H and W >= {MIN_SIZE}, "
-            f"got {list(images.shape)}. Convert other channel counts to RGB first."
+            f"TinyFeatures takes images [B, 3, H, W] with H and W >= {MIN_SIZE}, got "
+            f"{list(images.shape)}. Convert other channel counts to RGB first."
         )

@@ -1,1 +1,1 @@
-"""What a run will cost before it starts: counted, then measured on a few updates."""
+"""Cost of a run before it starts: counted, then measured on a few updates."""

@@ -113,7 +113,7 @@ def empty_weights(network: nn.Module, *, device: torch.device, dtype: torch.dtyp
 
 
 def _without_values(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What tensors without values cannot answer; NotImplemented for all others.
+    """Refuse what tensors without values cannot answer; NotImplemented for all others.
 
     A vector quantizer asks whether it quantizes already (it does), and how often each code was
     used.

@@ -22,7 +22,7 @@ BYTES = {"float32": 4, "float16": 2}
 def counted_facts(
     cfg: DictConfig, choices: Mapping[str, str], hardware: Hardware, price: Price
 ) -> dict[str, Any]:
-    """What follows from the configuration alone."""
+    """Figures that follow from the configuration alone."""
     facts: dict[str, Any] = {
         "name": cfg.name,
         "experiment": choices["experiment"],
@@ -64,7 +64,7 @@ def counted_facts(
 
 
 def memory_facts(cfg: DictConfig, hardware: Hardware, price: Price) -> dict[str, Any]:
-    """What one process needs in an update, beside what is free; and what to change, if anything."""
+    """Memory of an update in one process against free memory, with advice where it does not fit."""
     state = price.state
     buckets = state.trained if hardware.num_processes > 1 else 0
     held = state.resident + buckets
@@ -165,7 +165,7 @@ def disk_facts(state: StateBytes) -> dict[str, Any]:
 
 
 def _warning(facts: Mapping[str, Any], cfg: DictConfig, precision: str) -> str | None:
-    """What to change where an update needs more memory than there is; None where it fits."""
+    """Advice where an update needs more memory than there is; None where it fits."""
     part = "autoencoder" if cfg.stage == "first" else "denoiser"
     batch_size, accumulate = cfg.data.batch_size, cfg.accumulate_batches
     available = facts["available"]

@@ -1,4 +1,4 @@
-"""What a first stage costs."""
+"""Cost of a first stage."""
 
 from collections.abc import Mapping
 

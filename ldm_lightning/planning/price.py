@@ -1,4 +1,4 @@
-"""What a run costs, as numbers; and networks without memory to count it on."""
+"""Cost of a run as numbers, and networks without memory to count it on."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ ADAM_MOMENTS = 2
 
 @dataclass(frozen=True)
 class StateBytes:
-    """What a process holds between updates, and writes into a checkpoint.
+    """Memory of a process between updates, and size of its checkpoint.
 
     Attributes:
         weights: Everything on the device: what is trained, and frozen networks beside it.
@@ -58,7 +58,7 @@ class DenoiserPrice:
 
 @dataclass(frozen=True)
 class Price:
-    """What a run costs.
+    """Cost of a run.
 
     Attributes:
         parameters: By network.
@@ -104,7 +104,7 @@ def image_shape_of(cfg: DictConfig) -> tuple[int, int, int]:
 def state_bytes(
     cfg: DictConfig, *, weights: int, stored: int, trained: int, averaged: int
 ) -> StateBytes:
-    """What lies between two updates.
+    """Tensors that live between two updates.
 
     Args:
         cfg: Says whether there is a moving average.

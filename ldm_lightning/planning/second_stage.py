@@ -1,4 +1,4 @@
-"""What a second stage costs, and what it would cost in pixel space (requirement D3)."""
+"""Cost of a second stage, beside its cost in pixel space (requirement D3)."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -37,7 +37,7 @@ PROBE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Trial:
-    """What was timed.
+    """Timings of a trial.
 
     Attributes:
         num_updates: Timed; one more before them was not.
@@ -194,7 +194,7 @@ def _second_stage_module(cfg: DictConfig, first_stage: dict[str, Any]) -> Diffus
 
 
 def _random_latents(module: DiffusionModule, images: Tensor) -> dict[str, Tensor]:
-    """What a latent cache would hold of as many images."""
+    """Latents that a cache would hold of as many images."""
     shape = module.first_stage.latent_shape(images.shape)
     batch = {"mean": torch.randn(shape)}
     if module.first_stage.is_stochastic:

@@ -1,4 +1,4 @@
-"""What one update costs, counted by running its forward and backward passes.
+"""Cost of one update, counted by running its forward and backward passes.
 
 Written for tensors without memory (``counter.without_memory``), so that a network of any size is
 counted in a second; on real tensors it counts the same.

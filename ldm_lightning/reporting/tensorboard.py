@@ -32,8 +32,8 @@ class TensorBoardDashboard(Logger):
         super().__init__()
         if importlib.util.find_spec("tensorboard") is None:
             raise ValueError(
-                "logger=tensorboard needs a package that is not installed: "
-                "pip install 'ldm_lightning[tensorboard]'."
+                "logger=tensorboard needs a package that is not installed: pip install "
+                "'ldm_lightning[tensorboard]'."
             )
         self.folder = Path(save_dir) / "tensorboard"
         self._config: dict[str, Any] = {}
@@ -119,7 +119,7 @@ class TensorBoardDashboard(Logger):
             self._writer.close()
 
     def _begun(self) -> SummaryWriter:
-        """What writes the event file at hand; begins one."""
+        """Writer of the current event file; begins one."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -1,4 +1,4 @@
-"""What a finished run wrote down about the weights of one of its checkpoints."""
+"""A finished run's record of the weights of one of its checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class TrainingRecord:
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
     def is_of(self, protocol: Mapping[str, Any]) -> bool:
-        """Whether the run validated on the images of another figure."""
+        """Return whether the run validated on the images of another figure."""
         return all(
             key in self.protocol and self.protocol[key] == protocol.get(key) for key in SAME_IMAGES
         )

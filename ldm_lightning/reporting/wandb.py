@@ -215,7 +215,7 @@ class WandbDashboard(Logger):
 
 
 def _summary_of(name: str) -> str:
-    """What the run table shows of a series: the last value, and the best where there is one."""
+    """Summary of a series in the run table: the last value, and the best where there is one."""
     upward = higher_is_better.get(name, higher_is_better.get(name.partition("/")[2]))
     if upward is None:
         return "last"
@@ -223,7 +223,7 @@ def _summary_of(name: str) -> str:
 
 
 def _mode(*, offline: bool) -> Literal["online", "offline", "disabled"]:
-    """What W&B is to do. The environment may take from what is configured, and add nothing."""
+    """Mode of W&B. The environment may restrict what is configured, and add nothing."""
     asked = os.environ.get("WANDB_MODE")
     if asked == "disabled":
         return "disabled"
@@ -231,7 +231,7 @@ def _mode(*, offline: bool) -> Literal["online", "offline", "disabled"]:
 
 
 def _has_api_key() -> bool:
-    """Whether W&B would find a key without asking."""
+    """Return whether W&B would find a key without asking."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

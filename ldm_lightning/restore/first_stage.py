@@ -62,7 +62,7 @@ class OpenedFirstStage:
         return folder if (folder / "config.yaml").is_file() else None
 
     def run_config(self) -> DictConfig:
-        """What is used of the configuration of the run it lies in; empty where it lies in none.
+        """Configuration of its run, as far as it is used; empty where it lies in none.
 
         Raises:
             ValueError: If that builds what no file of ours names, or holds interpolations.

@@ -1,4 +1,4 @@
-"""What a command takes from the run of the checkpoint that it was given."""
+"""Defaults that a command takes from the run of its checkpoint."""
 
 from omegaconf import DictConfig, OmegaConf
 

@@ -46,7 +46,7 @@ DESCRIPTION = {
 
 @dataclass(frozen=True)
 class Networks:
-    """What a second stage trains."""
+    """Networks that a second stage trains."""
 
     denoiser: nn.Module
     conditioner: Conditioner
@@ -158,7 +158,7 @@ def open_second_stage(
 
 
 def opened_sampler(opened: OpenedSecondStage, sampler: DictConfig, *, seed: int) -> ImageSampler:
-    """What turns noise into images with a checkpoint."""
+    """Build the sampler of a checkpoint."""
     return image_sampler(
         instantiate(sampler),
         opened.networks,
@@ -170,7 +170,7 @@ def opened_sampler(opened: OpenedSecondStage, sampler: DictConfig, *, seed: int)
 
 
 def _find_first_stage(formerly: Path, checkpoint: Path) -> Path:
-    """Where the first stage was, or beside the run if a chain's folder was moved."""
+    """Path of the first stage: its old one, or beside the run if a chain's folder was moved."""
     moved = checkpoint.absolute().parents[2] / "first_stage" / "checkpoints" / formerly.name
     return moved if moved.is_file() and not formerly.is_file() else formerly
 

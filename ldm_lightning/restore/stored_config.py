@@ -1,4 +1,4 @@
-"""What a run folder stores of its configuration, read as files that may come from a stranger.
+"""Readers of a run's stored configuration, which may come from a stranger.
 
 ``config.yaml`` holds the resolved values; ``overrides.yaml`` which file of each group they were
 composed from, and which keys the command line gave.
@@ -65,7 +65,7 @@ def read_config_keys(folder: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Composition:
-    """How the configuration of a run was composed.
+    """Composition of a run's configuration.
 
     Attributes:
         choices: File of each group; None for none.

@@ -59,7 +59,7 @@ def continued_arguments(arguments: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _OwnFiles:
-    """What the files of a run say.
+    """Configuration from the files of a run.
 
     Attributes:
         words: Choose them.
@@ -73,7 +73,7 @@ class _OwnFiles:
 
 
 class _Command:
-    """What one command line says, and where it finds configuration files.
+    """One command line: its overrides and its configuration folders.
 
     Args:
         words: Its overrides.
@@ -201,7 +201,7 @@ class _Command:
 
 
 def composition_of(runtime: HydraConf, before: Composition | None) -> Composition:
-    """What is stored of how a configuration was composed.
+    """Return the composition to be stored.
 
     Args:
         runtime: Hydra's own configuration: group choices, overrides.
@@ -221,6 +221,6 @@ def composition_of(runtime: HydraConf, before: Composition | None) -> Compositio
 
 
 def _place(arguments: Sequence[str], words: Sequence[str]) -> int:
-    """Where in the arguments the words stand, which do so together."""
+    """Index of the overrides in the arguments, where they stand together."""
     starts = range(len(arguments) - len(words) + 1)
     return next(i for i in reversed(starts) if list(arguments[i : i + len(words)]) == list(words))

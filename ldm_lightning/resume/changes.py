@@ -1,4 +1,4 @@
-"""Which values of a run may be other ones when it is continued.
+"""Values that may change when a run is continued.
 
 Every key of conf/ has a rule, found by its longest prefix here; a test goes through all keys.
 """

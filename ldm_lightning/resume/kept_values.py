@@ -1,4 +1,4 @@
-"""Which values of a run its configuration files do not say by themselves.
+"""Values of a run that its configuration files do not give by themselves.
 
 That is what the command line gave, what the run filled in, and what files said that have changed
 since. What is stored wins over the files; what follows from other keys goes on following from them.
@@ -95,7 +95,7 @@ def _silent(
 
 
 def is_tree(value: Any) -> bool:
-    """Whether a value is a mapping whose values can be named by ``key.key=value``."""
+    """Return whether a value is a mapping whose values can be named by ``key.key=value``."""
     return isinstance(value, dict) and all(KEY.fullmatch(str(name)) for name in value)
 
 
@@ -116,7 +116,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _refers(value: Any, keys: Iterable[str]) -> bool:
-    """Whether an interpolation may read one of the keys."""
+    """Return whether an interpolation may read one of the keys."""
     return any(re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", str(value)) for key in keys)
 
 
@@ -126,8 +126,8 @@ def tell_drift(
     """Say where configuration files have changed since the run began, and that it keeps its own."""
     if not is_whole:
         log.warning(
-            "The experiment of the run in %s is not there (see --config-dir): its values are "
-            "taken from config.yaml.",
+            "The experiment of the run in %s is not there (see --config-dir): its values are taken "
+            "from config.yaml.",
             folder,
         )
         return

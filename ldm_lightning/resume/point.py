@@ -1,4 +1,4 @@
-"""Where a run goes on: from which checkpoint, and what becomes of newer ones.
+"""Checkpoint that a run continues from, and the fate of newer ones.
 
 A run that has got anywhere is never started anew in silence, and going back to an earlier
 checkpoint loses no later one.
@@ -90,8 +90,8 @@ def resume_point(run_folder: RunFolder, resume: str, *, first_save: int) -> Path
         return best
     if others:
         raise ValueError(
-            f"{last} is missing, and metrics.csv goes on to update {logged}."
-            f"{_instead(others, last)}"
+            f"{last} is missing, and metrics.csv goes on to update "
+            f"{logged}.{_instead(others, last)}"
         )
     if logged > first_save:
         raise ValueError(

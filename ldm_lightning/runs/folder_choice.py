@@ -1,4 +1,4 @@
-"""Which folder a run is written to: a new one, or that of the run that is continued."""
+"""Choice of a run's folder: a new one, or that of the run that is continued."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def resumed_folder(resume: str) -> Path:
     if not (folder / "config.yaml").is_file():
         raise ValueError(
             f"resume={resume} is no run: {folder / 'config.yaml'} does not exist. Give the folder "
-            f"of a run, or resume=auto."
+            "of a run, or resume=auto."
         )
     return folder
 
@@ -68,7 +68,7 @@ def _unfinished_folder(root: Path) -> Path | None:
 
 
 def _state(folder: Path) -> str | None:
-    """What a run says of itself; None, with a warning, where its summary is damaged."""
+    """State of a run; None, with a warning, where its summary is damaged."""
     try:
         return read_summary(folder).get("state")
     except SmallFileError as err:
@@ -77,6 +77,6 @@ def _state(folder: Path) -> str | None:
 
 
 def _started(folder: Path) -> tuple[float, str]:
-    """When a run wrote its configuration; those that did not get so far come first."""
+    """Time at which a run wrote its configuration; 0.0 where it did not get so far."""
     config = folder / "config.yaml"
     return (config.stat().st_mtime if config.is_file() else 0.0, folder.name)

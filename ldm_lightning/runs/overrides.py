@@ -14,7 +14,7 @@ from ldm_lightning.storage.home import PLAIN, quoted
 
 
 def parsed(words: Iterable[str]) -> list[Override]:
-    """What words say.
+    """Parse overrides.
 
     Raises:
         HydraException: If one cannot be read.

@@ -81,7 +81,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """What the run is and reached, ``summary.json``."""
+        """Path of the summary, ``summary.json``."""
         return self.path / "summary.json"
 
     def read_summary(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def has_begun(path: Path) -> bool:
-    """Whether a folder holds rows or checkpoints of a run."""
+    """Return whether a folder holds rows or checkpoints of a run."""
     metrics = path / "metrics.csv"
     has_rows = metrics.is_file() and metrics.stat().st_size > 0
     return has_rows or any((path / "checkpoints").glob("*.ckpt"))
@@ -256,7 +256,7 @@ def _merge(target: dict[str, Any], changes: Mapping[str, Any]) -> None:
 
 
 def _is_null(summary: Any, name: str) -> bool:
-    """Whether the value at ``name`` ("metrics > val/rfid") is still null."""
+    """Return whether the value at ``name`` ("metrics > val/rfid") is still null."""
     for part in name.split(" > "):
         if isinstance(summary, list):
             has_it = part.isdecimal() and int(part) < len(summary)

@@ -36,7 +36,7 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, spacing: str = NATIVE) ->
     if schedule.num_steps is not None and num_steps > schedule.num_steps:
         raise ValueError(
             f"The sampler wants {num_steps} steps and the schedule has {schedule.num_steps}; lower "
-            f"sampler.num_steps."
+            "sampler.num_steps."
         )
     name = schedule.spacings[0] if spacing == NATIVE else spacing
     if name not in schedule.spacings:

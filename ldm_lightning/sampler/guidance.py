@@ -19,7 +19,7 @@ from ldm_lightning.sampler.steps import Denoiser, Step
 
 @dataclass(frozen=True)
 class Guidance:
-    """How far, and when, to go beyond the conditional prediction.
+    """Strength of classifier-free guidance, and the times at which it applies.
 
     Args:
         scale: 1 is the conditional prediction, 0 the unconditional one; above 1 it is extrapolated.
@@ -37,17 +37,17 @@ class Guidance:
         """Refuse intervals that are none."""
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise ValueError(
-                f"guidance_interval must be [lowest, highest] time with "
-                f"0 <= lowest < highest <= 1, got {list(self.interval)}."
+                "guidance_interval must be [lowest, highest] time with 0 <= lowest < highest <= 1, "
+                f"got {list(self.interval)}."
             )
 
     def applies(self, time: float) -> bool:
-        """Whether the prediction at this time is changed."""
+        """Return whether the prediction at this time is changed."""
         return self.scale != 1 and self.interval[0] <= time <= self.interval[1]
 
 
 class _Row(NamedTuple):
-    """What one time of the grid needs."""
+    """Coefficients of one time of the grid."""
 
     input_scale: float
     skip: float
@@ -88,7 +88,7 @@ class GuidedDenoiser(Denoiser):
             if null_condition is None:
                 raise ValueError(
                     f"guidance_scale={guidance.scale} needs a null condition, and this model has "
-                    f"none; set sampler.guidance_scale=1, or train with label dropout."
+                    "none; set sampler.guidance_scale=1, or train with label dropout."
                 )
             self._both = stack(null_condition, condition)
         self._network = network
@@ -108,7 +108,7 @@ class GuidedDenoiser(Denoiser):
         return (noisy * keep).add_(output, alpha=step.move * row.output_scale)
 
     def _output(self, noisy: Tensor, row: _Row) -> Tensor:
-        """What the network predicts, guided where this time is."""
+        """Prediction of the network, guided at the times of the interval."""
         inputs = noisy if row.input_scale == 1 else noisy * row.input_scale
         if not row.is_guided or self._both is None:
             output = self._network(inputs, row.network_time, self._condition)

@@ -70,7 +70,7 @@ class ImageSampler:
             if labels is None:
                 raise ValueError(
                     f"This model is conditioned on one of {self.conditioner.num_classes} classes: "
-                    f"give a label for each image."
+                    "give a label for each image."
                 )
             batch = {"label": torch.tensor(list(labels), device=device)}
         condition = self.conditioner(batch, drop=None)

@@ -1,4 +1,4 @@
-"""What all solvers share: the levels of a time grid, and steps linear in two tensors.
+"""Base of all solvers: the levels of a time grid, and steps linear in two tensors.
 
 The coefficients of a step are Python floats computed before the first network call, so that a step
 costs two operations on latents and never waits for a device.

@@ -98,7 +98,7 @@ class FileHashes:
     def _recall(
         self, root: str, names: Sequence[str], states: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What is known of files in these states, and the positions of those to be read."""
+        """Known contents of files in these states, and the positions of those to be read."""
         hashes = np.zeros((len(names), HASH_BYTES), dtype=np.uint8)
         is_known = states[:, 0] < 0  # nothing to read
         known = None if self._store is None else self._store.load(root)

@@ -1,4 +1,4 @@
-"""What is known of files' contents, kept on disk: one file for each folder of images or shards.
+"""Store of files' contents on disk: one file for each folder of images or shards.
 
     CACHE_DIR/contents/files_HASH.npz    names, states and hashes; HASH stands for the folder
     CACHE_DIR/contents/files_HASH.lock   held by the process that reads these files
@@ -74,7 +74,7 @@ class ContentStore:
         self.folder = folder
 
     def load(self, root: str) -> KnownContents | None:
-        """What is known of a folder's files; None where nothing is, or nothing that can be read."""
+        """Known contents of a folder's files; None without a readable record."""
         path = self._path(root)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:

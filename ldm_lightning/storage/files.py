@@ -138,7 +138,7 @@ def _open_or_create(path: str, flags: int) -> int:
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file still has a name: its writer may have moved it before it was locked."""
+    """Return whether an open file still has a name, or was moved before it was locked."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -135,14 +135,14 @@ def _write_holder(file: IO[bytes]) -> None:
 
 
 def _read_holder(file: IO[bytes]) -> Holder:
-    """What the holder wrote; unknown where that is damaged or not written yet."""
+    """Read the holder's entry; unknown where it is damaged or not written yet."""
     file.seek(0)
     pid, _, host = file.read(LONGEST_RECORD).decode("utf-8", errors="replace").partition(" ")
     return Holder(int(pid), host.strip() or None) if pid.isdecimal() else Holder()
 
 
 def _lives_here(holder: Holder, *, seen: float) -> bool:
-    """Whether a holder is another living process of this machine."""
+    """Return whether a holder is another living process of this machine."""
     if holder.pid is None or holder.host != socket.gethostname() or holder.pid == os.getpid():
         return False
     return pid_exists(holder.pid, seen=seen)

@@ -1,4 +1,4 @@
-"""Whether the process that left its number in a file still lives."""
+"""Return whether the process that left its number in a file still lives."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ CLOCK_SECONDS = 10.0
 
 
 def pid_exists(pid: int, *, seen: float | None = None) -> bool:
-    """Whether a process of this machine lives.
+    """Return whether a process of this machine lives.
 
     Numbers are used again, in containers soon, so that a process which began after the number was
     written down is another one. A process that has ended, and that nobody has asked how (there may

@@ -47,7 +47,7 @@ def check_folder(cfg: DictConfig, run_folder: RunFolder) -> None:
     if cfg.resume is None and has_begun(run_folder.path):
         raise ValueError(
             f"{run_folder.path} holds a run already. Continue it with resume={run_folder.path}, or "
-            f"choose another output_dir."
+            "choose another output_dir."
         )
     if cfg.resume not in (None, "auto"):
         folder = resumed_folder(str(cfg.resume))

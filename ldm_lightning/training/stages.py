@@ -23,7 +23,7 @@ from ldm_lightning.runs.run_folder import RunFolder
 
 
 class Stage(Protocol):
-    """What differs between the stages; everything else of a run is one for both."""
+    """Interface of a stage: all that differs between the two in a run."""
 
     def build_data(self, cfg: DictConfig, start: Path | None) -> MapDataModule:
         """Build the data.

@@ -1,1 +1,1 @@
-"""What every folder may use: image conversion, randomness, processes, files."""
+"""Helpers for every folder: image conversion, randomness, processes, files."""

@@ -60,7 +60,7 @@ def wait_for_all() -> None:
 
 
 def broadcast_from_first(value: Tensor) -> Tensor:
-    """What the first process has, on every process; gradients do not flow."""
+    """Broadcast of the first process's tensor; gradients do not flow."""
     if num_processes() == 1:
         return value.detach()
     sent = value.detach().clone().contiguous()
@@ -112,5 +112,5 @@ def whole(value: Tensor) -> Tensor:
 
 
 def local_shard(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, without its gradient; shares its memory."""
+    """Local shard of a tensor, without its gradient; shares its memory."""
     return value.to_local().detach() if isinstance(value, DTensor) else value.detach()

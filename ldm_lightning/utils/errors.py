@@ -30,7 +30,7 @@ def error_line(error: BaseException) -> str:
 
 
 def is_loss_of_contact(error: BaseException) -> bool:
-    """Whether an error only says that another process no longer answers."""
+    """Return whether an error only says that another process no longer answers."""
     if isinstance(error, ContactLostError):
         return True
     if any(kind.__name__ == "DistError" for kind in type(error).__mro__):  # without importing torch

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun, srun or a user says in the environment.
+"""Rank of this process, from the environment of torchrun, srun or a user.
 
 Asked before torch is imported, and before the processes have met.
 """
@@ -25,12 +25,12 @@ class Launch:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what all have found."""
+        """True if this process writes what all have found."""
         return self.rank == 0
 
     @property
     def is_alone(self) -> bool:
-        """Whether nobody else was started with it."""
+        """True if nobody else was started with it."""
         return self.num_processes == 1 and self.rank == 0
 
 
@@ -106,7 +106,7 @@ def slurm_step() -> str | None:
 
 
 def agreed(choose: Callable[[], str]) -> str:
-    """What the first process chooses, on all that were started together.
+    """Value that the first process chooses, on all that were started together.
 
     Args:
         choose: Called on the first process; under srun on all, where it must follow from

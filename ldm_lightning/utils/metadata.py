@@ -43,7 +43,7 @@ def count_fact(protocol: Mapping[str, Any]) -> str:
 
 
 def count_told(protocol: Mapping[str, Any]) -> str:
-    """How many samples stand behind a figure: ``512``, or ``1,600 windows of 100 images``."""
+    """Number of samples behind a figure: ``512``, or ``1,600 windows of 100 images``."""
     if "num_windows" not in protocol:
         return str(protocol["num_images"])
     return f"{protocol['num_windows']:,} windows of {protocol['num_images']:,} images"

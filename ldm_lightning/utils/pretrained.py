@@ -1,4 +1,4 @@
-"""Where the weights of standard feature networks lie, and what to do when they do not.
+"""Files of the standard feature networks' weights, and their download.
 
 Files are looked for in torch's hub cache, ``$TORCH_HOME/hub/checkpoints`` (by default
 ``~/.cache/torch/hub/checkpoints``), and downloaded there where a network exists. An explicit
@@ -70,8 +70,8 @@ def require_weights(
     unknown = [name for name in names if name not in WEIGHT_FILES]
     if unknown:
         raise ValueError(
-            f"No weights are known for {', '.join(map(repr, unknown))}; "
-            f"choose from {', '.join(WEIGHT_FILES)}."
+            f"No weights are known for {', '.join(map(repr, unknown))}; choose from "
+            f"{', '.join(WEIGHT_FILES)}."
         )
     directory = _directory(weights_dir)
     paths = {name: directory / WEIGHT_FILES[name] for name in names}
@@ -81,10 +81,9 @@ def require_weights(
     if missing:
         files = ", ".join(path.name for path in missing.values())
         raise MissingWeightsError(
-            f"Weights of {', '.join(missing)} are missing: {files}. "
-            f"Put them into {directory} under exactly these names (copied from a machine with a "
-            f"network, where torchvision and torch-fidelity download them), or choose "
-            f"features=tiny, which needs no download."
+            f"Weights of {', '.join(missing)} are missing: {files}. Put them into {directory} "
+            "under exactly these names (copied from a machine with a network, where torchvision "
+            "and torch-fidelity download them), or choose features=tiny, which needs no download."
         )
     return paths
 
@@ -129,7 +128,7 @@ def parse_weights(content: bytes, network: str) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise ValueError(
             f"The weight file of {network} ({WEIGHT_FILES[network]}) cannot be read as plain "
-            f"tensors; delete it and fetch it again."
+            "tensors; delete it and fetch it again."
         ) from error
     is_state_dict = isinstance(weights, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
@@ -185,7 +184,7 @@ def _url(network: str) -> str:
 
 
 def _answers(url: str) -> bool:
-    """Whether the address answers in time.
+    """Return whether the address answers in time.
 
     A thread bounds the wait, because looking up a host's name obeys no timeout of ours.
     """

@@ -1,4 +1,4 @@
-"""What a number was made with: commit, package versions, device, memory."""
+"""Provenance of a number: commit, package versions, device, memory."""
 
 import platform
 import resource

@@ -51,7 +51,7 @@ class ImageSource(Protocol):
 
     @property
     def identified_by(self) -> str:
-        """What ``identity`` follows: ``content``, or in words what is weaker about it."""
+        """Basis of ``identity``: ``content``, or in words what is weaker about it."""
         ...
 
     def identity(self) -> str:
@@ -76,7 +76,7 @@ class ImageSource(Protocol):
 
 
 class EncodedImages(Dataset[Sample | None]):
-    """What both kinds of data set below share.
+    """Base of both kinds of data set below.
 
     Args:
         source: Where the encoded images come from.

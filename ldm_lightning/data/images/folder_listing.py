@@ -14,7 +14,7 @@ from ldm_lightning.data.left_out import LeftOut, suffix_reason
 
 @dataclass(frozen=True)
 class FolderListing:
-    """What lies below a folder.
+    """Content of a folder and its subfolders.
 
     Attributes:
         root: The folder.

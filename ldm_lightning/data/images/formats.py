@@ -1,4 +1,4 @@
-"""Which files are images: one table of suffixes for folders and tar shards, and what Pillow opens.
+"""File formats of images: one table of suffixes for folders and tar shards, and what Pillow opens.
 
 A suffix decides whether a file is listed. Its content decides how it is decoded, by any of the
 formats here: a PNG that is called .jpg is read.
@@ -64,10 +64,10 @@ def suffix_of(name: str) -> str:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is read as an image."""
+    """Return whether a file of this name is read as an image."""
     return suffix_of(name) in IMAGE_SUFFIXES
 
 
 def is_clutter(name: str) -> bool:
-    """Whether one part of a path is hidden, or was made by a file manager: thumbnails, settings."""
+    """Return whether a part of a path is hidden, or made by a file manager."""
     return name.startswith(".") or name.lower() in _CLUTTER

@@ -99,7 +99,7 @@ def check_separate_shards(train: Sequence[str], val: Sequence[str]) -> None:
 
 
 def is_validation_name(name: str, val_fraction: float) -> bool:
-    """Whether a file without a split of its own is held out.
+    """Return whether a file without a split of its own is held out.
 
     A hash of the name decides, so a file never changes sides when others are added or removed.
     """
@@ -147,7 +147,7 @@ def _same_files(train: FolderListing, val: FolderListing) -> tuple[str, str] | N
 
 
 def _place(shard: str) -> tuple[int, int] | str:
-    """Which file a shard is: a number of a local one, the address of another."""
+    """Identity of a shard's file: a number of a local one, the address of another."""
     path = shard.removeprefix("file://")
     if "://" in path:
         return shard

@@ -36,7 +36,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class _Found:
-    """What one file holds.
+    """Content of one file.
 
     Attributes:
         name: Of the file.
@@ -69,8 +69,8 @@ def found_in_some(source: Readable, value_range: ValueRange | None) -> list[str]
         )
     if wide_color := [one for one in found if one.wide_color]:
         messages.append(
-            f"{len(wide_color)} of {len(found)} sampled files hold colors of 16 bits a channel, "
-            f"of which the upper 8 are read, e.g. {wide_color[0].name}."
+            f"{len(wide_color)} of {len(found)} sampled files hold colors of 16 bits a channel, of "
+            f"which the upper 8 are read, e.g. {wide_color[0].name}."
         )
     return messages + list(_about_values(found, value_range))
 
@@ -123,7 +123,7 @@ def _spread(indices: Sequence[int], count: int) -> Sequence[int]:
 
 
 def _read(source: Readable, index: int) -> _Found | None:
-    """What a file holds; None where it cannot be read, which training will say."""
+    """Content of a file; None where it cannot be read, which training will say."""
     name = source.name(index)
     try:
         with (

@@ -1,4 +1,4 @@
-"""How encoded images lie on disk: safetensors shards and one index a split.
+"""Layout of encoded images on disk: safetensors shards and one index a split.
 
     DIR/statistics.json       moments over the training split, from which a normalizer is made
     DIR/train/index.json      what the latents were made of, and the shards
@@ -40,7 +40,7 @@ class LatentCacheError(ValueError):
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the index says about a shard; ``content`` is its hash, see ``utils.content``."""
+    """The index's entry of a shard; ``content`` is its hash, see ``utils.content``."""
 
     file: str
     num_samples: int
@@ -50,7 +50,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class LatentIndex:
-    """What the latents of one split are, and where.
+    """The index of one split: its latents and their shards.
 
     Attributes:
         made_of: Everything their values depend on: hash of the first stage, data, transform,
@@ -87,7 +87,7 @@ class LatentIndex:
 
     @property
     def has_flips(self) -> bool:
-        """Whether there are latents of the mirrored images too."""
+        """True if there are latents of the mirrored images too."""
         return bool(self.made_of["flip"])
 
     @property
@@ -119,7 +119,7 @@ class LatentIndex:
             if version != FORMAT:
                 raise LatentCacheError(
                     f"{path} has format {version!r}, this version reads {FORMAT}. Make it anew "
-                    f"with ldm_lightning.encode."
+                    "with ldm_lightning.encode."
                 )
             shards = stored.pop("shards")
             shape = stored.pop("latent_shape")
@@ -134,7 +134,7 @@ class LatentIndex:
         except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise LatentCacheError(
                 f"{path} is damaged ({type(error).__name__}: {error}). Delete it and run "
-                f"ldm_lightning.encode again with the words that made it: intact shards are kept."
+                "ldm_lightning.encode again with the words that made it: intact shards are kept."
             ) from error
         return index
 
@@ -203,15 +203,15 @@ class ShardReader:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise LatentCacheError(
                 f"The shard {self.path} is missing or damaged ({type(error).__name__}: {error}). "
-                f"Run ldm_lightning.encode again with the words that made the cache: it makes this "
-                f"shard anew and keeps the others."
+                "Run ldm_lightning.encode again with the words that made the cache: it makes this "
+                "shard anew and keeps the others."
             ) from error
         expected = {"format": FORMAT, "made_of": made_of_hash, "shard": number}
         if any(self._facts.get(name) != value for name, value in expected.items()):
             raise LatentCacheError(
                 f"The shard {self.path} belongs to another cache than the index beside it "
                 f"({self._facts.get('made_of')}, expected {made_of_hash}). Delete it and run "
-                f"ldm_lightning.encode again with the words that made the index."
+                "ldm_lightning.encode again with the words that made the index."
             )
         self._slices = {name: self._file.get_slice(name) for name in self.names}
         self._small: dict[str, np.ndarray] = {}
@@ -242,7 +242,7 @@ class ShardReader:
         return str(self._slices[name].get_dtype()), list(self._slices[name].get_shape())
 
     def key_ends(self) -> np.ndarray:
-        """Where the name of each sample ends, in bytes, int64 [n]."""
+        """End of each sample's name, in bytes, int64 [n]."""
         return self._column("key_ends")
 
     def _column(self, name: str) -> np.ndarray:
@@ -260,6 +260,6 @@ class ShardReader:
         if hash_tensors(tensors) != self._facts.get("tensors"):
             raise LatentCacheError(
                 f"The shard {self.path} is damaged: its checksum is wrong. Run "
-                f"ldm_lightning.encode again with the words that made the cache."
+                "ldm_lightning.encode again with the words that made the cache."
             )
         return tensors

@@ -73,7 +73,7 @@ class LatentDataset(Dataset[LatentSample]):
         if self.index.shards is None:
             raise LatentCacheError(
                 f"The latent cache {folder} is not finished. Run ldm_lightning.encode again with "
-                f"the words that began it: it goes on where it stopped."
+                "the words that began it: it goes on where it stopped."
             )
         check_index(self.index, folder)
         self.seed = seed

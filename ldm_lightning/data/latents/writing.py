@@ -133,7 +133,7 @@ class SplitWriter:
             )
 
     def moments(self) -> Iterator[Moments]:
-        """What this process's shards hold; a mirrored copy lies beside its image in one row."""
+        """Content of this process's shards; a mirrored copy lies beside its image in one row."""
         names = ("mean", "variance") if self.index.has_variance else ("mean",)
         for number in self.own_shards:
             tensors = self._reader(number).read()
@@ -214,5 +214,5 @@ class SplitWriter:
             )
         raise ValueError(
             f"The first stage gives a posterior {name} that is not finite for {keys[bad]}. It was "
-            f"damaged or has diverged; or use precision=32 instead of fp16."
+            "damaged or has diverged; or use precision=32 instead of fp16."
         )

@@ -1,1 +1,1 @@
-"""Which image comes next: sampling, shuffling, positions to resume from."""
+"""Order of images: sampling, shuffling, positions to resume from."""

@@ -1,4 +1,4 @@
-"""How far a run has come in its training images; counted in images, never in batches."""
+"""Position of a run in its training images; counted in images, never in batches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which samples make up a batch: a function of (seed, place), for any number of processes."""
+"""Choice of the samples of a batch: a function of (seed, place), for any number of processes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ldm_lightning.utils.random import derive_seed, generator_for
 
 @dataclass(frozen=True, slots=True)
 class SampleKey:
-    """What a sampler yields and a data set receives: all that augmentation depends on."""
+    """Request that a sampler yields and a data set receives: all that augmentation depends on."""
 
     epoch: int
     index: int
@@ -20,7 +20,7 @@ class SampleKey:
 
 @dataclass(frozen=True)
 class EpochCounts:
-    """What is trained on and what is not.
+    """Images of the two splits.
 
     Attributes:
         num_train_images: Images of the training split.
@@ -118,7 +118,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     @property
     def order_facts(self) -> dict[str, int]:
-        """What the order of an epoch depends on, besides the data."""
+        """Inputs of the order of an epoch, besides the data."""
         return {"seed": self.seed}
 
     def batches_left(self, position: Position) -> int:

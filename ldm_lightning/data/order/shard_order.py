@@ -22,7 +22,7 @@ from ldm_lightning.utils.random import generator_for
 
 @dataclass(frozen=True)
 class ShardShuffle:
-    """How shards are gone through.
+    """Order in which shards are read.
 
     Attributes:
         sizes: Images of each shard, in the order of the data set.
@@ -101,7 +101,7 @@ class ShardBatchSampler(TrainBatchSampler):
 
     @property
     def order_facts(self) -> dict[str, int]:
-        """What the order depends on."""
+        """Inputs of the order."""
         return super().order_facts | {"shuffle_shards": self.shuffle.num_together}
 
     def batches_left(self, position: Position) -> int:
@@ -114,7 +114,7 @@ class ShardBatchSampler(TrainBatchSampler):
         return max(0, share - stretches[-1].num_images // self.num_processes) // self.batch_size
 
     def groups(self, position: Position) -> list[Group]:
-        """What this process reads from a place to the end of its epoch.
+        """Images that this process reads from a place to the end of its epoch.
 
         Where the number of processes has changed within the epoch, what the earlier ones have left
         is dealt out again in equal consecutive shares.
@@ -133,7 +133,7 @@ class ShardBatchSampler(TrainBatchSampler):
         return _cut(shares[self.rank], stretches[-1].num_images // self.num_processes)
 
     def _dealt(self, epoch: int, rank: int, num_processes: int) -> list[Group]:
-        """What one of several processes reads in a whole epoch."""
+        """Images that one of several processes reads in a whole epoch."""
         share = self.num_samples // num_processes
         low, high = rank * share, (rank + 1) * share
         generator = generator_for(self.seed, "shards", epoch)

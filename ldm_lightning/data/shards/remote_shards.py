@@ -50,12 +50,12 @@ TIME_FACTS = (
 
 
 def is_remote(root: str) -> bool:
-    """Whether ``root`` is a URL."""
+    """Return whether ``root`` is a URL."""
     return "://" in root
 
 
 class _Index(NamedTuple):
-    """What a shard held when it was fetched to be indexed."""
+    """Content of a shard when it was fetched to be indexed."""
 
     content: bytes
     listed: ShardContent
@@ -127,7 +127,7 @@ class RemoteShards:
         return [self._indexes[url].content for url in shards]
 
     def identified_by(self, shards: Sequence[str]) -> str:
-        """What the store tells another content at the same place by; the weakest of its shards."""
+        """Mark by which the store tells changed content at one URL; the weakest of its shards."""
         validators = {self._shards[url].validator for url in shards}
         if "size" in validators:
             return "content, as long as size stays"
@@ -167,8 +167,8 @@ class RemoteShards:
             raise ValueError(
                 f"{reason} needs room for {needed / GIB:.3g} GiB of shards on this machine, but "
                 f"data.shard_cache_gib={self.cache.max_bytes / GIB:.3g}. Raise it, or choose "
-                "another data.shuffle_shards: the more shards are shuffled together, the more "
-                "room they take, and null takes room for all."
+                "another data.shuffle_shards: the more shards are shuffled together, the more room "
+                "they take, and null takes room for all."
             )
 
     def _fetch_in_turn(self, shards: Sequence[RemoteShard]) -> None:

@@ -156,7 +156,7 @@ class ShardCache:
             return free >= num_bytes
 
     def _kept(self) -> Iterator[tuple[int, int, Path]]:
-        """When each shard was read last, its size and its place."""
+        """Each shard's last reading time, size and path."""
         for path in self._own("*.tar"):
             with suppress(FileNotFoundError):  # a torn copy that was removed meanwhile
                 stat = path.stat()

@@ -20,7 +20,7 @@ MAX_BESIDE_BYTES = 2**24
 
 
 class ShardStore(Protocol):
-    """Where shards lie. A shard is named by its path or its URL."""
+    """Location of shards. A shard is named by its path or its URL."""
 
     def find(self, root: str, *, split: str) -> list[str]:
         """Return the shards of a split that ``root`` stands for, sorted; at least one."""
@@ -39,7 +39,7 @@ class ShardStore(Protocol):
         ...
 
     def identified_by(self, shards: Sequence[str]) -> str:
-        """What tells another content at the same place: ``content``, or in words what is weaker."""
+        """Mark that tells changed content at one path: ``content``, or in words what is weaker."""
         ...
 
     def open(self, shard: str) -> BinaryIO:

@@ -23,7 +23,7 @@ ANNOTATION_SUFFIXES = (".cls", ".txt", ".json")
 
 
 class Span(NamedTuple):
-    """Where a member's content lies in its shard, in bytes."""
+    """Position of a member's content in its shard, in bytes."""
 
     offset: int
     size: int
@@ -112,7 +112,7 @@ def index_shard(file: BinaryIO, shard: str) -> ShardContent:
 
 
 def _members(file: BinaryIO, shard: str, left_out: LeftOut) -> dict[str, Span]:
-    """Where each file of a tar lies, by name, in order; what is no file is left out."""
+    """Positions of the regular files of a tar, by name, in order."""
     found: dict[str, Span | str] = {}  # a span, or for a link the name it leads to
     with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:

@@ -60,7 +60,7 @@ class StepError(Exception):
 
 @dataclass(frozen=True)
 class Chain:
-    """What ``chain.json`` holds: a chain continues with the very commands it was started with.
+    """Content of ``chain.json``: a chain continues with the very commands it was started with.
 
     The file may come from somewhere else: what it says is not run, but compared with what its words
     lead to.
@@ -223,7 +223,7 @@ def _run_step(step: Step, title: str, chain: Chain, run_folder: RunFolder, run: 
 
 
 def _state_of(run_folder: RunFolder, step: Step) -> str | None:
-    """What a step's own ``summary.json`` says."""
+    """State in a step's own ``summary.json``."""
     if not (run_folder.path / step.name / "summary.json").is_file():
         return None
     return RunFolder(run_folder.path / step.name).read_summary().get("state")

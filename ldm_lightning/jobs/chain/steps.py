@@ -58,13 +58,13 @@ class Step:
 
     @property
     def line_words(self) -> tuple[str, ...]:
-        """What stands behind the module."""
+        """The words after the module."""
         return (*self.options, *self.words)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a chain was asked for.
+    """Arguments of a chain.
 
     Attributes:
         experiment: Of the second stage.
@@ -87,7 +87,7 @@ class Request:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the first stage's configuration says about the images, as words of ``evaluate``."""
+    """Words of ``evaluate`` about the images, from the first stage's configuration."""
 
     data: str
     features: str

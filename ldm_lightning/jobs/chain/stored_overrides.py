@@ -1,4 +1,4 @@
-"""Which words of a command line a chain may hold.
+"""Check of the words that a stored chain may hold.
 
 ``chain.json`` is read again when the chain is continued, and may have come from somewhere else. Its
 words choose among what conf/ holds and set plain values; they name no code, no file of
@@ -47,7 +47,7 @@ def check_words(words: Iterable[str], *, source: str | Path, of_step: bool = Fal
 
 
 def _reason(word: str, parser: OverridesParser, source: str | Path, *, of_step: bool) -> str:
-    """Why a word is refused; empty where it is not."""
+    """Reason to refuse a word; empty where it is not."""
     if "${" in word:
         return "a chain takes no interpolation; give the value itself."
     try:

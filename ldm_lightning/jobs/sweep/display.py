@@ -104,7 +104,7 @@ class SweepDisplay:
 
     @property
     def _places(self) -> int:
-        """How many jobs the terminal has lines for."""
+        """Number of jobs that the terminal has lines for."""
         return max(1, self._console.height - LINES_AROUND)
 
 
@@ -131,7 +131,7 @@ def _most_urgent(statuses: Sequence[Status], places: int) -> list[Status]:
 
 
 def _counted(statuses: Sequence[Status], seconds_left: float | None) -> str:
-    """How many jobs are in each state, and how long it will still take."""
+    """Line of job counts by state, with the remaining time."""
     states = Counter("done" if status.state in DONE else status.state for status in statuses)
     counts = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
     left = "" if seconds_left is None else f", about {format_seconds(seconds_left)} left"

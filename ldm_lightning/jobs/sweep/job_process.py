@@ -25,7 +25,7 @@ LOG = "job.log"
 
 @dataclass(frozen=True)
 class Command:
-    """What every job of a sweep runs.
+    """The process of one job of a sweep.
 
     Attributes:
         module: Run by ``python -m``.
@@ -100,7 +100,7 @@ class JobProcess:
         return self._process.returncode
 
     def has_ended(self) -> bool:
-        """Whether it has ended by now."""
+        """Return whether it has ended by now."""
         return self._process.poll() is not None
 
     def stop(self) -> None:
@@ -135,7 +135,7 @@ class JobProcess:
         RunFolder.create(self.job.folder).update_summary({"state": "failed", "reason": reason})
 
     def _last_line(self) -> str:
-        """What it said last."""
+        """The last line of its log."""
         with (self.job.folder / LOG).open("rb") as log:
             log.seek(max(self._log_before, log.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = log.read().decode(errors="replace").splitlines()
@@ -143,7 +143,7 @@ class JobProcess:
 
 
 def _changed(path: Path) -> int | None:
-    """When a file was written last; None where there is none."""
+    """Time of a file's last change; None where there is none."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

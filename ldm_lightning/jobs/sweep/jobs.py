@@ -41,7 +41,7 @@ class Job:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is something that only ``resume`` goes on with; else its words begin it."""
+        """True if there is something that only ``resume`` goes on with; else its words begin it."""
         return has_begun(self.folder) or (self.folder / CHAIN).is_file()
 
 

@@ -1,4 +1,4 @@
-"""What a job of a sweep has reached, read from its folder."""
+"""Progress of a job of a sweep, read from its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAIL_BYTES = 4096
 
 @dataclass(frozen=True)
 class Reached:
-    """What the folder of a job says.
+    """State of a job from its folder.
 
     Attributes:
         state: Of ``summary.json``; None where there is none.
@@ -48,7 +48,7 @@ class Reached:
 
     @property
     def share(self) -> float | None:
-        """How much of the work is done, 0 to 1; None where nothing tells."""
+        """Fraction of the work that is done, 0 to 1; None where nothing tells."""
         if self.state in DONE:
             return 1.0
         if self.part or not self.max_steps:
@@ -90,7 +90,7 @@ def _training(folder: Path, summary: dict[str, Any]) -> Reached:
 def _chain(
     folder: Path, found: Reached, steps: Sequence[dict[str, Any]], begun: dict[str, Any]
 ) -> Reached:
-    """What a chain has reached: where it is, or what its last training reached."""
+    """Progress of a chain: its step, or its last training's metrics."""
     names = [step["name"] for step in steps]
     left = [name for name in names if begun.get(name, {}).get("state") not in DONE]
     shown = left[0] if left else [s["name"] for s in steps if s["command"] == "train"][-1]

@@ -1,4 +1,4 @@
-"""How long a sweep will still take, from how far its jobs have come since it was started."""
+"""Remaining time of a sweep, from how far its jobs have come since it was started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the jobs of a sweep share: how many run at a time, threads and GPUs of each."""
+"""Resources of the jobs of a sweep: how many run at a time, threads and GPUs of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NVIDIA_SMI_SECONDS = 60
 
 @dataclass(frozen=True)
 class Resources:
-    """What every job gets, from the settings ``hydra.launcher.*``.
+    """Resources of every job, from the settings ``hydra.launcher.*``.
 
     Attributes:
         n_jobs: Jobs that run at a time.
@@ -42,8 +42,8 @@ class Resources:
         gpus = self.gpus or ()
         if self.gpus_per_job > max(1, len(gpus)):  # without GPUs, one stands for none
             raise ValueError(
-                f"hydra.launcher.gpus_per_job={self.gpus_per_job}, but there are "
-                f"{len(gpus)} GPUs{' (' + ', '.join(gpus) + ')' if gpus else ''}."
+                f"hydra.launcher.gpus_per_job={self.gpus_per_job}, but there are {len(gpus)} "
+                f"GPUs{' (' + ', '.join(gpus) + ')' if gpus else ''}."
             )
 
     def __str__(self) -> str:

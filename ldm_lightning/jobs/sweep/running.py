@@ -30,7 +30,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Ended:
-    """How a sweep ended.
+    """Outcome of a sweep.
 
     Attributes:
         statuses: One a job, in the order of the jobs.
@@ -121,7 +121,7 @@ class _Schedule:
             return received[0] if received else 0
 
     def at_rest(self, job: Job) -> Status:
-        """How a job stands that is not running."""
+        """State of a job that is not running."""
         if job.folder in self._refused:
             return Status(job, "failed", Reached("failed", self._refused[job.folder]))
         return status_at_rest(job)
@@ -165,7 +165,7 @@ class _Schedule:
         self._display.say(f"{job.name} started (pid {process.pid}), log: {shown_log(job)}")
 
     def _is_free(self, job: Job) -> bool:
-        """Whether nobody writes to a job's folder, such as a job that outlives a killed sweep."""
+        """Return whether no process writes to a job's folder, not even an orphan."""
         other = RunFolder(job.folder).writer() if job.folder.is_dir() else None
         if other is not None and job.folder not in self._said_to_wait:
             self._said_to_wait.add(job.folder)
@@ -176,8 +176,8 @@ class _Schedule:
         """Ask the running jobs to end at the first signal, kill them at the next."""
         if not asked:
             self._display.say(
-                f"Stopping: {len(self._running)} running, which save what they have. "
-                "Once more kills them."
+                f"Stopping: {len(self._running)} running, which save what they have. Once more "
+                "kills them."
             )
         for process in self._running.values():
             if not asked:

@@ -13,7 +13,7 @@ from ldm_lightning.utils.units import format_seconds
 
 @dataclass(frozen=True)
 class Status:
-    """Where a job stands.
+    """State of a job.
 
     Attributes:
         job: The job.
@@ -27,7 +27,7 @@ class Status:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing left to do."""
+        """True if there is nothing left to do."""
         return self.state in DONE
 
     @property
@@ -47,7 +47,7 @@ class Status:
 
     @property
     def note(self) -> str:
-        """Why it is not done, and where its log is."""
+        """Reason why it is not done, with the path of its log."""
         if self.is_done or self.state in ("waiting", "running"):
             return ""
         reason = " ".join(self.reached.reason.split()) or "stopped before its end"
@@ -67,7 +67,7 @@ class Status:
 
 
 def shown_log(job: Job) -> Path:
-    """Where a job's log is, as short as it can be said."""
+    """Path of a job's log, relative where that is shorter."""
     log, here = job.folder / LOG, Path.cwd()
     return log.relative_to(here) if log.is_relative_to(here) else log
 

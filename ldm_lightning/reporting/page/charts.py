@@ -1,4 +1,4 @@
-"""What a figure shows, as points; how it is drawn is another matter.
+"""Content of a figure, as points, apart from its drawing.
 
 A chart holds numbers of one protocol an axis: runs that were measured in another way get a chart of
 their own. Only runs that are done are compared; curves show the others too.
@@ -38,7 +38,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Knot:
-    """Where a line passes: the mean of several runs at one place, and their lowest and highest."""
+    """Points of a line: the mean of several runs at one place, and their lowest and highest."""
 
     x: float
     y: float

@@ -98,7 +98,7 @@ def _word(key: str) -> str:
 
 
 def read_curves(run: Run) -> dict[str, Curve]:
-    """What a run logged, by metric; empty where there is nothing that can be read.
+    """Logged curves of a run, by metric; empty where there is nothing that can be read.
 
     Longer curves than ``MAX_POINTS`` become means of neighbors. What is not finite is left out.
     """

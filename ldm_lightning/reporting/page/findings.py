@@ -1,4 +1,4 @@
-"""What a figure lets its reader conclude, in a sentence or two."""
+"""Conclusions from a figure, in a sentence or two."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ NO_LINE = "No two runs differ in this setting alone: other settings may be the c
 
 
 def front_found(front: Sequence[Point], num_points: int, protocols: Sequence[Protocol]) -> str:
-    """Which runs are on the Pareto front."""
+    """Name the runs on the Pareto front."""
     if any(protocol.is_small_sample for protocol in protocols):
         return SMALL_SAMPLE
     runs = sorted(point.run for point in front)
@@ -30,7 +30,7 @@ def front_found(front: Sequence[Point], num_points: int, protocols: Sequence[Pro
 
 
 def swept_found(metric: str, series: Sequence[Series], protocol: Protocol) -> str:
-    """Where lines lead, and whether they change by more than runs of one setting differ by."""
+    """Trends of lines, against the spread of runs of one setting."""
     lines = [one.line for one in series if one.line]
     if protocol.is_small_sample:
         return SMALL_SAMPLE
@@ -64,7 +64,7 @@ def curve_told(metric: str, curve: Sequence[Knot]) -> str:
 def curve_found(
     metric: str, curves: Mapping[int, Sequence[Knot]], protocol: Protocol | None
 ) -> str:
-    """How runs ended; ``curves`` by the number of the run."""
+    """Ends of runs; ``curves`` by the number of the run."""
     if len(curves) == 1:
         ((run, curve),) = curves.items()
         return f"Run {run}. {curve_told(metric, curve)}"
@@ -90,8 +90,8 @@ def _one_line(metric: str, line: Sequence[Knot]) -> str:
     if len({knot.y for knot in line}) == 1:
         return f"It stays at {_value(metric, last.y)}."
     found = (
-        f"From {axis_number(first.x)} to {axis_number(last.x)} it {_way(line)}: "
-        f"{digits(first.y)} to {_value(metric, last.y)}."
+        f"From {axis_number(first.x)} to {axis_number(last.x)} it {_way(line)}: {digits(first.y)} "
+        f"to {_value(metric, last.y)}."
     )
     best = _best(line, is_higher_better(metric))
     return found if best is None else f"{found} Best at {axis_number(best.x)}."
@@ -113,7 +113,7 @@ def _many_lines(metric: str, lines: Sequence[Sequence[Knot]]) -> str:
 
 
 def _way(line: Sequence[Knot]) -> str:
-    """Where a line leads; ``rises`` and ``falls`` are for those that do so all along."""
+    """Trend of a line; ``rises`` and ``falls`` are for those that do so all along."""
     ys = [knot.y for knot in line]
     if ys[-1] == ys[0]:
         return "ends where it began"

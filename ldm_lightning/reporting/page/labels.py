@@ -27,7 +27,7 @@ def meaning_of(metric: str) -> str:
 
 
 def is_higher_better(metric: str) -> bool | None:
-    """Which way is better, None where neither is, or unknown."""
+    """The better direction; None where neither is, or unknown."""
     try:
         return describe(metric).higher_is_better
     except KeyError:

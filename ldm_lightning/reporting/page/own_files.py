@@ -1,4 +1,4 @@
-"""Which files an earlier report has written: a report replaces and removes no others."""
+"""Record of files an earlier report wrote: a report replaces and removes no others."""
 
 import json
 import os

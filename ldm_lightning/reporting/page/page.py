@@ -50,7 +50,7 @@ MAX_SETTING_LETTERS = 300
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is shown as pixels, of ``num_pictured`` runs; the others have none."""
+    """Pictures shown, of ``num_pictured`` runs; the others have none."""
 
     comparisons: Sequence[Comparison]
     grids: Sequence[SampleGrid]
@@ -119,7 +119,7 @@ def render_page(
 
 
 def _heading(runs: Sequence[Run]) -> str:
-    """What the page is of: one run, one chain with its parts, or several runs."""
+    """Subject of the page: one run, one chain with its parts, or several runs."""
     chains = [run for run in runs if run.kind == "chain"]
     if len(runs) == 1:
         return runs[0].name
@@ -153,7 +153,7 @@ def _with_names(svg: str, names: Mapping[int, str]) -> str:
 
 
 def _told(run: Run, differences: Sequence[Difference]) -> str:
-    """What tells a run from others, and how good it is, for the line under its pictures."""
+    """Line under a run's pictures: its settings and its figures."""
     settings = [
         clipped(" ".join(setting_words(one.key, run.settings[one.key])), MAX_LETTERS)
         for one in differences
@@ -170,7 +170,7 @@ def _told(run: Run, differences: Sequence[Difference]) -> str:
 
 
 def _single(run: Run, table: Table) -> dict[str, object]:
-    """What the page of one run shows instead of a table of one row."""
+    """Key figures of the page of one run."""
     cells = dict(zip([column.key for column in table.columns], table.rows[0][1], strict=True))
     metrics = [(one, cells[one.key]) for one in table.columns if one.key in run.metrics]
     facts = [(key, cells[key].text) for key in ("kind", "state", "updates", "time", "device")]
@@ -185,7 +185,7 @@ def _single(run: Run, table: Table) -> dict[str, object]:
 
 
 def _protocol_table(protocols: Protocols) -> dict[str, object]:
-    """What was recorded of each protocol; what is the same in all is told once."""
+    """Protocols of the metrics; entries that all share are told once."""
     parts = [dict(protocol.parts) for protocol in protocols.all]
     columns = list(dict.fromkeys(what for one in parts for what in one))
     common = [

@@ -87,7 +87,7 @@ class SampleGrid:
 
 @dataclass(frozen=True)
 class _Tiles:
-    """What one grid shows: inputs and reconstructions at their own size."""
+    """Content of one grid: inputs and reconstructions at their own size."""
 
     inputs: tuple[Image.Image, ...]
     outputs: tuple[Image.Image, ...]

@@ -82,7 +82,7 @@ class Protocols:
         }
 
     def of(self, run: Run, metric: str) -> Protocol:
-        """How a run made one of its metrics.
+        """Protocol of one metric of a run.
 
         Raises:
             KeyError: If the run has no finite value of that metric.
@@ -99,7 +99,7 @@ class Protocols:
 
 
 def _essence(run: Run, metric: str) -> dict[str, Any]:
-    """What makes a number comparable: without paths that every run has its own of."""
+    """Protocol entries that make a number comparable, without paths."""
     entry = dict(run.protocols.get(metric, {}))
     if metric.startswith("latent/"):  # measured on the images that were reconstructed
         names = ("test/psnr", "val/psnr")
@@ -120,7 +120,7 @@ def _key(essence: Mapping[str, Any]) -> str:
 
 
 def _parts(essence: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What was recorded, in words; hashes shortened, as nobody reads 64 digits."""
+    """Protocol in words, with shortened hashes."""
     parts = []
     for key, value in essence.items():
         text = str(value)

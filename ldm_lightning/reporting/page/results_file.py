@@ -21,7 +21,7 @@ FIRST_COLUMNS = ("number", "name", "folder")
 
 
 def is_of_a_report(path: Path) -> bool:
-    """Whether a file begins as ``results.csv`` of a report does.
+    """Return whether a file begins as ``results.csv`` of a report does.
 
     Raises:
         OSError: If it cannot be read.

@@ -29,7 +29,7 @@ FIRST_STAGE_PARTS = ("autoencoder", "bottleneck", "discriminator", "loss", "imag
 
 @dataclass(frozen=True)
 class Run:
-    """What one run folder says.
+    """Content of one run folder.
 
     Attributes:
         number: Position in the report, from 1; the newest is last.
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the metrics are those of a whole run."""
+        """True if the metrics are those of a whole run."""
         return self.state in DONE
 
 

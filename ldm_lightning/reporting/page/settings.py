@@ -1,4 +1,4 @@
-"""Which settings tell runs apart."""
+"""Settings that tell runs apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run's ``summary.json`` says, taken as the words of a stranger.
+"""Reader of a run's ``summary.json`` that trusts nothing in it.
 
 Nothing in it is taken for granted: a killed run leaves half a file, a failed one no file, and
 another program's file may hold numbers that no float holds.

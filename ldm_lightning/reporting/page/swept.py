@@ -126,13 +126,13 @@ def _find_sweeps(group: Sequence[Run], keys: Sequence[str]) -> list[_Sweep]:
 
 
 def _follows(texts: Sequence[str], of: Sequence[str]) -> bool:
-    """Whether one setting is known where the other is."""
+    """Return whether one setting is known where the other is."""
     pairs = set(zip(of, texts, strict=True))
     return len(pairs) == len({value for value, _ in pairs})
 
 
 def _is_ordered(values: Sequence[float | None], *, by: Sequence[float | None]) -> bool:
-    """Whether numbers rise or fall all along; what is no number has no order to break.
+    """Return whether numbers rise or fall all along; what is no number has no order to break.
 
     In a random search each run has a value of its own of every setting, and none follows another.
     """

@@ -34,7 +34,7 @@ SUFFIXES = (".svg", ".png")
 
 @dataclass(frozen=True)
 class Report:
-    """What was written."""
+    """Files that were written."""
 
     page: Path
     results: Path
