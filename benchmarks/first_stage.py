@@ -113,7 +113,7 @@ class Race:
         self.images = images
         _, *latent_shape = module.autoencoder.latent_shape(images.shape)
         # What our module draws for its first update.
-        self.noise = RowDraws(module.seed, 0, 0, len(images)).normal(
+        self.noise = RowDraws(module.seed, 0, range(len(images))).normal(
             "posterior", latent_shape, like=images
         )
         self.first_losses: dict[str, float] = {}

@@ -83,7 +83,7 @@ class BareLoop:
     def update(self) -> torch.Tensor:
         """One update; returns its loss."""
         mean = self.batch["mean"]
-        draws = RowDraws(0, self.step, 0, len(mean))
+        draws = RowDraws(0, self.step, range(len(mean)))
         shape = mean.shape[1:]
         latents = mean + self.batch["variance"].sqrt() * draws.normal("posterior", shape, like=mean)
         noise = draws.normal("noise", shape, like=mean)

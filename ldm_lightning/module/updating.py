@@ -92,8 +92,8 @@ class ManualOptimizationModule(pl.LightningModule):
 
     def draws(self, batch_idx: int, num_rows: int) -> RowDraws:
         """Random numbers of this process' rows of the update's global batch."""
-        place = self.microbatch_index(batch_idx) * num_processes() + process_rank()
-        return RowDraws(self.seed, self.global_step, place * num_rows, num_rows)
+        first = (self.microbatch_index(batch_idx) * num_processes() + process_rank()) * num_rows
+        return RowDraws(self.seed, self.global_step, range(first, first + num_rows))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Remember which images are trained on, until their update is known to be finite."""

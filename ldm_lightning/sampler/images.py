@@ -11,7 +11,7 @@ from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.conditioner.base import Conditioner
 from ldm_lightning.diffusion.process import Network, Process
 from ldm_lightning.sampler.sampler import Sampler
-from ldm_lightning.utils.random import generator_for
+from ldm_lightning.utils.random import RowDraws
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class ImageSampler:
             self.denoiser,
             condition,
             null,
-            self._draw("sample noise", numbers),
-            lambda step: self._draw(f"sample step {step}", numbers),
+            self._draw("sample noise", 0, numbers),
+            lambda step: self._draw("sample step", step, numbers),
         )
         return self.first_stage.decode(latents)
 
@@ -92,20 +92,17 @@ class ImageSampler:
         The noise has the mean and the variance of the normalized latents, channel by channel if
         the normalizer has.
         """
-        return self.first_stage.decode(self._draw("sample noise", numbers))
+        return self.first_stage.decode(self._draw("sample noise", 0, numbers))
 
     @property
     def _device(self) -> torch.device:
         return next(self.first_stage.parameters()).device
 
-    def _draw(self, purpose: str, numbers: Sequence[int]) -> Tensor:
-        """Standard normal noise of these images, [B, c, h, w], drawn on the CPU."""
+    def _draw(self, purpose: str, step: int, numbers: Sequence[int]) -> Tensor:
+        """Standard normal noise of these images, [B, c, h, w]."""
         shape = (self.first_stage.latent_channels, *self.latent_size)
-        rows = [
-            torch.randn(shape, generator=generator_for(self.seed, purpose, number))
-            for number in numbers
-        ]
-        return torch.stack(rows).to(next(self.first_stage.parameters()))
+        parameter = next(self.first_stage.parameters())
+        return RowDraws(self.seed, step, numbers).normal(purpose, shape, like=parameter)
 
 
 def default_labels(numbers: Sequence[int], classes: Sequence[int] | None) -> list[int] | None:

@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_the_whole_loss_written_as_one_formula(tmp_path)
 
     reference = reference.double()
     x = next(iter(loader(1)))["image"].double()
-    noise = reference._posterior_noise(x, RowDraws(reference.seed, 0, 0, len(x)))
+    noise = reference._posterior_noise(x, RowDraws(reference.seed, 0, range(len(x))))
     output = reference.autoencoder(x, noise)
     terms = reference.reconstruction_loss(output.outputs, output.reconstructions, x)
     adversarial = hinge_generator_loss(reference.discriminator(output.reconstructions))

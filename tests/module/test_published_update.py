@@ -82,7 +82,7 @@ def first_update(words, folder, precision):
 def gaussian_forward(start, images):
     """Reconstructions and KL, Kingma & Welling 2014, Appendix B."""
     model = start.autoencoder
-    noise = start._posterior_noise(images, RowDraws(start.seed, 0, 0, len(images)))
+    noise = start._posterior_noise(images, RowDraws(start.seed, 0, range(len(images))))
     mean, log_variance = model.quant_conv(model.encoder(images)).chunk(2, dim=1)
     latents = mean + torch.exp(log_variance / 2) * noise
     kl = 0.0
