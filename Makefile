@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-kills test-browser test-full lint format bench
+.PHONY: help install demo test test-slow test-kills test-browser test-full gpu-check lint format bench
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -35,6 +35,9 @@ test-browser: install  ## Open a report in headless Chromium, which must be inst
 
 test-full: install  ## Run every test this machine can run
 	$(BIN)/python -m pytest -n 2 $(if $(shell sh -c 'command -v chromium'),,-m "not browser")
+
+gpu-check: install  ## Test, train, profile and time on one GPU in ten minutes; writes outputs/gpu_check
+	$(BIN)/python -m benchmarks.gpu_check
 
 lint: install  ## Check style, prose, types, the direction of imports and known weaknesses
 	$(BIN)/ruff check .
