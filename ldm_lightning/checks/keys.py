@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
@@ -15,7 +17,7 @@ from ldm_lightning.config import CONF_DIR
 from ldm_lightning.storage.home import expanded
 
 GROUPS_OF_VALUES = (
-    *("experiment", "scale", "scale/stage", "scale/denoiser", "tuned"),
+    *("experiment", "scale", "scale/stage", "scale/denoiser", "recipe"),
     "hparams_search",
 )
 """Groups whose files only change values of keys that stand elsewhere."""
@@ -40,6 +42,7 @@ def check_keys(
     Raises:
         ValueError: Naming the key, and the nearest one there is, or what it may hold.
     """
+    _check_recipe(choices.get("recipe"))
     reference = _defaults(command, choices)
     unknown = _unknown_keys(OmegaConf.to_container(cfg), reference, prefix="")
     if unknown:
@@ -47,6 +50,27 @@ def check_keys(
     _expand_homes(cfg)
     if wrong := wrong_values(_given_values(cfg, reference), reference):
         raise ValueError(" ".join(sorted(wrong)))
+
+
+def _check_recipe(choice: str | None) -> None:
+    """Refuse a recipe that is there at no scale; Hydra skips what is missing, as it may be at one.
+
+    Raises:
+        ValueError: Naming it, and those there are.
+    """
+    if choice is None:
+        return
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    folders = [CONF_DIR, *(Path(source.path) for source in sources if source.schema == "file")]
+    recipes = [folder / "recipe" for folder in folders]
+    name = choice.rpartition("/")[2]
+    known = {file.stem for folder in recipes for file in folder.glob("*/*.yaml")}
+    if name not in known and not any((folder / f"{choice}.yaml").is_file() for folder in recipes):
+        raise ValueError(
+            f"recipe={choice}: there is no recipe {name!r} at any scale. Choose from "
+            f"{', '.join(sorted(known))}; put one into recipe/cpu/ of the folder of --config-dir; "
+            "or give recipe=null."
+        )
 
 
 def _defaults(command: str, choices: Mapping[str, str | None]) -> Any:

@@ -27,11 +27,11 @@ from ldm_lightning.runs.folder_choice import resumed_folder
 from ldm_lightning.runs.overrides import key_of, literal, parsed, value_of
 from ldm_lightning.utils.launch import launched
 
-CHOSEN_AT_START = ("experiment", "scale", "stage")
+CHOSEN_AT_START = ("experiment", "scale", "stage", "recipe")
 """Of the fixed groups those that are chosen; the others follow from them."""
 
-NO_EXPERIMENT = ("~experiment", "tuned=none")
-"""Words that compose without an experiment; there is no file of that name in tuned/."""
+NO_EXPERIMENT = "~experiment"
+"""The word that composes without an experiment."""
 
 
 def continued_arguments(arguments: Sequence[str]) -> list[str]:
@@ -187,7 +187,7 @@ class _Command:
                     f"The run in {folder} was composed from {error.missing_cfg_file}, which is not "
                     "there; give --config-dir with the folder that holds it."
                 ) from error
-        words = [*NO_EXPERIMENT, *(word for word in words if key_of(word) != "experiment")]
+        words = [NO_EXPERIMENT, *(word for word in words if key_of(word) != "experiment")]
         return _OwnFiles(words, self._compose(words), is_whole=False)
 
     def _compose(self, words: Sequence[str]) -> DictConfig:

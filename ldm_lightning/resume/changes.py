@@ -13,7 +13,7 @@ ONE_COMMAND = ("resume", "dry_run", "output_dir", "trusted_packages")
 """Keys that count for the command that gives them and are no part of a run."""
 
 FIXED_GROUPS = (
-    *("experiment", "stage", "scale", "scale/stage", "scale/denoiser", "tuned"),
+    *("experiment", "stage", "scale", "scale/stage", "scale/denoiser", "recipe"),
     *("features/stage", "hparams_search"),
 )
 """Groups whose files set values all over the configuration: fixed when a run begins."""

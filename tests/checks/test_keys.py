@@ -173,3 +173,11 @@ else:
     )
     assert ended.returncode == 0, ended.stderr
     assert "loss.kl_weight=abc" in ended.stdout + ended.stderr
+
+
+def test_a_recipe_that_is_at_no_scale_is_refused_and_one_of_another_scale_is_not():
+    cfg, choices = composed("train", ("experiment=kl_f8",))
+    with pytest.raises(ValueError, match=r"recipe=cpu/kl_f7.*kl_f8.*recipe=null"):
+        check(cfg.copy(), {**choices, "recipe": "cpu/kl_f7"})
+    for recipe in ("gpu/kl_f8", None):
+        check(cfg.copy(), {**choices, "recipe": recipe})
