@@ -2,7 +2,8 @@
 
     python -m ldm_lightning.train experiment=vqgan_f16
 
-``--help`` lists groups and values; ``--cfg job`` prints a configuration. Neither imports torch.
+``--help`` lists groups and values; ``--cfg job`` prints a configuration; ``explain=KEY`` says which
+files set a key. None of them imports torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from ldm_lightning.checks.explain import explanation, take_explain
 from ldm_lightning.checks.keys import check_keys
 from ldm_lightning.cli import (
     handle_user_errors,
@@ -74,7 +76,12 @@ def _run(checked: CheckedRun) -> float | None:
 
 
 def _complete_and_train() -> None:
-    sys.argv[1:] = continued_arguments(sys.argv[1:])
+    key, arguments = take_explain(sys.argv[1:])
+    arguments = continued_arguments(arguments)
+    if key is not None:
+        sys.stdout.write(explanation(key, arguments))
+        return
+    sys.argv[1:] = arguments
     _train()
 
 
