@@ -89,7 +89,9 @@ def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     from ldm_lightning.storage.content import FileHashes
     from ldm_lightning.utils.provenance import git_commit, package_versions, peak_memory
 
-    opened = open_first_stage(cfg.checkpoint, weights=cfg.weights)
+    opened = open_first_stage(
+        cfg.checkpoint, weights=cfg.weights, trusted_packages=cfg.trusted_packages
+    )
     cfg = _with_run_defaults(cfg, opened)
     computing = choose_computing(str(cfg.precision))
     data = build_data(cfg)

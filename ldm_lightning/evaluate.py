@@ -109,7 +109,9 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     from ldm_lightning.utils.image import save_grid
     from ldm_lightning.utils.provenance import peak_memory
 
-    first_stage = open_first_stage(cfg.checkpoint, weights=cfg.weights)
+    first_stage = open_first_stage(
+        cfg.checkpoint, weights=cfg.weights, trusted_packages=cfg.trusted_packages
+    )
     cfg = with_run_defaults(cfg, first_stage)
     computing = choose_computing(str(cfg.precision))
     features = build_features(cfg)  # first: weights may be missing, data may be slow to list

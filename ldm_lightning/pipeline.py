@@ -73,7 +73,9 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
 
 
 def _start_or_continue(cfg: DictConfig, runtime: HydraConf, folder: Path, *, run: Runner) -> int:
-    words = [word for word in runtime.overrides.task if key_of(word) != "resume"]
+    # What may be built from files is no part of a chain: who continues it says so again.
+    given = ("resume", "trusted_packages")
+    words = [word for word in runtime.overrides.task if key_of(word) not in given]
     if cfg.resume is not None and (cfg.resume != "auto" or (folder / CHAIN_FILE).is_file()):
         chain = Chain.load(folder / CHAIN_FILE)
         _check_same_words(words, chain)
@@ -94,7 +96,7 @@ def _start_or_continue(cfg: DictConfig, runtime: HydraConf, folder: Path, *, run
             return _dry_run(chain, run)
         chain.save(folder / CHAIN_FILE)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    code = run_chain(chain, run=run)
+    code = run_chain(chain, run=run, trusted_packages=tuple(cfg.trusted_packages))
     if code == 0 and cfg.page:
         from ldm_lightning.reporting.page.write import write_own_page
 

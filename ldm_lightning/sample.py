@@ -84,7 +84,10 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     from ldm_lightning.utils.provenance import git_commit, package_versions
 
     opened = open_second_stage(
-        cfg.checkpoint, weights=cfg.weights, first_stage_checkpoint=cfg.first_stage.checkpoint
+        cfg.checkpoint,
+        weights=cfg.weights,
+        first_stage_checkpoint=cfg.first_stage.checkpoint,
+        trusted_packages=cfg.trusted_packages,
     )
     sampler = _sampler_config(cfg.sampler, opened)
     image_sampler = opened_sampler(opened, sampler, seed=cfg.seed)
@@ -142,7 +145,7 @@ def _sampler_config(given: DictConfig, opened: OpenedSecondStage) -> DictConfig:
     from ldm_lightning.checkpoints.targets import check_targets
 
     stored = opened.description["sampler"]
-    check_targets(stored, allowed=("ldm_lightning.sampler",))
+    check_targets(stored, allowed=("ldm_lightning.sampler", *opened.trusted_packages))
     values = {key: value for key, value in given.items() if value is not None}
     merged = OmegaConf.merge(stored, values)
     assert isinstance(merged, DictConfig)

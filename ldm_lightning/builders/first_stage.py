@@ -21,11 +21,11 @@ from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary
-from ldm_lightning.restore.first_stage import rebuild_autoencoder
+from ldm_lightning.restore.first_stage import build_autoencoder
 
 
 def stored_first_stage(cfg: DictConfig) -> dict[str, Any]:
-    """Plain description of the autoencoder, from which ``rebuild_autoencoder`` makes it again."""
+    """Plain description of the autoencoder, from which ``build_autoencoder`` makes it again."""
     resolved = plain(cfg)
     return {
         key: resolved[key] for key in ("autoencoder", "bottleneck", "image_channels", "resolution")
@@ -94,7 +94,7 @@ def build_first_stage_module(
     features = features or build_features(cfg)
     stored = stored_first_stage(cfg)
     suffix = "_weight"
-    autoencoder = rebuild_autoencoder(stored)
+    autoencoder = build_autoencoder(stored)
     return AutoencoderModule(
         autoencoder,
         reconstruction_loss or build_reconstruction_loss(cfg),

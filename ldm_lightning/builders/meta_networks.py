@@ -10,7 +10,7 @@ from torch import nn
 
 from ldm_lightning.builders.first_stage import build_adversary, stored_first_stage
 from ldm_lightning.builders.second_stage import resolve_condition, stored_second_stage
-from ldm_lightning.restore.first_stage import rebuild_autoencoder
+from ldm_lightning.restore.first_stage import build_autoencoder
 from ldm_lightning.restore.second_stage import build_networks, build_process
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def networks_without_memory(cfg: DictConfig) -> dict[str, nn.Module]:
         with torch.device("meta"):
             return dict(build_networks(stored).model.items())
     with torch.device("meta"):
-        autoencoder = rebuild_autoencoder(stored_first_stage(cfg))
+        autoencoder = build_autoencoder(stored_first_stage(cfg))
         adversary = build_adversary(cfg, num_devices=1)
     networks: dict[str, nn.Module] = {
         "encoder": autoencoder.encoder,

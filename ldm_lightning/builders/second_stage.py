@@ -96,7 +96,9 @@ def build_frozen_first_stage(cfg: DictConfig, data: MapDataModule) -> FrozenFirs
         )
     given = cfg.first_stage
     try:
-        first_stage = open_first_stage(given.checkpoint, weights=given.weights).frozen()
+        first_stage = open_first_stage(
+            given.checkpoint, weights=given.weights, trusted_packages=cfg.trusted_packages
+        ).frozen()
     except ValueError as error:
         raise ValueError(f"The first stage cannot be built: {error}") from error
     autoencoder = first_stage.autoencoder
@@ -245,7 +247,9 @@ def real_images(cfg: DictConfig, first_stage: FrozenFirstStage) -> ImageDataModu
 
     A latent cache holds no images.
     """
-    opened = open_first_stage(first_stage.path, weights=first_stage.weights)
+    opened = open_first_stage(
+        first_stage.path, weights=first_stage.weights, trusted_packages=cfg.trusted_packages
+    )
     unknown = dict.fromkeys(("data", "resolution", "image_channels", "eval_crop", "precision"))
     features = OmegaConf.to_container(cfg.features, resolve=True)
     known = {"features": features, "cache_dir": cfg.cache_dir}

@@ -3,12 +3,14 @@
 A configuration inside a checkpoint or a run folder is data from somewhere else. Instantiating
 whatever it names would run whatever it names, and a prefix is no protection:
 ``ldm_lightning.storage.files.os.system`` starts with ours. So a target must be a class or function
-that is defined in the very module it names, and that or its package must be on a list. A stored
-configuration holds plain values: an interpolation (``${oc.env:...}``) would read the environment.
+that is defined inside a package on a list, or stand on the list itself. Packages of the user's own
+come onto the list by ``trusted_packages`` of the command that opens the file, never by the file. A
+stored configuration holds plain values: ``${oc.env:...}`` would read the environment.
 """
 
 import importlib
 import inspect
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,23 +81,40 @@ def read_stored(path: Path, *, allowed: Collection[str]) -> dict[str, Any]:
 
 def _check(target: Any, allowed: Collection[str], source: str | Path) -> None:
     """Raise unless ``target`` is an allowed class or function, or one of an allowed package."""
-    named = ", ".join(sorted({".".join(name.split(".")[:2]) for name in allowed}))
-    refusal = (
-        f"The configuration stored in {source} wants to build {target!r}, which is refused: only "
-        f"classes and functions of {named} may be built from a file."
-    )
-    if not isinstance(target, str) or "." not in target:
-        raise ValueError(refusal)
+    refusal = f"The configuration stored in {source} wants to build {target!r}, which is refused: "
+    if not isinstance(target, str) or not _is_dotted_name(target):
+        raise ValueError(f"{refusal}it is no name of a class or function.")
+    if target not in allowed and not _inside(target, allowed):
+        raise ValueError(refusal + _remedy(target, allowed))
     module_name, _, name = target.rpartition(".")
-    inside = target in allowed or any(
-        f"{module_name}.".startswith(f"{package}.") for package in allowed
-    )
-    if not inside or not all(part.isidentifier() for part in target.split(".")):
-        raise ValueError(refusal)
     try:
         found = getattr(importlib.import_module(module_name), name, None)
     except ImportError as err:
-        raise ValueError(refusal) from err
-    callable_part = inspect.isclass(found) or inspect.isfunction(found)
-    if not callable_part or getattr(found, "__module__", None) != module_name:
-        raise ValueError(refusal)
+        raise ValueError(f"{refusal}it cannot be imported ({err}).") from err
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise ValueError(f"{refusal}{module_name} has no class or function {name}.")
+    if target not in allowed and not _inside(f"{found.__module__}.{name}", allowed):
+        raise ValueError(
+            f"{refusal}it is defined in {found.__module__}. {_remedy(found.__module__, allowed)}"
+        )
+
+
+def _is_dotted_name(target: str) -> bool:
+    return "." in target and all(part.isidentifier() for part in target.split("."))
+
+
+def _inside(name: str, packages: Collection[str]) -> bool:
+    return any(name.startswith(f"{package}.") for package in packages)
+
+
+def _remedy(name: str, allowed: Collection[str]) -> str:
+    """Name what is allowed, and how to trust a package that is neither ours nor Python's."""
+    known = ", ".join(sorted({".".join(package.split(".")[:2]) for package in allowed}))
+    package = name.partition(".")[0]
+    told = f"only classes and functions of {known} may be built from a file."
+    if package == "ldm_lightning" or package in sys.stdlib_module_names:
+        return told
+    return (
+        f"{told} If you trust the package {package} and this file, add "
+        f"trusted_packages=[{package}] to the command."
+    )

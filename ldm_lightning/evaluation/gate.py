@@ -7,6 +7,7 @@ earlier evaluation of the same weights on the same images is used again.
 
 import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def run_gate(
     *,
     checkpoint: str | Path,
     weights: str,
+    trusted_packages: Collection[str] = (),
     data: DictConfig | None,
     features: DictConfig | None,
     cache_dir: str | Path,
@@ -58,6 +60,7 @@ def run_gate(
         gate: ``mode`` and ``thresholds``, as in ``conf/gate/default.yaml``.
         checkpoint: The first stage: a ``.ckpt`` file or a run folder.
         weights: ``ema`` or ``raw``.
+        trusted_packages: Of the user's own, which the first stage's files may name.
         data: Data whose held-out split is reconstructed, as for ``build_data``; None takes those of
             the first stage's own run.
         features: Feature networks; None takes those of the first stage's own run.
@@ -79,7 +82,9 @@ def run_gate(
         return None
     # networks are initialized before their weights are loaded
     with torch.random.fork_rng(devices=[]):
-        first_stage = open_first_stage(checkpoint, weights=weights)
+        first_stage = open_first_stage(
+            checkpoint, weights=weights, trusted_packages=trusted_packages
+        )
         cfg = _measured_config(first_stage, data=data, features=features, cache_dir=cache_dir)
         feature_set = build_features(cfg)
         record = _record(first_stage, cfg, feature_set, run_folder)

@@ -29,7 +29,7 @@ from ldm_lightning.planning.price import (
     three,
 )
 from ldm_lightning.planning.update_cost import UpdateCost, count_denoiser_update, count_forward
-from ldm_lightning.restore.first_stage import open_first_stage, rebuild_autoencoder
+from ldm_lightning.restore.first_stage import build_autoencoder, open_first_stage
 from ldm_lightning.restore.second_stage import build_process
 
 
@@ -41,7 +41,9 @@ def first_stage_description(cfg: DictConfig, choices: Mapping[str, str]) -> dict
     """
     given = cfg.first_stage
     if given.checkpoint is not None:
-        stored = open_first_stage(given.checkpoint, weights=given.weights).description
+        stored = open_first_stage(
+            given.checkpoint, weights=given.weights, trusted_packages=cfg.trusted_packages
+        ).description
     else:
         size = str(list(as_size(cfg.resolution))).replace(" ", "")
         words = [
@@ -80,7 +82,7 @@ def price_second_stage(
     """
     stored = stored_second_stage(cfg)
     with torch.device("meta"):
-        autoencoder = rebuild_autoencoder(first_stage)
+        autoencoder = build_autoencoder(first_stage)
         in_pixels = instantiate(_in_pixel_space(cfg, stored["denoiser"]))
     denoiser, conditioner = parts["denoiser"], parts["conditioner"]
     with without_memory():

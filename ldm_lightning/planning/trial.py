@@ -24,7 +24,7 @@ from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.planning.price import image_shape_of
-from ldm_lightning.restore.first_stage import rebuild_autoencoder
+from ldm_lightning.restore.first_stage import build_autoencoder
 from ldm_lightning.restore.second_stage import build_networks, build_process
 from ldm_lightning.utils.provenance import peak_memory
 
@@ -179,7 +179,7 @@ def _second_stage_module(cfg: DictConfig, first_stage: dict[str, Any]) -> Diffus
         networks.conditioner,
         build_process(stored),
         FrozenFirstStage(
-            rebuild_autoencoder(first_stage),
+            build_autoencoder(first_stage),
             LatentNormalizer.identity(cfg.latent_channels),
             weights_hash="",
             path=Path("untrained"),

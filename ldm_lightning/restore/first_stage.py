@@ -1,6 +1,6 @@
 """A trained first stage from its checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.checkpoints.checkpoint import load_checkpoint, load_strict, trained_weights
 from ldm_lightning.checkpoints.contents import COUNT, MAPPING, SIZE, OrNone, check
-from ldm_lightning.checkpoints.targets import check_targets
+from ldm_lightning.checkpoints.targets import PART_PACKAGES, check_targets
 from ldm_lightning.restore.stored_config import read_config_keys
 from ldm_lightning.runs.run_folder import find_checkpoint
 from ldm_lightning.storage.hashing import hash_tensors
 from ldm_lightning.utils.errors import CheckpointError, error_line
 
-USED_OF_A_RUN = ("data", "features", "eval_crop", "trainer", "loss")
+USED_OF_A_RUN = ("data", "features", "eval_crop", "trainer", "loss.kl_weight")
 """Keys of a run's configuration that say how its first stage was measured."""
 
 DESCRIPTION = {
@@ -45,6 +45,7 @@ class OpenedFirstStage:
         weights_hash: SHA-256 of all its tensors.
         path: The checkpoint file.
         step: Generator updates it was trained for; None where the file does not say.
+        trusted_packages: Of the user's own, which the run's configuration may name too.
     """
 
     autoencoder: Autoencoder
@@ -54,6 +55,7 @@ class OpenedFirstStage:
     weights_hash: str
     path: Path
     step: int | None
+    trusted_packages: tuple[str, ...] = ()
 
     @property
     def run(self) -> Path | None:
@@ -65,9 +67,14 @@ class OpenedFirstStage:
         """Configuration of its run, as far as it is used; empty where it lies in none.
 
         Raises:
-            ValueError: If that builds what no file of ours names, or holds interpolations.
+            ValueError: If that builds what no file of ours and no trusted package holds, or holds
+                interpolations.
         """
-        return OmegaConf.create(read_config_keys(self.run, USED_OF_A_RUN) if self.run else {})
+        if self.run is None:
+            return OmegaConf.create({})
+        return OmegaConf.create(
+            read_config_keys(self.run, USED_OF_A_RUN, trusted=self.trusted_packages)
+        )
 
     def frozen(self) -> FrozenFirstStage:
         """The same autoencoder for use by a second stage, its latents not normalized yet."""
@@ -80,23 +87,27 @@ class OpenedFirstStage:
         )
 
 
-def open_first_stage(checkpoint: str | Path, *, weights: str) -> OpenedFirstStage:
+def open_first_stage(
+    checkpoint: str | Path, *, weights: str, trusted_packages: Collection[str] = ()
+) -> OpenedFirstStage:
     """Rebuild the autoencoder of a ``.ckpt`` or a run folder, from that file alone.
 
     Args:
         checkpoint: The file, or a run folder: ``best.ckpt``, else ``last.ckpt``.
         weights: ``ema`` takes the moving average where there is one, else the raw weights; ``raw``
             takes the raw weights.
+        trusted_packages: Of the user's own, whose classes and functions the file may name.
 
     Raises:
-        ValueError: If it is missing, damaged, holds no first stage, or does not fit itself.
+        ValueError: If it is missing, damaged, holds no first stage, names a part of a package that
+            is not trusted, or does not fit itself.
     """
     path = find_checkpoint(checkpoint)
     content = load_checkpoint(path)
     description = _description(content, path)
     try:
         with torch.random.fork_rng(devices=[]):  # layers are initialized before they are loaded
-            autoencoder = rebuild_autoencoder(description)
+            autoencoder = rebuild_autoencoder(description, trusted_packages=trusted_packages)
     except Exception as error:  # any type: constructors meet values they were not written for
         raise CheckpointError(
             f"checkpoint={path}: first_stage describes no autoencoder ({error_line(error)})."
@@ -112,13 +123,23 @@ def open_first_stage(checkpoint: str | Path, *, weights: str) -> OpenedFirstStag
         weights_hash=hash_tensors(autoencoder.state_dict()),
         path=path,
         step=content.get("global_step"),
+        trusted_packages=tuple(trusted_packages),
     )
 
 
-def rebuild_autoencoder(stored: Mapping[str, Any]) -> Autoencoder:
+def rebuild_autoencoder(
+    stored: Mapping[str, Any], *, trusted_packages: Collection[str] = ()
+) -> Autoencoder:
     """Build an autoencoder from a checkpoint's description, after checking its targets."""
-    check_targets(stored)
-    return instantiate(stored["autoencoder"], bottleneck=instantiate(stored["bottleneck"]))
+    check_targets(stored, allowed=(*PART_PACKAGES, *trusted_packages))
+    return build_autoencoder(stored)
+
+
+def build_autoencoder(description: Mapping[str, Any]) -> Autoencoder:
+    """Build an autoencoder from a description that is the user's own, or was checked."""
+    return instantiate(
+        description["autoencoder"], bottleneck=instantiate(description["bottleneck"])
+    )
 
 
 def _description(content: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A trained second stage from its checkpoint, with the first stage it belongs to."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ldm_lightning.checkpoints.contents import (
     OrNone,
     check,
 )
-from ldm_lightning.checkpoints.targets import check_targets
+from ldm_lightning.checkpoints.targets import PART_PACKAGES, check_targets
 from ldm_lightning.conditioner.base import Conditioner
 from ldm_lightning.data.class_names import trained_classes
 from ldm_lightning.diffusion.process import Process
@@ -70,6 +70,7 @@ class OpenedSecondStage:
         weights_hash: SHA-256 of the networks' tensors.
         path: The checkpoint file.
         step: Updates it was trained for; None where the file does not say.
+        trusted_packages: Of the user's own, which the file may name too.
     """
 
     networks: Networks
@@ -80,6 +81,7 @@ class OpenedSecondStage:
     weights_hash: str
     path: Path
     step: int | None
+    trusted_packages: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> list[str] | None:
@@ -94,7 +96,11 @@ class OpenedSecondStage:
 
 
 def open_second_stage(
-    checkpoint: str | Path, *, weights: str, first_stage_checkpoint: str | None
+    checkpoint: str | Path,
+    *,
+    weights: str,
+    first_stage_checkpoint: str | None,
+    trusted_packages: Collection[str] = (),
 ) -> OpenedSecondStage:
     """Rebuild a second stage and find its first stage again.
 
@@ -104,9 +110,11 @@ def open_second_stage(
             takes the raw weights.
         first_stage_checkpoint: Where the first stage is now; None looks where it was, and beside
             the run as in the folder of a chain.
+        trusted_packages: Of the user's own, whose classes and functions both files may name.
 
     Raises:
-        ValueError: If one of the two is missing or damaged, or the first stage is another one.
+        ValueError: If one of the two is missing or damaged, names a part of a package that is not
+            trusted, or the first stage is another one.
     """
     path = find_checkpoint(checkpoint)
     content = load_checkpoint(path)
@@ -119,6 +127,8 @@ def open_second_stage(
         check(content.get("global_step"), OrNone(COUNT), "global_step")
         stored = dict(content["second_stage"])
         normalizer = LatentNormalizer.from_dict(stored["normalizer"])
+        parts = {name: stored[name] for name in ("denoiser", "conditioner", "diffusion")}
+        check_targets(parts, allowed=(*PART_PACKAGES, *trusted_packages))
         with torch.random.fork_rng(devices=[]):  # layers are initialized before they are loaded
             networks = build_networks(stored)
         process = build_process(stored)
@@ -133,7 +143,9 @@ def open_second_stage(
     known = stored["first_stage"]
     place = first_stage_checkpoint or _find_first_stage(Path(known["path"]), path)
     try:
-        first_stage = open_first_stage(place, weights=known["weights"]).frozen()
+        first_stage = open_first_stage(
+            place, weights=known["weights"], trusted_packages=trusted_packages
+        ).frozen()
     except ValueError as error:
         raise ValueError(
             f"{path} needs its first stage with the weights {known['hash'][:12]} "
@@ -154,6 +166,7 @@ def open_second_stage(
         hash_tensors(model.state_dict()),
         path,
         content.get("global_step"),
+        tuple(trusted_packages),
     )
 
 
@@ -176,14 +189,12 @@ def _find_first_stage(formerly: Path, checkpoint: Path) -> Path:
 
 
 def build_networks(stored: Mapping[str, Any]) -> Networks:
-    """Build the networks of a description, after checking its targets."""
-    check_targets({name: stored[name] for name in ("denoiser", "conditioner")})
+    """Build the networks of a description that is the user's own, or was checked."""
     return Networks(instantiate(stored["denoiser"]), instantiate(stored["conditioner"]))
 
 
 def build_process(stored: Mapping[str, Any]) -> Process:
-    """Build the diffusion process of a description, after checking its targets."""
-    check_targets(stored["diffusion"])
+    """Build the diffusion process of a description that is the user's own, or was checked."""
     return instantiate(stored["diffusion"])
 
 

@@ -50,16 +50,29 @@ def read_config(folder: Path, *, trusted: Collection[str] = ()) -> dict[str, Any
     return read_stored(folder / "config.yaml", allowed={*own_targets(), *trusted})
 
 
-def read_config_keys(folder: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """Return those of some top-level keys that a run's configuration has, checked alone.
+def read_config_keys(
+    folder: Path, keys: Iterable[str], *, trusted: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return those of some keys that a run's configuration has, checked alone.
+
+    Args:
+        folder: The run folder.
+        keys: Top-level ones, or one level below such as ``loss.kl_weight``.
+        trusted: Packages of the user's own whose classes and functions may be named besides ours.
 
     Raises:
         ValueError: As ``read_config`` does.
     """
     path = folder / "config.yaml"
     content = read_yaml(path)
-    used = {key: content[key] for key in keys if key in content}
-    check_targets(used, allowed=own_targets(), source=path)
+    used: dict[str, Any] = {}
+    for key in keys:
+        parent, _, name = key.partition(".")
+        if not name and parent in content:
+            used[parent] = content[parent]
+        elif isinstance(content.get(parent), Mapping) and name in content[parent]:
+            used[parent] = {name: content[parent][name]}
+    check_targets(used, allowed={*own_targets(), *trusted}, source=path)
     return used
 
 

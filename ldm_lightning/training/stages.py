@@ -134,6 +134,7 @@ class SecondStage(Stage):
             cfg.gate,
             checkpoint=module.first_stage.path,
             weights=module.first_stage.weights,
+            trusted_packages=cfg.trusted_packages,
             data=cfg.data if isinstance(data, ImageDataModule) else None,
             features=cfg.features,
             cache_dir=cfg.cache_dir,

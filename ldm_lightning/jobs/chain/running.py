@@ -7,8 +7,8 @@ import logging
 import shlex
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from ldm_lightning.jobs.chain.steps import Step, continued
 from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.reporting.table import print_metrics
-from ldm_lightning.runs.overrides import path_word
+from ldm_lightning.runs.overrides import literal, path_word
 from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.storage.files import atomic_writer
 from ldm_lightning.storage.small_files import read_json
@@ -168,18 +168,26 @@ def _text(value: object) -> str:
 # Running
 
 
-def run_chain(chain: Chain, *, run: Runner) -> int:
-    """Run the steps that are not done; returns the exit code, keeps ``summary.json``.
+def run_chain(chain: Chain, *, run: Runner, trusted_packages: Sequence[str] = ()) -> int:
+    """Run the steps that are not done; one process does it at a time.
 
-    One process does it at a time.
+    Args:
+        chain: Its ``summary.json`` is kept up to date.
+        run: Runs a step.
+        trusted_packages: Of the user's own; every step gets them, and no file of the chain.
+
+    Returns:
+        The exit code.
     """
+    trusting = [f"trusted_packages={literal(list(trusted_packages))}"] if trusted_packages else []
     run_folder = RunFolder.create(chain.folder)
     run_folder.update_summary({"state": "running", "name": run_folder.path.parent.name})
-    words = [*chain.steps[0].options, path_word("resume", run_folder.path)]
+    words = [*chain.steps[0].options, path_word("resume", run_folder.path), *trusting]
     resume = shlex.join(["python", "-m", "ldm_lightning.pipeline", *words])
     try:
         for number, step in enumerate(chain.steps, start=1):
-            _run_step(step, f"{number}/{len(chain.steps)} {step.name}", chain, run_folder, run)
+            title = f"{number}/{len(chain.steps)} {step.name}"
+            _run_step(step, title, trusting, chain, run_folder, run)
     except KeyboardInterrupt:
         run_folder.update_summary({"state": "interrupted"})
         log.error("Interrupted. To go on: %s", resume)
@@ -196,7 +204,14 @@ def run_chain(chain: Chain, *, run: Runner) -> int:
     return 0
 
 
-def _run_step(step: Step, title: str, chain: Chain, run_folder: RunFolder, run: Runner) -> None:
+def _run_step(
+    step: Step,
+    title: str,
+    trusting: Sequence[str],
+    chain: Chain,
+    run_folder: RunFolder,
+    run: Runner,
+) -> None:
     """Run one step unless it is done; its state and seconds go into the summary."""
     state = _state_of(run_folder, step)
     if state in DONE:
@@ -204,6 +219,7 @@ def _run_step(step: Step, title: str, chain: Chain, run_folder: RunFolder, run: 
         run_folder.update_summary({"steps": {step.name: {"state": state}}})
         return
     step = continued(step, run_folder.path)
+    step = replace(step, words=(*step.words, *trusting))
     log.info("%s: %s", title, step.line)
     record = run_folder.read_summary().get("steps", {}).get(step.name, {})
     start, earlier, code = time.monotonic(), record.get("seconds", 0.0), None

@@ -63,6 +63,8 @@ def _reason(word: str, parser: OverridesParser, source: str | Path, *, of_step: 
         return "a chain takes one value for each key."
     if any(HYDRAS_OWN.fullmatch(name) for name in (*parts, *_names_in(value))):
         return "a chain chooses parts by their group, such as denoiser=dit."
+    if key == "trusted_packages":
+        return "a file gives no permission; give it to the command that runs the chain."
     if of_step and key in DECIDED_BY_THE_CHAIN:
         return "the chain decides where its steps write."
     if "/" in key or (CONF_DIR / key).is_dir():

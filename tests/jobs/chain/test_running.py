@@ -235,3 +235,12 @@ def test_a_step_knows_whose_death_to_look_for(tmp_path):
     """It then saves and ends (ldm_lightning.distributed.processes.end_with_parent)."""
     ended = process(["-c", ONE_STEP, NAMES_WHO_STARTED_IT], tmp_path)
     assert ended.output.split() == ["True", "code", "0"]
+
+
+def test_trust_reaches_every_step_and_no_file(chain, tmp_path):
+    chain.save(tmp_path / "chain.json")
+    stand_in = StandIn()
+    assert run_chain(chain, run=stand_in, trusted_packages=["own"]) == 0
+    assert {step.words[-1] for step in stand_in.steps} == {"trusted_packages=['own']"}
+    stored = [step["words"] for step in json.loads((tmp_path / "chain.json").read_text())["steps"]]
+    assert [list(step.words[:-1]) for step in stand_in.steps] == stored

@@ -35,6 +35,8 @@ HOSTILE = [
     *("encode.overrides=['output=/tmp/x']", "first_stage.overrides=['output_dir=/tmp/x']"),
     *("samples.overrides=['resume=x']", "samples.overrides=['++output=/tmp/x']"),
     "samples.overrides=['hydra.run.dir=/tmp']",
+    # permission, which is the command line's to give
+    *("trusted_packages=[evil]", "samples.overrides=['trusted_packages=[evil]']"),
 ]
 
 
