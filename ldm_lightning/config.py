@@ -51,13 +51,23 @@ def _width_multipliers(factor: int, family: str = "kl") -> ListConfig:
     return OmegaConf.create(widths[factor])
 
 
-def _higher_is_better(name: str) -> bool:
-    """Return whether a higher value of a metric such as ``val/psnr`` is better."""
+def _higher_is_better(name: str, *, _root_: DictConfig) -> bool:
+    """Return whether a higher value of a metric such as ``val/psnr`` is better; loss terms fall."""
+    if OmegaConf.select(_root_, f"loss.terms.{name.removeprefix('val/')}") is not None:
+        return False
     metric = METRICS.get(name.removeprefix("val/").removeprefix("gen/"))
     if metric is None or metric.higher_is_better is None:
         directed = [f"val/{key}" for key, m in METRICS.items() if m.higher_is_better is not None]
         raise ValueError(f"{name!r} cannot be monitored; choose from {', '.join(directed)}.")
     return metric.higher_is_better
+
+
+def _search_direction(name: str, *, _root_: DictConfig) -> str:
+    return "maximize" if _higher_is_better(name, _root_=_root_) else "minimize"
+
+
+def _directions(names: list[str], *, _root_: DictConfig) -> dict[str, str]:
+    return {name: "max" if _higher_is_better(name, _root_=_root_) else "min" for name in names}
 
 
 def _threads_of_a_job(n_jobs: int) -> int:
@@ -76,11 +86,9 @@ def register_resolvers() -> None:
         "created": lambda path: str(RunFolder.create(expanded(path, key="output_dir")).path),
         "cache_dir": lambda: str(cache_folder()),
         "higher_is_better": _higher_is_better,
-        "search_direction": lambda name: "maximize" if _higher_is_better(name) else "minimize",
+        "search_direction": _search_direction,
         "threads_of_a_job": _threads_of_a_job,
-        "directions": lambda names: {
-            name: "max" if _higher_is_better(name) else "min" for name in names
-        },
+        "directions": _directions,
     }
     for name, function in resolvers.items():
         # Cached: a run's folder carries the time and must not change between two readings.

@@ -17,6 +17,7 @@ from ldm_lightning.config import discriminator_start, plain
 from ldm_lightning.loss.adversarial import AdversarialLoss, AdversarialSchedule
 from ldm_lightning.loss.pixel import pixel_loss
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
+from ldm_lightning.loss.terms import LossTerm
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
 from ldm_lightning.module.autoencoder import AutoencoderModule
@@ -57,7 +58,7 @@ def build_adversary(cfg: DictConfig, *, num_devices: int) -> Adversary | None:
 
 
 def build_reconstruction_loss(cfg: DictConfig, *, trained: bool = True) -> ReconstructionLoss:
-    """Build pixel loss and perceptual distance.
+    """Build pixel loss, perceptual distance and further terms.
 
     Args:
         cfg: The composed configuration.
@@ -71,7 +72,26 @@ def build_reconstruction_loss(cfg: DictConfig, *, trained: bool = True) -> Recon
         instantiate(cfg.loss.perceptual, _target_=target) if perceptual_weight else None,
         perceptual_weight=perceptual_weight,
         reduction=cfg.loss.reduction,
+        terms=build_loss_terms(cfg),
     )
+
+
+def build_loss_terms(cfg: DictConfig) -> dict[str, LossTerm]:
+    """Build the further terms of ``loss.terms`` by name; those set to null are off.
+
+    Raises:
+        ValueError: If one names no class or no weight.
+    """
+    terms: dict[str, LossTerm] = {}
+    for name, node in cfg.loss.terms.items():
+        if node is None:
+            continue
+        arguments = dict(node)
+        weight = arguments.pop("weight", None)
+        if not isinstance(weight, (int, float)) or not arguments.get("_target_"):
+            raise ValueError(f"loss.terms.{name} needs _target_=CLASS and weight=NUMBER.")
+        terms[str(name)] = LossTerm(instantiate(arguments), float(weight))
+    return terms
 
 
 def build_first_stage_module(

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
-from ldm_lightning.checks.kinds import is_path, wrong_values
+from ldm_lightning.checks.kinds import OPEN_MAPPINGS, is_path, wrong_values
 from ldm_lightning.cli import misspelled
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.storage.home import expanded
@@ -132,6 +132,8 @@ def _expand_homes(cfg: DictConfig, prefix: str = "") -> None:
 def _unknown_keys(value: Any, reference: Any, *, prefix: str) -> list[tuple[str, list[str]]]:
     """Keys of nested mappings that the reference lacks, each with those it has at that place."""
     if not isinstance(value, dict) or not isinstance(reference, dict):
+        return []
+    if prefix.removesuffix(".") in OPEN_MAPPINGS:  # what an entry takes, its class says
         return []
     unknown = [
         (f"{prefix}{key}", sorted(map(str, reference))) for key in value if key not in reference

@@ -177,6 +177,9 @@ KINDS: Mapping[str, Kind] = {
 }
 """By key, the first that fits; any other key holds what its default is, numbers of at least 0."""
 
+OPEN_MAPPINGS = ("loss.terms",)
+"""Mappings whose entries the user names; each builds a class."""
+
 NODES_OR_NULL = ("callbacks.*", "gate.thresholds.*", "logger.*", "discriminator", "loss.perceptual")
 """Mappings that null switches off."""
 
@@ -216,6 +219,8 @@ def wrong_values(value: Any, default: Any, *, key: str = "") -> list[str]:
         default: The same place of the defaults.
         key: The full name of that place; empty for the whole.
     """
+    if key in OPEN_MAPPINGS:
+        return _wrong_entries(value, key)
     if isinstance(default, dict) and default:
         if value is None and any(fnmatchcase(key, pattern) for pattern in NODES_OR_NULL):
             return []
@@ -234,6 +239,18 @@ def wrong_values(value: Any, default: Any, *, key: str = "") -> list[str]:
     if is_given and not kind.accepts(value):
         return [f"{key}={said(value)}: expected {kind}."]
     return []
+
+
+def _wrong_entries(entries: Any, key: str) -> list[str]:
+    """Return what is wrong with the entries of an open mapping, one line each."""
+    expected = "expected {_target_: CLASS, and its arguments}, or null"
+    if not isinstance(entries, dict):
+        return [f"{key}={said(entries)}: {expected} below each name."]
+    return [
+        f"{key}.{name}={said(entry)}: {expected}."
+        for name, entry in entries.items()
+        if entry is not None and not (isinstance(entry, dict) and entry.get("_target_"))
+    ]
 
 
 def said(value: Any) -> str:

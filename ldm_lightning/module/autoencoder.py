@@ -28,8 +28,10 @@ from torch.optim import Optimizer
 from ldm_lightning.autoencoder.autoencoder import Autoencoder, AutoencoderOutput
 from ldm_lightning.loss.adversarial import AdversarialLoss, LeCam, adaptive_weight, r1_penalty
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
+from ldm_lightning.loss.terms import check_term_names
 from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
+from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.module.precision import at_least_float32, gradient_at_layer, loss_precision
 from ldm_lightning.module.settings import Adversary, Optimization
 from ldm_lightning.module.updating import Batch, ManualOptimizationModule, prepared
@@ -58,7 +60,7 @@ class AutoencoderModule(ManualOptimizationModule):
         stored_config: Plain description of the autoencoder, written into every checkpoint.
 
     Raises:
-        ValueError: If a term of the bottleneck has no weight.
+        ValueError: If a term of the bottleneck has no weight, or a further term another's name.
     """
 
     part_names = ("autoencoder", "discriminator")
@@ -84,6 +86,8 @@ class AutoencoderModule(ManualOptimizationModule):
                 f"The bottleneck returns the terms {sorted(missing)}, but the loss weights only "
                 f"{sorted(term_weights)}; add loss.<term>_weight."
             )
+        taken = {*autoencoder.bottleneck.term_names, *METRICS}
+        check_term_names(reconstruction_loss.terms, taken)
         self.autoencoder = autoencoder
         self.reconstruction_loss = reconstruction_loss
         self.discriminator = adversary.discriminator if adversary else None
@@ -102,7 +106,8 @@ class AutoencoderModule(ManualOptimizationModule):
         self.stored_config = dict(stored_config)
         self.report: FirstStageReport | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this update
-        self._likelihood = {"nll": MeanOverImages(), "elbo": MeanOverImages()}
+        names = ("nll", "elbo", *reconstruction_loss.terms)
+        self._validated = {name: MeanOverImages() for name in names}
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -124,7 +129,8 @@ class AutoencoderModule(ManualOptimizationModule):
         own = self.metrics.names(num_images=num_images, size=size)
         if "kl" in self.autoencoder.bottleneck.term_names:
             own |= {"kl", "nll", "elbo"} if self.reconstruction_loss.pixel.is_likelihood else {"kl"}
-        names = {f"val/{name}" for name in own} | {"latent/mean", "latent/std"}
+        names = {f"val/{name}" for name in {*own, *self.reconstruction_loss.terms}}
+        names |= {"latent/mean", "latent/std"}
         return names | ({f"val_raw/{name}" for name in own} if self.raw_metrics else set())
 
     def take_assigned(self) -> dict[str, Tensor]:
@@ -190,6 +196,8 @@ class AutoencoderModule(ManualOptimizationModule):
         self._log.add("loss_pixel", terms.pixel)
         if terms.perceptual is not None:
             self._log.add("loss_perceptual", terms.perceptual)
+        for name, added in terms.added.items():
+            self._log.add(f"loss_{name}", added)
         total = terms.total.detach()
         share = (
             self.adversarial_loss.schedule.generator_fraction(step)
@@ -288,7 +296,7 @@ class AutoencoderModule(ManualOptimizationModule):
             if metrics is not None:
                 metrics.to(self.device, dtype)
                 metrics.reset()
-        for metric in self._likelihood.values():
+        for metric in self._validated.values():
             metric.reset()
             metric.to(self.device)
 
@@ -301,8 +309,11 @@ class AutoencoderModule(ManualOptimizationModule):
         if pixel.is_likelihood and "kl" in output.bottleneck.terms:
             elements = pixel.negative_log_likelihood(pixel.error(output.outputs, images))
             nll = elements.flatten(1).sum(dim=1)
-            self._likelihood["nll"].update(nll)
-            self._likelihood["elbo"].update(-nll - output.bottleneck.terms["kl"])
+            self._validated["nll"].update(nll)
+            self._validated["elbo"].update(-nll - output.bottleneck.terms["kl"])
+        for name, term in self.reconstruction_loss.terms.items():
+            reconstructions = at_least_float32(output.reconstructions)
+            self._validated[name].update(term(reconstructions, at_least_float32(images)))
 
     def on_validation_epoch_end(self) -> None:
         """Compute, keep and log the report."""
@@ -312,7 +323,7 @@ class AutoencoderModule(ManualOptimizationModule):
         if self.raw_metrics is not None:
             raw = self.raw_metrics.compute()
             scalars |= {f"val_raw/{name}": value for name, value in raw.scalars.items()}
-        for name, metric in self._likelihood.items():
+        for name, metric in self._validated.items():
             metric.update(torch.empty(0, device=self.device))  # a process may have had no images
             mean = metric.compute()
             if mean.num_images:

@@ -1,6 +1,7 @@
 """Cost of a first stage."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from omegaconf import DictConfig
 from torch import nn
@@ -41,8 +42,7 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
     loss = build_reconstruction_loss(cfg, trained=False)  # reads a file where there is one
     perceptual = loss.perceptual
     with without_memory():
-        feature_network = None if perceptual is None else perceptual.network
-        for network in (autoencoder, loss, feature_network, discriminator):
+        for network in (autoencoder, loss, *loss.frozen_networks, discriminator):
             put(network, hardware)
         image = empty((1, *image_shape_of(cfg)), hardware)
         latents = empty(autoencoder.latent_shape(image.shape), hardware)
@@ -52,6 +52,8 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
         }
         if perceptual is not None:
             flops["perceptual"] = count_forward(lambda: perceptual(image, image)).flops // 2
+        for name, term in loss.terms.items():
+            flops[name] = count_forward(partial(term, image, image)).flops
         if discriminator is not None:
             flops["discriminator"] = count_forward(lambda: discriminator(image)).flops
         images = empty((cfg.data.batch_size, *image_shape_of(cfg)), hardware)
@@ -75,13 +77,15 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
         trained = generator + bytes_of(discriminator, buffers=False)
         state = state_bytes(
             cfg,
-            weights=bytes_of(autoencoder) + bytes_of(discriminator) + bytes_of(feature_network),
+            weights=sum(map(bytes_of, (autoencoder, discriminator, *loss.frozen_networks))),
             stored=bytes_of(autoencoder) + bytes_of(discriminator),
             trained=trained,
             averaged=bytes_of(autoencoder),
         )
     quiet = 3 * (flops["encoder"] + flops["decoder"] + flops.get("perceptual", 0))
+    quiet += 2 * sum(flops[name] for name in loss.terms)  # forward, and back to the image
     letters = ["3A", *(["3V"] if "perceptual" in flops else [])]
+    letters += [f"2 {name}" for name in loss.terms]
     return Price(
         parameters=count_parameters(parts),
         image_shape=image_shape_of(cfg),

@@ -156,9 +156,10 @@ def _counter_beside(*modules: nn.Module | None) -> Counter:
             if module is not None:
                 yield from module.parameters()
                 yield from module.buffers()
-            if isinstance(module, ReconstructionLoss) and module.perceptual is not None:
-                yield from module.perceptual.network.parameters()
-                yield from module.perceptual.network.buffers()
+            if isinstance(module, ReconstructionLoss):
+                for network in module.frozen_networks:
+                    yield from network.parameters()
+                    yield from network.buffers()
 
     counter = Counter()
     counter.know(held())
