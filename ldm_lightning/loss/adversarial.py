@@ -6,9 +6,12 @@ With r and f the logits on images and reconstructions:
     vanilla         D mean(softplus(-r) + softplus(f))       G mean(-softplus(f))    Goodfellow et
     al. 2014, Eq. 1 non_saturating  the same D                               G mean(softplus(-f))
     Goodfellow et al. 2014, sec. 3
+
+A discriminator returns one map of logits, [B, 1, h, w], or several, one a scale: losses and
+regularizers are computed for each map and averaged over the maps (Wang et al. 2018, pix2pixHD).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +19,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_lightning.utils.collectives import all_reduce_mean
+
+Logits = Tensor | Sequence[Tensor]
+
+
+def logit_maps(logits: Logits) -> tuple[Tensor, ...]:
+    """What a discriminator returned as a tuple of maps.
+
+    Raises:
+        ValueError: If it is neither a tensor nor a list or tuple of tensors.
+    """
+    maps = (logits,) if isinstance(logits, Tensor) else logits
+    if not isinstance(maps, (list, tuple)) or not all(isinstance(one, Tensor) for one in maps):
+        raise ValueError(
+            "A discriminator must return a tensor of logits or a list of such tensors, got "
+            f"{type(logits).__name__}."
+        )
+    if not maps:
+        raise ValueError("A discriminator must return at least one map of logits, got none.")
+    return tuple(maps)
+
+
+def mean_logit(logits: Logits) -> Tensor:
+    """Mean of the logits of each map, averaged over maps: a scalar."""
+    return _over_maps([one.mean() for one in logit_maps(logits)])
+
+
+def _over_maps(values: Sequence[Tensor]) -> Tensor:
+    """Mean over maps; of one map its value itself."""
+    return values[0] if len(values) == 1 else torch.stack(list(values)).mean()
 
 
 def _full(logits: Tensor) -> Tensor:
@@ -135,13 +167,16 @@ class AdversarialLoss:
                 f"loss.adversarial_form must be one of {sorted(FORMS)}, got {self.form!r}."
             )
 
-    def discriminator_loss(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """Loss of the discriminator, a scalar."""
-        return FORMS[self.form].discriminator(_full(logits_real), _full(logits_fake))
+    def discriminator_loss(self, logits_real: Logits, logits_fake: Logits) -> Tensor:
+        """Loss of the discriminator, a scalar averaged over maps."""
+        pairs = zip(logit_maps(logits_real), logit_maps(logits_fake), strict=True)
+        loss = FORMS[self.form].discriminator
+        return _over_maps([loss(_full(real), _full(fake)) for real, fake in pairs])
 
-    def generator_loss(self, logits_fake: Tensor) -> Tensor:
-        """Loss of the generator before its weight, a scalar."""
-        return FORMS[self.form].generator(_full(logits_fake))
+    def generator_loss(self, logits_fake: Logits) -> Tensor:
+        """Loss of the generator before its weight, a scalar averaged over maps."""
+        loss = FORMS[self.form].generator
+        return _over_maps([loss(_full(fake)) for fake in logit_maps(logits_fake)])
 
 
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
@@ -160,16 +195,17 @@ def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tenso
     return ratio.clamp(0.0, 1e4)
 
 
-def r1_penalty(logits_real: Tensor, images: Tensor) -> Tensor:
+def r1_penalty(logits_real: Logits, images: Tensor) -> Tensor:
     """Half the squared norm of the logits' gradient at real images, averaged over images: a scalar.
 
     Source: Mescheder et al. 2018, "Which Training Methods for GANs do actually Converge?", Eq. 9.
 
     Args:
-        logits_real: Logits on ``images``, any shape.
+        logits_real: Logits on ``images``, any shape; of several maps the sums are averaged.
         images: [B, C, H, W], requiring gradients.
     """
-    (gradient,) = torch.autograd.grad(_full(logits_real).sum(), images, create_graph=True)
+    total = _over_maps([_full(real).sum() for real in logit_maps(logits_real)])
+    (gradient,) = torch.autograd.grad(total, images, create_graph=True)
     return 0.5 * gradient.square().flatten(1).sum(dim=1).mean()
 
 
@@ -191,16 +227,29 @@ class LeCam(nn.Module):
         self.register_buffer("mean_real", torch.zeros(()))
         self.register_buffer("mean_fake", torch.zeros(()))
 
-    def forward(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """The regularizer, a scalar."""
+    def forward(self, logits_real: Logits, logits_fake: Logits) -> Tensor:
+        """The regularizer, a scalar averaged over maps."""
+        pairs = zip(logit_maps(logits_real), logit_maps(logits_fake), strict=True)
+        return _over_maps([self._of_map(real, fake) for real, fake in pairs])
+
+    def _of_map(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         far_real = F.relu(_full(logits_real) - self.mean_fake).square().mean()
         far_fake = F.relu(self.mean_real - _full(logits_fake)).square().mean()
         return far_real + far_fake
 
     @torch.no_grad()
-    def update(self, logits_real: Tensor, logits_fake: Tensor) -> None:
-        """Move the running means by the logits of one update, averaged over processes."""
-        means = torch.stack([_full(logits_real).mean(), _full(logits_fake).mean()])
+    def update(self, logits_real: Sequence[Logits], logits_fake: Sequence[Logits]) -> None:
+        """Move the running means by the logits of one update, averaged over processes.
+
+        Args:
+            logits_real: On images, one entry a batch of the update.
+            logits_fake: On their reconstructions, in the same order.
+        """
+        means = torch.stack([self._mean(logits_real), self._mean(logits_fake)])
         real, fake = all_reduce_mean(means).to(self.mean_real.dtype)
         self.mean_real.lerp_(real, 1 - self.decay)
         self.mean_fake.lerp_(fake, 1 - self.decay)
+
+    def _mean(self, batches: Sequence[Logits]) -> Tensor:
+        maps = zip(*map(logit_maps, batches), strict=True)  # the same map of every batch
+        return _over_maps([_full(torch.cat(logits)).mean() for logits in maps])

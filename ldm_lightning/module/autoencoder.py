@@ -26,7 +26,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder, AutoencoderOutput
-from ldm_lightning.loss.adversarial import AdversarialLoss, LeCam, adaptive_weight, r1_penalty
+from ldm_lightning.loss.adversarial import (
+    AdversarialLoss,
+    LeCam,
+    Logits,
+    adaptive_weight,
+    logit_maps,
+    mean_logit,
+    r1_penalty,
+)
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.loss.terms import check_term_names
 from ldm_lightning.metrics.accumulators import MeanOverImages
@@ -253,7 +261,7 @@ class AutoencoderModule(ManualOptimizationModule):
         """Let the discriminator learn on the batches of this update (step 4 above)."""
         assert self.discriminator is not None
         settings = self._adversarial_loss()
-        seen: list[tuple[Tensor, Tensor]] = []
+        seen: list[tuple[list[Tensor], list[Tensor]]] = []
         for images, reconstructions in self._pending:
             if settings.r1_weight:
                 images = images.detach().requires_grad_()
@@ -262,8 +270,8 @@ class AutoencoderModule(ManualOptimizationModule):
                 logits_fake = self.discriminator(reconstructions)
             loss = settings.discriminator_loss(logits_real, logits_fake)
             self._log.add("loss_discriminator", loss)
-            self._log.add("logits_real", logits_real.mean())
-            self._log.add("logits_fake", logits_fake.mean())
+            self._log.add("logits_real", mean_logit(logits_real))
+            self._log.add("logits_fake", mean_logit(logits_fake))
             if settings.r1_weight:
                 penalty = r1_penalty(logits_real, images)
                 self._log.add("loss_r1", penalty)
@@ -272,12 +280,11 @@ class AutoencoderModule(ManualOptimizationModule):
                 regularizer = self.lecam(logits_real, logits_fake)
                 self._log.add("loss_lecam", regularizer)
                 loss = loss + settings.lecam_weight * regularizer
-                seen.append((logits_real.detach(), logits_fake.detach()))
+                seen.append((_detached(logits_real), _detached(logits_fake)))
             self._add_gradients(loss, exchange=False)
         average_gradients(self.discriminator.parameters())
         if self.lecam is not None:
-            real, fake = (torch.cat(logits) for logits in zip(*seen, strict=True))
-            self.lecam.update(real, fake)
+            self.lecam.update([real for real, _ in seen], [fake for _, fake in seen])
         # Through the strategy, not `optimizer.step()`: Lightning would count this as a second
         # global step.
         self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
@@ -337,3 +344,7 @@ class AutoencoderModule(ManualOptimizationModule):
         """Store what rebuilds the autoencoder without this run's configuration."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["first_stage"] = self.stored_config
+
+
+def _detached(logits: Logits) -> list[Tensor]:
+    return [one.detach() for one in logit_maps(logits)]

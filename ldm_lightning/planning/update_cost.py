@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
+from ldm_lightning.loss.adversarial import mean_logit
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.module.precision import at_least_float32, gradient_at_layer, loss_precision
 from ldm_lightning.nn.condition import Condition
@@ -91,7 +92,7 @@ def count_first_stage_update(
         if discriminator is not None:
             with loss_precision(outputs):
                 logits = discriminator(autoencoder.to_images(outputs))
-            gradients += torch.autograd.grad(logits.mean(), [outputs])
+            gradients += torch.autograd.grad(mean_logit(logits), [outputs])
             if adaptive:
                 for gradient in gradients:
                     gradient_at_layer(output.outputs, autoencoder.last_layer, gradient)
@@ -106,7 +107,7 @@ def count_first_stage_update(
         if discriminator is not None:
             with loss_precision(images):
                 real, fake = discriminator(images), discriminator(reconstructions)
-            (real.mean() + fake.mean()).backward()
+            (mean_logit(real) + mean_logit(fake)).backward()
             discriminator.zero_grad(set_to_none=True)
     return UpdateCost(counter.flops, kept_bytes, counter.peak_bytes)
 

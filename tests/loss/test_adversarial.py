@@ -87,7 +87,52 @@ def test_lecam_follows_the_means_and_punishes_distance_from_the_other_side():
     lecam = LeCam(decay=0.5)
     real, fake = torch.full((4,), 2.0), torch.full((4,), -2.0)
     for _ in range(20):
-        lecam.update(real, fake)
+        lecam.update([real], [fake])
     assert lecam.mean_real.item() == pytest.approx(2.0, abs=1e-4)
     assert lecam(real, fake).item() == pytest.approx(32.0, rel=1e-3)
     assert lecam(fake, real).item() == pytest.approx(0.0, abs=1e-6)
+
+
+# Several maps of logits
+
+
+def two_maps(seed, *, requires_grad=False):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(2, 1, side, side, generator=generator, requires_grad=requires_grad)
+        for side in (4, 2)
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_losses_are_averaged_over_maps_whatever_their_size(form):
+    loss = AdversarialLoss(form, 1.0, True, AdversarialSchedule(0))
+    real, fake = two_maps(0), two_maps(1)
+    generator = [loss.generator_loss(one) for one in fake]
+    discriminator = [loss.discriminator_loss(*pair) for pair in zip(real, fake, strict=True)]
+    torch.testing.assert_close(loss.generator_loss(tuple(fake)), sum(generator) / 2)
+    torch.testing.assert_close(loss.discriminator_loss(real, fake), sum(discriminator) / 2)
+    assert torch.equal(loss.generator_loss([fake[0]]), generator[0])
+
+
+def test_the_gradient_penalty_is_that_of_the_maps_mean_sum():
+    images = torch.randn(2, 3, 4, 4, requires_grad=True)
+    penalty = r1_penalty([2 * images, images[:, :, :2, :2]], images)
+    gradient = torch.full((3, 4, 4), 1.0)
+    gradient[:, :2, :2] += 0.5
+    assert penalty.item() == pytest.approx(0.5 * gradient.square().sum().item())
+
+
+def test_lecam_averages_over_maps():
+    lecam, real, fake = LeCam(decay=0.5), two_maps(0), two_maps(1)
+    lecam.update([real, real], [fake, fake])
+    mean = (real[0].mean() + real[1].mean()) / 2
+    torch.testing.assert_close(lecam.mean_real, mean / 2)
+    both = [lecam(*pair) for pair in zip(real, fake, strict=True)]
+    torch.testing.assert_close(lecam(real, fake), sum(both) / 2)
+
+
+@pytest.mark.parametrize("returned", [None, [], {"logits": torch.zeros(1)}, [torch.zeros(1), 3]])
+def test_what_is_no_logits_is_refused(returned):
+    with pytest.raises(ValueError, match="logits"):
+        AdversarialLoss("hinge", 1.0, True, AdversarialSchedule(0)).generator_loss(returned)
