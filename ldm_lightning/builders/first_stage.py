@@ -7,12 +7,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
-from ldm_lightning.builders.training import (
-    build_adam,
-    build_features,
-    build_optimization,
-    learning_rate,
-)
+from ldm_lightning.builders.optimizer import build_optimizer_factory
+from ldm_lightning.builders.training import build_features, build_optimization, learning_rate
 from ldm_lightning.config import discriminator_start, plain
 from ldm_lightning.loss.adversarial import AdversarialLoss, AdversarialSchedule
 from ldm_lightning.loss.pixel import pixel_loss
@@ -53,7 +49,7 @@ def build_adversary(cfg: DictConfig, *, num_devices: int) -> Adversary | None:
     return Adversary(
         discriminator=instantiate(cfg.discriminator),
         loss=loss,
-        optimizer=build_adam(cfg, rate=rate),
+        optimizer=build_optimizer_factory(cfg.optim, rate=rate),
     )
 
 

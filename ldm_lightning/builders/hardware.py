@@ -127,8 +127,8 @@ def choose_hardware(cfg: DictConfig) -> Hardware:
         strategy=strategy,
         precision=precision,
         description=(
-            f"{num_processes} x {name}{where}; precision {precision}, {why}; {together}; fused "
-            "AdamW."
+            f"{num_processes} x {name}{where}; precision {precision}, {why}; {together}; "
+            f"{str(cfg.optim._target_).rpartition('.')[2]}."
         ),
     )
 

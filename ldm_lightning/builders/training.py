@@ -1,15 +1,14 @@
 """Objects that both stages train with: optimizer, schedule, callbacks, loggers, the Trainer."""
 
-import functools
 import logging
 
 import lightning.pytorch as pl
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ldm_lightning.builders.hardware import trainer_settings
+from ldm_lightning.builders.optimizer import build_optimizer_factory
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.stall_stopping import StallStopping
 from ldm_lightning.checkpoints.checkpoint import load_checkpoint, load_strict, trained_weights
@@ -17,7 +16,7 @@ from ldm_lightning.data.module import ImageDataModule, MapDataModule
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.learning_rate import WarmupDecay
-from ldm_lightning.module.settings import Optimization, OptimizerFactory
+from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.update_loop import use_update_loop
 from ldm_lightning.module.updating import ManualOptimizationModule
 from ldm_lightning.runs.run_folder import RunFolder, find_checkpoint
@@ -51,7 +50,7 @@ def build_optimization(cfg: DictConfig, *, num_devices: int) -> Optimization:
     """Build optimizer (as a factory), schedule, accumulation and clipping."""
     optim = cfg.optim
     return Optimization(
-        optimizer=build_adam(cfg, rate=learning_rate(cfg, num_devices=num_devices)),
+        optimizer=build_optimizer_factory(optim, rate=learning_rate(cfg, num_devices=num_devices)),
         schedule=WarmupDecay(
             max_steps=cfg.max_steps,
             warmup_steps=optim.warmup_steps,
@@ -60,18 +59,6 @@ def build_optimization(cfg: DictConfig, *, num_devices: int) -> Optimization:
         ),
         accumulate_batches=cfg.accumulate_batches,
         clip_norm=optim.clip_norm,
-    )
-
-
-def build_adam(cfg: DictConfig, *, rate: float) -> OptimizerFactory:
-    """Build a factory of Adam with a learning rate."""
-    # AdamW without decay is Adam
-    return functools.partial(
-        torch.optim.AdamW,
-        lr=rate,
-        betas=tuple(cfg.optim.betas),
-        weight_decay=cfg.optim.weight_decay,
-        fused=True,
     )
 
 

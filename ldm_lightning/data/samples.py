@@ -1,8 +1,10 @@
 """Interface of data sets, samples, and their collation into batches."""
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -91,6 +93,78 @@ class ImageDataset(MapDataset, Protocol):
     def without_augmentation(self) -> "ImageDataset":
         """The same images in the same order, cut as for evaluation: always the same samples."""
         ...
+
+
+class PlainImages(ABC):
+    """Base of a data set whose images are at hand in their final size; see ``ImageDataset``.
+
+    A subclass says how many images there are, what each shows, and what tells the set from others.
+
+    Args:
+        split: ``train`` or ``val``.
+        resolution: Height and width.
+        image_channels: Channels of the images.
+        class_names: By label; None for images without labels.
+    """
+
+    data_name = "own"
+    root = ""
+    identified_by = "digest"
+    crop = "none"
+    windows_per_image = 1
+    label_gap = ""
+    value_range: ValueRange | None = None
+    bad_file_log: BadFileLog | None = None
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        resolution: tuple[int, int],
+        image_channels: int,
+        class_names: list[str] | None = None,
+    ) -> None:
+        self.split = split
+        self.resolution = resolution
+        self.image_channels = image_channels
+        self.class_names = class_names
+        self.num_classes = None if class_names is None else len(class_names)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image(self, index: int) -> Tensor:
+        """The image of an index, uint8 [C, H, W]; always the same one."""
+
+    def label(self, index: int) -> int:
+        """Class of an image, where there are classes."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Short text that changes with the images, their order and their labels."""
+
+    def key(self, index: int) -> str:
+        """Name of a sample."""
+        return f"{self.data_name}/{self.split}/{index}"
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        sample = Sample(image=self.image(key.index), key=self.key(key.index))
+        if self.num_classes is not None:
+            sample["label"] = self.label(key.index)
+        return sample
+
+    def class_counts(self) -> list[int] | None:
+        """Images of each class, where there are classes."""
+        if self.num_classes is None:
+            return None
+        counts = Counter(map(self.label, range(len(self))))
+        return [counts[label] for label in range(self.num_classes)]
+
+    def without_augmentation(self) -> Self:
+        """Itself: nothing is cut or mirrored."""
+        return self
 
 
 def image_facts(dataset: ImageDataset, indices: list[int]) -> dict[str, str | int | float]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch.optim import Optimizer
 
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
@@ -32,6 +31,7 @@ from ldm_lightning.checkpoints.contents import (
 )
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
+from ldm_lightning.module.optimizer_state import expected_state, state_of_stand_in
 from ldm_lightning.module.updating import ManualOptimizationModule
 from ldm_lightning.utils.errors import CheckpointError
 
@@ -89,9 +89,6 @@ SECOND_STAGE = {
     "normalizer": MAPPING,
 }
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam keeps of each parameter, in its shape, beside the number of its steps."""
-
 
 def check_continues(
     path: Path, *, trainer: pl.Trainer, module: ManualOptimizationModule
@@ -122,7 +119,8 @@ def check_content(
         check(content, RUN, "")
         check_fits(module, content["state_dict"], path)
         _check_loops(content, trainer)
-        _check_optimizers(content, module.configure_optimizers())
+        kept = state_of_stand_in(module.optimization.optimizer)
+        _check_optimizers(content, module.configure_optimizers(), kept)
         _check_callbacks(content["callbacks"], trainer)
         _check_average(content, trainer, module)
         _check_scaler(content, trainer)
@@ -155,13 +153,21 @@ def _check_loops(content: Mapping[str, Any], trainer: pl.Trainer) -> None:
         )
 
 
-def _check_optimizers(content: Mapping[str, Any], optimizers: list[Optimizer]) -> None:
-    """Refuse states that do not belong to the parameters, or are not all there."""
+def _check_optimizers(
+    content: Mapping[str, Any], optimizers: list[Optimizer], kept: dict[str, Any]
+) -> None:
+    """Refuse states that do not belong to the parameters, or are not all there.
+
+    Args:
+        content: Of the checkpoint.
+        optimizers: As the run has them.
+        kept: What they keep of a parameter; see ``state_of_stand_in``.
+    """
     states, counts = content["optimizer_states"], content["num_optimizer_states"]
     for name, found in (("optimizer_states", states), ("num_optimizer_states", counts)):
         if len(found) != len(optimizers):
             raise ValueError(f"{name} has {len(found)} entries; expected {len(optimizers)}")
-    if content["global_step"] and not states[0]["state"]:
+    if content["global_step"] and kept and not states[0]["state"]:
         raise ValueError("optimizer_states[0].state is empty")
     for number, (stored, optimizer) in enumerate(zip(states, optimizers, strict=True)):
         place = f"optimizer_states[{number}]"
@@ -178,8 +184,11 @@ def _check_optimizers(content: Mapping[str, Any], optimizers: list[Optimizer]) -
         for key, state in stored["state"].items():
             if not isinstance(key, int) or not 0 <= key < len(parameters):
                 raise ValueError(f"{place}.state.{key} belongs to no parameter")
-            expected = dict.fromkeys(MOMENTS, parameters[key])
-            check_tensors(state, {"step": torch.zeros(()), **expected}, f"{place}.state.{key}")
+            expected = expected_state(kept, parameters[key])
+            check(state, MAPPING, f"{place}.state.{key}")
+            unknown = {name: state[name] for name in kept.keys() & state.keys() - expected.keys()}
+            known = {name: value for name, value in state.items() if name not in unknown}
+            check_tensors(known, expected, f"{place}.state.{key}")
 
 
 def _check_callbacks(stored: Mapping[str, Any], trainer: pl.Trainer) -> None:

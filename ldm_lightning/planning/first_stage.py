@@ -17,6 +17,7 @@ from ldm_lightning.planning.price import (
     bytes_of,
     empty,
     image_shape_of,
+    moments_of,
     put,
     state_bytes,
     three,
@@ -41,6 +42,7 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
     assert isinstance(autoencoder, Autoencoder)
     loss = build_reconstruction_loss(cfg, trained=False)  # reads a file where there is one
     perceptual = loss.perceptual
+    num_moments = moments_of(cfg)
     with without_memory():
         for network in (autoencoder, loss, *loss.frozen_networks, discriminator):
             put(network, hardware)
@@ -71,12 +73,13 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
                 autocast=autocast(hardware.device.type, hardware.precision),
             )
 
-        configured = cfg.autoencoder.gradient_checkpointing
-        costs = update(configured), None if configured else update(True)
+        configured = cfg.autoencoder.get("gradient_checkpointing")  # parts of others may have none
+        costs = update(bool(configured)), update(True) if configured is False else None
         generator = tensor_bytes([*autoencoder.parameters(), *loss.parameters()])
         trained = generator + bytes_of(discriminator, buffers=False)
         state = state_bytes(
             cfg,
+            num_moments=num_moments,
             weights=sum(map(bytes_of, (autoencoder, discriminator, *loss.frozen_networks))),
             stored=bytes_of(autoencoder) + bytes_of(discriminator),
             trained=trained,

@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ldm_lightning.builders.hardware import Hardware
+from ldm_lightning.builders.optimizer import build_optimizer_factory
 from ldm_lightning.data.transforms import as_size
+from ldm_lightning.module.optimizer_state import moments_per_parameter
 from ldm_lightning.planning.counter import empty_weights
 from ldm_lightning.planning.update_cost import UpdateCost, tensor_bytes
-
-ADAM_MOMENTS = 2
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,19 @@ def image_shape_of(cfg: DictConfig) -> tuple[int, int, int]:
     return (cfg.image_channels, *as_size(cfg.resolution))
 
 
+def moments_of(cfg: DictConfig) -> int:
+    """Numbers that the run's optimizer keeps for each number it trains."""
+    return moments_per_parameter(build_optimizer_factory(cfg.optim, rate=1.0))
+
+
 def state_bytes(
-    cfg: DictConfig, *, weights: int, stored: int, trained: int, averaged: int
+    cfg: DictConfig, *, num_moments: int, weights: int, stored: int, trained: int, averaged: int
 ) -> StateBytes:
     """Tensors that live between two updates.
 
     Args:
         cfg: Says whether there is a moving average.
+        num_moments: Of ``moments_of``.
         weights: Bytes of all networks.
         stored: Bytes of those in a checkpoint.
         trained: Bytes of what an optimizer trains.
@@ -117,9 +123,9 @@ def state_bytes(
     return StateBytes(
         weights=weights,
         trained=trained,
-        optimizer=ADAM_MOMENTS * trained,
+        optimizer=num_moments * trained,
         average=average,
-        checkpoint=stored + ADAM_MOMENTS * trained + average,
+        checkpoint=stored + num_moments * trained + average,
     )
 
 

@@ -24,6 +24,7 @@ from ldm_lightning.planning.price import (
     bytes_of,
     empty,
     image_shape_of,
+    moments_of,
     put,
     state_bytes,
     three,
@@ -85,6 +86,7 @@ def price_second_stage(
         autoencoder = build_autoencoder(first_stage)
         in_pixels = instantiate(_in_pixel_space(cfg, stored["denoiser"]))
     denoiser, conditioner = parts["denoiser"], parts["conditioner"]
+    num_moments = moments_of(cfg)
     with without_memory():
         for network in (autoencoder, in_pixels, denoiser, conditioner):
             put(network, hardware)
@@ -124,9 +126,9 @@ def price_second_stage(
             cost = count_forward(lambda: network(noisy, time, condition(noisy)), network)
             return DenoiserPrice(three(noisy.shape[1:]), cost.flops, cost.kept_bytes)
 
-        configured = cfg.denoiser.gradient_checkpointing
+        configured = cfg.denoiser.get("gradient_checkpointing")  # parts of others may have none
         denoisers = {"pixels": alone(in_pixels, image), "latents": alone(denoiser, latent)}
-        costs = update(configured), None if configured else update(True)
+        costs = update(bool(configured)), update(True) if configured is False else None
         flops = {
             "denoiser": denoisers["latents"].flops,
             "encoder": encoding.flops // len(images)
@@ -136,7 +138,9 @@ def price_second_stage(
         }
         own = bytes_of(denoiser) + bytes_of(conditioner)
         weights = own + bytes_of(autoencoder)
-        state = state_bytes(cfg, weights=weights, stored=own, trained=own, averaged=own)
+        state = state_bytes(
+            cfg, num_moments=num_moments, weights=weights, stored=own, trained=own, averaged=own
+        )
     law_flops = 3 * flops["denoiser"] + (flops["encoder"] if encodes else 0)
     return Price(
         parameters=count_parameters(parts),

@@ -22,6 +22,9 @@ from ldm_lightning.storage.small_files import read_yaml
 
 OVERRIDES = "overrides.yaml"
 
+OPTIMIZERS = "torch.optim"
+"""Package of another project whose classes a run may name."""
+
 GROUP = re.compile(r"[a-z_]+(/[a-z_]+)*")
 CHOICE = re.compile(r"(\w[\w.-]*)(/\w[\w.-]*)*")
 """No absolute path and no ``..``: Hydra would read a file outside its folders."""
@@ -47,7 +50,7 @@ def read_config(folder: Path, *, trusted: Collection[str] = ()) -> dict[str, Any
     Raises:
         ValueError: Naming the file; see ``read_stored``.
     """
-    return read_stored(folder / "config.yaml", allowed={*own_targets(), *trusted})
+    return read_stored(folder / "config.yaml", allowed={*own_targets(), OPTIMIZERS, *trusted})
 
 
 def read_config_keys(

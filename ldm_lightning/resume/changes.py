@@ -47,6 +47,7 @@ RULES = {
     "weights": BEGINNING,
     "validation": APPLIED,
     "optim": APPLIED,
+    "optim._target_": STATE,
     "trainer": APPLIED,
     "logger": APPLIED,
     "features": APPLIED,
