@@ -142,12 +142,10 @@ def _sampler_config(given: DictConfig, opened: OpenedSecondStage) -> DictConfig:
     """The sampler to use: the given one, or the run's with the given values."""
     if given._target_ is not None:
         return given
-    from ldm_lightning.checkpoints.targets import check_targets
+    from ldm_lightning.restore.second_stage import stored_sampler
 
-    stored = opened.description["sampler"]
-    check_targets(stored, allowed=("ldm_lightning.sampler", *opened.trusted_packages))
     values = {key: value for key, value in given.items() if value is not None}
-    merged = OmegaConf.merge(stored, values)
+    merged = OmegaConf.merge(stored_sampler(opened), values)
     assert isinstance(merged, DictConfig)
     return merged
 

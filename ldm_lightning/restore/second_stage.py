@@ -182,6 +182,13 @@ def opened_sampler(opened: OpenedSecondStage, sampler: DictConfig, *, seed: int)
     )
 
 
+def stored_sampler(opened: OpenedSecondStage) -> dict[str, Any]:
+    """Configuration of the sampler that a checkpoint names, after checking its targets."""
+    stored = opened.description["sampler"]
+    check_targets(stored, allowed=("ldm_lightning.sampler", *opened.trusted_packages))
+    return dict(stored)
+
+
 def _find_first_stage(formerly: Path, checkpoint: Path) -> Path:
     """Path of the first stage: its old one, or beside the run if a chain's folder was moved."""
     moved = checkpoint.absolute().parents[2] / "first_stage" / "checkpoints" / formerly.name
