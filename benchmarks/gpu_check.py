@@ -31,7 +31,7 @@ NUM_LINES = 40
 
 @dataclass(frozen=True)
 class Check:
-    """What is checked on.
+    """Device and scale of a check.
 
     Attributes:
         device: ``cuda`` or ``cpu``.
@@ -45,7 +45,7 @@ class Check:
 
     @property
     def training_words(self) -> list[str]:
-        """What both trainings have in common."""
+        """Words that both trainings share."""
         workers = min(12, max(0, (os.cpu_count() or 1) - 2)) if self.device == "cuda" else 0
         scale, trainer = ("gpu", "gpu") if self.device == "cuda" else ("cpu", "cpu")
         return [
@@ -61,7 +61,7 @@ class Check:
 
 @dataclass
 class Part:
-    """How one part ended.
+    """Outcome of one part.
 
     Attributes:
         name: Names its log, too.

@@ -107,7 +107,7 @@ def _final_choice(composed: ComposedFiles, group: str) -> str:
 
 
 def _setters(composed: ComposedFiles, key: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Who sets a key, a mapping that holds it, or a key below it; and to what."""
+    """List all settings of a key, of a mapping that holds it, or of a key below it."""
     for file in composed.files:
         for name, value in leaves(file.values):
             if name == key:
@@ -122,7 +122,7 @@ def _setters(composed: ComposedFiles, key: str, words: Sequence[str]) -> Iterato
 
 
 def _chooses(word: Override, composed: ComposedFiles) -> bool:
-    """Whether a word chooses the file of a group; ``optim={...}`` sets values instead."""
+    """Return whether a word chooses the file of a group; ``optim={...}`` sets values instead."""
     return word.key_or_group in composed.choices and not isinstance(word.value(), dict)
 
 

@@ -24,7 +24,7 @@ Logits = Tensor | Sequence[Tensor]
 
 
 def logit_maps(logits: Logits) -> tuple[Tensor, ...]:
-    """What a discriminator returned as a tuple of maps.
+    """Output of a discriminator as a tuple of maps.
 
     Raises:
         ValueError: If it is neither a tensor nor a list or tuple of tensors.

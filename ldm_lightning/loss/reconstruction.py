@@ -81,7 +81,7 @@ class ReconstructionLoss(nn.Module):
 
     @property
     def frozen_networks(self) -> list[nn.Module]:
-        """What it uses and does not train: the perceptual network and the further terms."""
+        """Frozen networks in use: the perceptual network and the further terms."""
         perceptual = [] if self.perceptual is None else [self.perceptual.network]
         return [*perceptual, *(term.module for term in self.terms.values())]
 

@@ -1,4 +1,4 @@
-"""What an optimizer keeps of each parameter, found by one step of a stand-in parameter."""
+"""State that an optimizer keeps of each parameter, found by one step of a stand-in."""
 
 from typing import Any
 
