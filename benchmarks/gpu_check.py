@@ -139,7 +139,7 @@ def tests(check: Check) -> Part:
             f"--config-file={ROOT}/pyproject.toml",
             f"{ROOT}/tests/gpu",
         ],
-        timeout_minutes=10,
+        timeout_minutes=10 if check.device == "cuda" else 30,
         results=lambda folder: {"last_line": _lines(folder / "log.txt")[-1]},
     )
 
