@@ -11,6 +11,7 @@ from ldm_lightning.builders.hardware import trainer_settings
 from ldm_lightning.builders.optimizer import build_optimizer_factory
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.stall_stopping import StallStopping
+from ldm_lightning.callbacks.throughput import Throughput
 from ldm_lightning.checkpoints.checkpoint import load_checkpoint, load_strict, trained_weights
 from ldm_lightning.data.module import ImageDataModule, MapDataModule
 from ldm_lightning.metrics.features import FeatureSet
@@ -99,7 +100,7 @@ def build_trainer(cfg: DictConfig, run_folder: RunFolder) -> pl.Trainer:
         enable_checkpointing=True,
         enable_model_summary=False,
         default_root_dir=run_folder.path,
-        callbacks=build_callbacks(cfg, run_folder),
+        callbacks=[Throughput(), *build_callbacks(cfg, run_folder)],
         logger=build_loggers(cfg, run_folder),
     )
     return use_update_loop(trainer, accumulate_batches=cfg.accumulate_batches)

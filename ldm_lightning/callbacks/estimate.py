@@ -2,15 +2,14 @@
 
 import logging
 import math
-import time
 from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 
 from ldm_lightning.callbacks.ema import Ema
+from ldm_lightning.callbacks.throughput import throughput_of
 from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.collectives import local_shard
 from ldm_lightning.utils.provenance import peak_memory
@@ -35,20 +34,13 @@ class Estimate(pl.Callback):
     def __init__(self, run_folder: RunFolder) -> None:
         self.run_folder = run_folder
         self._first_step = 0
-        self._timed_from: int | None = None  # update after which timing began
-        self._seconds = 0.0
-        self._num_images = 0
-        self._num_batches = 0
-        self._mark = 0.0
-        self._validation_began = 0.0
-        self._validation_seconds: float | None = None
         self._is_said = False
+        self._has_validated = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin anew: a continued run may be on another machine."""
         self._first_step = trainer.global_step
-        self._timed_from, self._validation_seconds, self._is_said = None, None, False
-        self._seconds, self._num_images, self._num_batches = 0.0, 0, 0
+        self._is_said = self._has_validated = False
 
     def on_train_batch_end(
         self,
@@ -58,59 +50,39 @@ class Estimate(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Time whole updates, and say what follows when there are enough."""
-        if self._timed_from is None:
-            if trainer.global_step > self._first_step:
-                self._timed_from = trainer.global_step
-                self._mark = _now(pl_module)
+        """Say what follows when enough whole updates are timed."""
+        throughput = throughput_of(trainer)
+        spent, batches_per_update = throughput.spent, throughput.batches_per_update
+        if self._is_said or not batches_per_update or not spent.num_batches:
             return
-        self._num_batches += 1
-        self._num_images += len(next(iter(batch.values()))) * trainer.world_size
-        self._lap(time.monotonic())
-        num_updates = trainer.global_step - self._timed_from
-        enough = num_updates >= AFTER_UPDATES or self._seconds >= AFTER_SECONDS
-        is_whole = self._num_batches % self._batches_per_update(num_updates) == 0
-        if not self._is_said and num_updates and enough and is_whole:
-            self._lap(_now(pl_module))
+        num_updates, more = divmod(spent.num_batches, batches_per_update)
+        enough = num_updates >= AFTER_UPDATES or spent.training_s >= AFTER_SECONDS
+        if num_updates and not more and enough:
+            throughput.wait_for_device(pl_module)
             self._say(trainer, pl_module)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the validation out of the updates' time."""
-        self._validation_began = _now(pl_module)
-        if self._timed_from is not None:
-            self._lap(self._validation_began)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Correct the estimate once it is known how long a validation takes."""
-        self._mark = _now(pl_module)
-        is_first = self._validation_seconds is None
-        self._validation_seconds = self._mark - self._validation_began
-        if trainer.state.fn == "fit" and is_first and self._num_batches:
+        if trainer.state.fn == "fit" and not self._has_validated:
+            self._has_validated = True
             self._say(trainer, pl_module)
-
-    def _lap(self, now: float) -> None:
-        self._seconds += now - self._mark
-        self._mark = now
-
-    def _batches_per_update(self, num_updates: int) -> int:
-        return max(1, round(self._num_batches / num_updates)) if num_updates else 1
 
     def _say(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         step, last = trainer.global_step, trainer.max_steps
-        assert self._timed_from is not None
-        num_updates = step - self._timed_from
-        if not trainer.is_global_zero or not num_updates or step >= last:
+        throughput = throughput_of(trainer)
+        seconds, validation_s = throughput.seconds_per_update, throughput.last_validation_s
+        if not trainer.is_global_zero or seconds is None or step >= last:
             return
+        assert throughput.batches_per_update is not None
         self._is_said = True
-        seconds = self._seconds / num_updates
-        num_validations = _validations_left(trainer, self._batches_per_update(num_updates))
-        validations = num_validations * (self._validation_seconds or 0.0)
+        num_validations = _validations_left(trainer, throughput.batches_per_update)
+        validations = num_validations * (validation_s or 0.0)
         memory = peak_memory(pl_module.device)
         facts: dict[str, Any] = {
             "after_updates": step - self._first_step,
             "seconds_per_update": seconds,
-            "images_per_s": self._num_images / self._seconds,
-            "seconds_per_validation": self._validation_seconds,
+            "images_per_s": throughput.spent.images_per_s,
+            "seconds_per_validation": validation_s,
             "validations_left": num_validations,
             "seconds_left": (last - step) * seconds + validations,
             "peak_bytes": (memory["peak_device_mib"] or memory["peak_host_mib"] or 0.0) * 2**20,
@@ -120,11 +92,11 @@ class Estimate(pl.Callback):
         with_validations = f"{num_validations} validation{'s' if num_validations != 1 else ''}"
         if not num_validations:
             with_validations = ""
-        elif self._validation_seconds is None:
+        elif validation_s is None:
             with_validations = f" and {with_validations} not timed yet"
         else:
             with_validations = f" with {with_validations} of "
-            with_validations += format_seconds(self._validation_seconds)
+            with_validations += format_seconds(validation_s)
         logger.info(
             "Estimate after %s updates: %s an update (%.3g images/s), %s to update %s%s; peak "
             "memory %s; checkpoints %s each.%s",
@@ -138,13 +110,6 @@ class Estimate(pl.Callback):
             format_bytes(facts["checkpoint_bytes"]),
             _discriminator_note(pl_module, step, last),
         )
-
-
-def _now(pl_module: pl.LightningModule) -> float:
-    """The time once a GPU has done what was asked of it."""
-    if pl_module.device.type == "cuda":
-        torch.cuda.synchronize(pl_module.device)
-    return time.monotonic()
 
 
 def _validations_left(trainer: pl.Trainer, batches_per_update: int) -> int:

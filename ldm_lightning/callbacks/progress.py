@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ldm_lightning.callbacks.throughput import throughput_of
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,11 +42,6 @@ class TrainingProgress(ProgressBar):
         self._bar: Progress | None = None
         self._shown = 0.0  # time of the last refresh
         self._shown_step = -1
-        self._training_seconds = 0.0  # validations excluded
-        self._num_images = 0
-        self._num_batches = 0
-        self._mark = 0.0
-        self._first_step = 0
         self._validation = ""
         self._handlers: list[tuple[logging.StreamHandler, TextIO]] = []
 
@@ -59,9 +56,7 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar where there is a terminal."""
-        now = time.monotonic()
-        self._mark = self._shown = now
-        self._first_step = trainer.global_step
+        self._shown = time.monotonic()
         console = Console(stderr=True)
         if self._enabled and console.is_terminal:
             streams = (sys.stdout, sys.stderr)
@@ -86,13 +81,8 @@ class TrainingProgress(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count, and show at most once a second what would cost a wait for the device to read."""
+        """Show at most once a second what would cost a wait for the device to read."""
         now = time.monotonic()
-        if self._num_batches:  # the first batch pays for start-up
-            self._training_seconds += now - self._mark
-            self._num_images += len(next(iter(batch.values()))) * trainer.world_size
-        self._num_batches += 1
-        self._mark = now
         pause = 1.0 if self._bar is not None else self.plain_every_seconds
         if self._enabled and now - self._shown >= pause:
             self._shown = now
@@ -104,8 +94,7 @@ class TrainingProgress(ProgressBar):
             self._bar.update(self._bar.task_ids[0], description="validating ...")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the metrics on show, and the validation out of the speed."""
-        self._mark = time.monotonic()
+        """Keep the metrics on show."""
         self._validation = _values(trainer, self.metrics)
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._enabled:
             self._show(trainer)
@@ -123,18 +112,17 @@ class TrainingProgress(ProgressBar):
         self._close()
 
     def _show(self, trainer: pl.Trainer) -> None:
-        speed = self._num_images / self._training_seconds if self._training_seconds else 0.0
+        throughput = throughput_of(trainer)
+        speed = throughput.spent.images_per_s or 0.0
         text = f"{speed:.1f} img/s  {_values(trainer, self.losses)}  {self._validation}".rstrip()
         step = self._shown_step = trainer.global_step
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
             return
         left = ""
-        if self._first_step < step < trainer.max_steps:
-            seconds = (
-                self._training_seconds / (step - self._first_step) * (trainer.max_steps - step)
-            )
-            left = f", {seconds / 60:.1f} min left"
+        seconds = throughput.seconds_per_update
+        if seconds is not None and step < trainer.max_steps:
+            left = f", {seconds * (trainer.max_steps - step) / 60:.1f} min left"
         logger.info("update %d of %d%s: %s", step, trainer.max_steps, left, text)
 
     def _close(self) -> None:

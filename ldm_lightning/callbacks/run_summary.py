@@ -13,6 +13,7 @@ from torch import nn
 from ldm_lightning.callbacks.codebook_alarm import CodebookAlarm
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.stall_stopping import StallStopping
+from ldm_lightning.callbacks.throughput import throughput_of
 from ldm_lightning.module.update_loop import validation_is_missing
 from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.errors import error_line
@@ -44,9 +45,8 @@ class RunSummary(pl.Callback):
     Metrics come from what the module logs outside ``train/``; ``protocol`` (how each was made) and
     ``per_channel`` from ``pl_module.report``.
 
-    ``timing`` splits training into waiting for data, steps and validations, in seconds, summed over
-    interruptions; on a GPU a step that returns before the device is done shows up later.
-    ``images_per_s`` is of data and steps together, the first batch of each start left out.
+    ``timing`` splits training into waiting for data, steps, validations and what follows them, in
+    seconds, summed over interruptions; see ``Spent``.
 
     Args:
         run_folder: Whose ``summary.json`` is written.
@@ -54,10 +54,6 @@ class RunSummary(pl.Callback):
 
     def __init__(self, run_folder: RunFolder) -> None:
         self.run_folder = run_folder
-        self._seconds = {"data_s": 0.0, "step_s": 0.0, "validation_s": 0.0}
-        self._num_images = 0
-        self._num_batches = 0  # since this start
-        self._mark = 0.0
         self._written = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -89,13 +85,6 @@ class RunSummary(pl.Callback):
         for log in trainer.loggers:
             if isinstance(log, ContinuedLog):
                 log.drop_rows_after(trainer.global_step, validated=validated)
-        self._mark = time.monotonic()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Since the last batch's end the run has waited for data."""
-        self._lap("data_s" if self._num_batches else None)
 
     def on_train_batch_end(
         self,
@@ -105,24 +94,13 @@ class RunSummary(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Time the step, and show a sign of life."""
-        self._lap("step_s" if self._num_batches else None)
-        if self._num_batches:
-            self._num_images += len(next(iter(batch.values()))) * trainer.world_size
-        self._num_batches += 1
-        if trainer.is_global_zero and self._mark - self._written >= HEARTBEAT_SECONDS:
+        """Show a sign of life."""
+        if trainer.is_global_zero and time.monotonic() - self._written >= HEARTBEAT_SECONDS:
             self._write(trainer, {})
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start timing the validation."""
-        self._mark = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the metrics."""
-        if trainer.sanity_checking:
-            return
-        self._lap("validation_s")
-        if not trainer.is_global_zero:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
         metrics = {
             name: float(value)
@@ -166,27 +144,17 @@ class RunSummary(pl.Callback):
         except OSError as err:
             logger.error("%s could not be written (%s).", self.run_folder.summary, err)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Time spent so far."""
-        return {"seconds": dict(self._seconds), "num_images": self._num_images}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add to the time of the interrupted run."""
-        self._seconds = dict(state_dict["seconds"])
-        self._num_images = state_dict["num_images"]
-
-    def _lap(self, part: str | None) -> None:
-        """Add the time since the last mark to one part of the timing."""
-        now = time.monotonic()
-        if part is not None:
-            self._seconds[part] += now - self._mark
-        self._mark = now
-
     def _write(self, trainer: pl.Trainer, changes: Mapping[str, Any]) -> None:
-        training = self._seconds["data_s"] + self._seconds["step_s"]
-        timing: dict[str, float] = {**self._seconds, "total_s": sum(self._seconds.values())}
-        if training:
-            timing["images_per_s"] = self._num_images / training
+        spent = throughput_of(trainer).total
+        timing: dict[str, float] = {
+            "data_s": spent.waiting_s,
+            "step_s": spent.step_s,
+            "validation_s": spent.validation_s,
+            "after_validation_s": spent.after_validation_s,
+            "total_s": spent.total_s,
+        }
+        if spent.images_per_s is not None:
+            timing["images_per_s"] = spent.images_per_s
         alarms = [text for c in _callbacks(trainer, CodebookAlarm) for text in c.alarms]
         current = {
             "step": trainer.global_step,

@@ -68,9 +68,13 @@ CALLBACKS = {
         "stalled": Each(COUNT),
         "measured_as": Each(MAPPING),
     },
-    "RunSummary": {
-        "seconds": {"data_s": NUMBER, "step_s": NUMBER, "validation_s": NUMBER},
+    "Throughput": {
+        "waiting_s": NUMBER,
+        "step_s": NUMBER,
+        "validation_s": NUMBER,
+        "after_validation_s": NUMBER,
         "num_images": COUNT,
+        "num_batches": COUNT,
     },
     "Checkpointing": {
         "monitor": OrNone(TEXT),
@@ -81,7 +85,7 @@ CALLBACKS = {
 }
 """What callbacks keep, by the key that Lightning stores it under."""
 
-ALWAYS = ("RunSummary", "Checkpointing")
+ALWAYS = ("Throughput", "Checkpointing")
 """Callbacks that every run has. Others may be switched on when it is continued."""
 
 SECOND_STAGE = {

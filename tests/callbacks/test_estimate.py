@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from ldm_lightning.callbacks import estimate
+from ldm_lightning.callbacks import estimate, throughput
 from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.ema import Ema
 from ldm_lightning.callbacks.estimate import Estimate
@@ -27,7 +27,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     monkeypatch.setattr(estimate, "AFTER_UPDATES", 3)
-    monkeypatch.setattr(estimate, "time", clock := Clock())
+    monkeypatch.setattr(throughput, "time", clock := Clock())
     return clock
 
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 
-from ldm_lightning.callbacks import performance
+from ldm_lightning.callbacks import throughput
 from ldm_lightning.callbacks.performance import Performance
 from tests.callbacks.recorder import Recorder
 from tests.callbacks.tiny_module import CountingLoader, TinyModule, fit, make_trainer
@@ -16,7 +16,7 @@ IMAGES, VALIDATION_BATCHES = 2, 2  # in a batch, in a validation
 def clock(monkeypatch):
     """A clock that stands still unless it is put forward."""
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(performance, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from ldm_lightning.callbacks.throughput import Throughput
 from ldm_lightning.module.update_loop import use_update_loop
 
 
@@ -172,7 +173,7 @@ def make_trainer(
         "enable_progress_bar": False,
         "enable_checkpointing": None,
     }
-    trainer = pl.Trainer(callbacks=callbacks, **{**settings, **options})
+    trainer = pl.Trainer(callbacks=[Throughput(), *callbacks], **{**settings, **options})
     return use_update_loop(trainer, accumulate_batches=accumulate)
 
 
