@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
+from ldm_lightning.checks.constructors import wrong_keywords
 from ldm_lightning.checks.kinds import OPEN_MAPPINGS, is_path, wrong_values
 from ldm_lightning.cli import misspelled
 from ldm_lightning.config import CONF_DIR
@@ -29,7 +30,7 @@ FOLLOWING_GROUP = "features/stage"
 def check_keys(
     cfg: DictConfig, choices: Mapping[str, str | None], *, command: str = "train"
 ) -> None:
-    """Refuse keys that no file of conf/ declares, and values of another type than they have there.
+    """Refuse keys that no file of conf/ declares or no part takes, and values of another type.
 
     Hydra refuses unknown keys on the command line, but merges whatever an experiment file holds, so
     that a misspelled key there silently changes nothing; and it takes any text for a number.
@@ -40,13 +41,18 @@ def check_keys(
         command: Which one's configuration it is.
 
     Raises:
-        ValueError: Naming the key, and the nearest one there is, or what it may hold.
+        ValueError: Naming the key, and the nearest one there is, or what it may hold, or what its
+            part takes.
     """
     _check_recipe(choices.get("recipe"))
     reference = _defaults(command, choices)
     unknown = _unknown_keys(OmegaConf.to_container(cfg), reference, prefix="")
     if unknown:
         raise ValueError(misspelled(*unknown[0]))
+    values = OmegaConf.to_container(cfg)
+    assert isinstance(values, dict)
+    if wrong_of_parts := list(wrong_keywords({str(key): item for key, item in values.items()})):
+        raise ValueError(" ".join(wrong_of_parts))
     _expand_homes(cfg)
     if wrong := wrong_values(_given_values(cfg, reference), reference):
         raise ValueError(" ".join(sorted(wrong)))
