@@ -125,6 +125,17 @@ def test_a_misspelt_key_on_the_command_line_is_refused_with_a_suggestion(tmp_pat
     refused("train", words, tmp_path, "'loss.kl_wieght'", "'kl_weight'")
 
 
+def test_a_recipe_that_is_at_no_scale_is_named(tmp_path):
+    refused("train", [*tiny("kl_f4"), "recipe=cpu/kl_f5"], tmp_path, "recipe=cpu/kl_f5", "kl_f4")
+
+
+@pytest.mark.parametrize("scale", ["gpu", "paper"])
+def test_a_scale_without_the_standard_networks_names_what_needs_none(tmp_path, scale):
+    words = [*tiny("kl_f4", scale=scale), f"features.weights_dir={tmp_path / 'none'}"]
+    refused("train", words, tmp_path, "features=tiny")
+    assert "features=tiny" in failed_reason(tmp_path, "kl_f4")
+
+
 def test_a_misspelt_key_in_an_experiment_is_refused_with_a_suggestion(tmp_path):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
