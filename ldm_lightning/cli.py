@@ -27,7 +27,7 @@ from ldm_lightning.config import register_resolvers
 from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.storage.home import ensure_home, expanded_word
 from ldm_lightning.storage.small_files import SmallFileError
-from ldm_lightning.utils.errors import ContactLostError, error_line
+from ldm_lightning.utils.errors import ContactLostError, OutOfMemory, error_line, is_out_of_memory
 from ldm_lightning.utils.launch import check_environment, launched
 from ldm_lightning.utils.terminal import prepare_streams
 
@@ -40,9 +40,14 @@ EXPECTED_ERRORS = (
     OSError,
     FloatingPointError,
     ContactLostError,
+    OutOfMemory,
 )
 """What wrong input and a full disk lead to; anything else is a mistake of ours and keeps its
 traceback."""
+
+
+SMALLER_BATCHES = "Lower batch_size or data.val_batch_size, or give precision=bf16."
+"""What commands that do not train can do about memory."""
 
 
 def run_entry_point(command: Callable[[], None]) -> None:
@@ -105,6 +110,10 @@ def handle_user_errors() -> Iterator[None]:
         log.error("%s%s", whose, error_text(error))
         sys.exit(1)
     except Exception as error:
+        if is_out_of_memory(error):  # not in a training, which says more
+            log.debug("Traceback:", exc_info=True)
+            log.error("%sOut of memory: %s %s", whose, error_line(error), SMALLER_BATCHES)
+            sys.exit(1)
         if whose:  # the traceback that follows does not say
             log.error("%s%s", whose, error_line(error))
         raise
@@ -136,7 +145,7 @@ def error_text(error: BaseException) -> str:
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         known = cause.parent_node if isinstance(cause.parent_node, DictConfig) else ()
         return misspelled(str(cause.full_key), map(str, known))
-    if isinstance(error, ContactLostError):
+    if isinstance(error, (ContactLostError, OutOfMemory)):
         return str(error)
     lines = str(error).splitlines() or [""]
     if isinstance(error, InterpolationResolutionError):

@@ -23,6 +23,7 @@ from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.distributed.processes import every_process
 from ldm_lightning.module.checkpoint_contents import check_continues
 from ldm_lightning.module.updating import ManualOptimizationModule
+from ldm_lightning.planning.out_of_memory import explain_out_of_memory
 from ldm_lightning.resume.point import go_back
 from ldm_lightning.runs.run_folder import find_checkpoint
 from ldm_lightning.storage.files import atomic_writer
@@ -144,7 +145,7 @@ def fit(prepared: PreparedRun) -> FinishedRun:
     checked, trainer, module = built.checked, built.trainer, built.module
     if trainer.is_global_zero:
         _write_start(built)
-    with every_process(trainer, checked.run_folder):
+    with every_process(trainer, checked.run_folder), explain_out_of_memory(checked.cfg):
         if checked.cfg.train:
             trainer.fit(module, built.data, ckpt_path=checked.continues)
         else:

@@ -13,6 +13,10 @@ class ContactLostError(Exception):
     """Another process of the run has ended, or no longer answers."""
 
 
+class OutOfMemory(Exception):  # noqa: N818 - torch has an OutOfMemoryError
+    """The device has no memory left; the message says what to change."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint cannot be read, or does not fit; the message says why and what to do."""
 
@@ -27,6 +31,12 @@ def error_line(error: BaseException) -> str:
     if "Original Traceback" in text:
         return text.strip().splitlines()[-1]
     return f"{type(error).__name__}: {text}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is torch's, on a device or the CPU, about memory that is not there."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # without importing torch
+    return "OutOfMemoryError" in names or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def is_loss_of_contact(error: BaseException) -> bool:
