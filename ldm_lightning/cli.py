@@ -159,7 +159,8 @@ def misspelled(key: str, known: Iterable[str]) -> str:
     """The message about a key that does not exist."""
     names = sorted(known)
     near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
+    hint = f"There are: {', '.join(names)}." if names else f"To add it, write +{key}=VALUE."
+    hint = f"Did you mean {near[0]!r}?" if near else hint
     return f"Nothing reads the key {key!r}; is it misspelled? {hint}"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ldm_lightning.metrics.names import METRICS
@@ -52,9 +53,15 @@ def _width_multipliers(factor: int, family: str = "kl") -> ListConfig:
 
 
 def _higher_is_better(name: str, *, _root_: DictConfig) -> bool:
-    """Return whether a higher value of a metric such as ``val/psnr`` is better; loss terms fall."""
-    if OmegaConf.select(_root_, f"loss.terms.{name.removeprefix('val/')}") is not None:
+    """Return whether a higher value is better of a metric such as ``val/psnr``; terms fall."""
+    own = name.removeprefix("val/")
+    if OmegaConf.select(_root_, f"loss.terms.{own}") is not None:
         return False
+    if (target := OmegaConf.select(_root_, f"metrics.{own}._target_")) is not None:
+        direction = getattr(get_class(str(target)), "higher_is_better", None)
+        if direction is None:
+            raise ValueError(f"{name!r} cannot be monitored: neither way is better.")
+        return bool(direction)
     metric = METRICS.get(name.removeprefix("val/").removeprefix("gen/"))
     if metric is None or metric.higher_is_better is None:
         directed = [f"val/{key}" for key, m in METRICS.items() if m.higher_is_better is not None]

@@ -98,7 +98,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     from ldm_lightning.builders.hardware import choose_computing
     from ldm_lightning.builders.training import build_features
     from ldm_lightning.config import plain
-    from ldm_lightning.evaluation.reconstruct import evaluation_cache, reconstruct
+    from ldm_lightning.evaluation.reconstruct import evaluation_cache, own_metrics_key, reconstruct
     from ldm_lightning.metrics.efficiency import (
         bits_per_pixel,
         compression_ratio,
@@ -128,6 +128,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
         protocol=protocol,
         precision=computing.precision,
         cache_dir=cfg.cache_dir,
+        own_metrics=own_metrics_key(cfg),
     )
     if launched().is_first:
         grid = run_folder.images / "reconstruction_latest.png"
@@ -292,16 +293,17 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
 
 
 def _finish(changes: dict[str, Any], run_folder: RunFolder) -> None:
-    from ldm_lightning.metrics.names import METRICS
+    from ldm_lightning.metrics.names import meanings, own_meanings
     from ldm_lightning.reporting.table import print_metrics
     from ldm_lightning.utils.metadata import count_told
     from ldm_lightning.utils.provenance import git_commit, package_versions
 
     provenance = {"versions": package_versions(), "commit": git_commit()}
-    run_folder.update_summary({"state": "finished", **provenance, **changes})
+    told = {"state": "finished", "own_metrics": own_meanings(), **provenance}
+    run_folder.update_summary({**told, **changes})
     print_metrics(
         changes["metrics"],
-        {name: metric.meaning for name, metric in METRICS.items()},
+        meanings(),
         title="evaluation",
         counts={name: count_told(entry) for name, entry in changes["protocol"].items()},
     )

@@ -10,10 +10,12 @@ import yaml
 
 from ldm_lightning.checkpoints.checkpoint import load_checkpoint
 from ldm_lightning.checkpoints.targets import PART_PACKAGES, check_targets
+from ldm_lightning.metrics.names import OWN, describe
 from ldm_lightning.reporting.metrics_file import read_metrics
 from tests.cli.run import ROOT, command, summary_of
 
 BLOCK = re.compile(r"^```(?:python|yaml) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EDGES = "test/edge_error"
 TRUST = "trusted_packages=[mypackage]"
 SMALL = [
     *("scale=cpu", "trainer=cpu", "trainer.precision=32", "page=false", "max_steps=2"),
@@ -72,7 +74,7 @@ def test_every_part_of_the_package_was_trained_with(folder):
     }
     used = "".join((folder / name / "config.yaml").read_text() for name in ("first", "second"))
     assert classes == {target for target in classes if target in used}
-    assert len(classes) == 9
+    assert len(classes) == 10
     first, second = stored(folder, "first"), stored(folder, "second")
     assert [first["global_step"], second["global_step"]] == [2, 2]
     assert {*first["optimizer_states"][1]["state"][0]} == {"exp_avg"}
@@ -108,7 +110,7 @@ def test_a_file_that_names_the_package_is_opened_where_it_is_trusted_alone(folde
     assert TRUST in said
     run(folder, name, *options, *words, TRUST)
     if name == "evaluate":
-        assert summary_of(folder / "measured")["metrics"].keys() >= {"test/psnr", "test/rfd_tiny"}
+        assert summary_of(folder / "measured")["metrics"].keys() >= {"test/psnr", EDGES}
     if name == "sample":
         assert sorted(os.listdir(folder / "samples" / "images")) == ["000000.png", "000001.png"]
     if name == "train":
@@ -120,6 +122,21 @@ def test_trust_is_recorded_and_not_read_from_there(folder):
     assert config["trusted_packages"] == ["mypackage"]
     with pytest.raises(ValueError, match=re.escape(TRUST)):
         check_targets(stored(folder, "second")["second_stage"]["denoiser"], allowed=PART_PACKAGES)
+
+
+def test_the_metric_is_monitored_and_shown_wherever_metrics_are(folder):
+    summary = summary_of(folder / "first")
+    assert summary["metrics"].keys() >= {"val/edge_error", "val/haar"}
+    assert summary["protocol"]["val/edge_error"]["num_images"] == 6
+    monitored = stored(folder, "first")["callbacks"]["Checkpointing"]
+    assert monitored["monitor"] == "val/edge_error"
+    assert monitored["best_value"] == pytest.approx(summary["metrics"]["val/edge_error"])
+    OWN.clear()  # a report is another process
+    run(folder, "report", "runs=first", "output=report.html")
+    meaning = summary["own_metrics"]["edge_error"]["meaning"]
+    assert meaning in (folder / "report.html").read_text(encoding="utf-8")
+    assert describe("val/edge_error").meaning == meaning
+    assert describe("val/haar").higher_is_better is False
 
 
 def test_a_plan_counts_parts_of_ones_own(folder):

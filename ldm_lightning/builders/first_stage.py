@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
+from ldm_lightning.builders.image_metrics import build_image_metrics
 from ldm_lightning.builders.optimizer import build_optimizer_factory
 from ldm_lightning.builders.training import build_features, build_optimization, learning_rate
 from ldm_lightning.config import discriminator_start, plain
@@ -16,6 +17,7 @@ from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.loss.terms import LossTerm
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
+from ldm_lightning.metrics.names import MetricMeaning, register
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary
 from ldm_lightning.restore.first_stage import build_autoencoder
@@ -87,6 +89,8 @@ def build_loss_terms(cfg: DictConfig) -> dict[str, LossTerm]:
         if not isinstance(weight, (int, float)) or not arguments.get("_target_"):
             raise ValueError(f"loss.terms.{name} needs _target_=CLASS and weight=NUMBER.")
         terms[str(name)] = LossTerm(instantiate(arguments), float(weight))
+        target = str(arguments["_target_"]).rpartition(".")[2]
+        register(str(name), MetricMeaning(f"loss term {target}, mean over images", False))
     return terms
 
 
@@ -143,4 +147,5 @@ def build_metrics(
         num_codes=autoencoder.bottleneck.num_codes,
         protocol=protocol,
         cache_dir=cfg.cache_dir,
+        own=build_image_metrics(cfg),
     )

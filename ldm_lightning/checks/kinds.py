@@ -177,7 +177,7 @@ KINDS: Mapping[str, Kind] = {
 }
 """By key, the first that fits; any other key holds what its default is, numbers of at least 0."""
 
-OPEN_MAPPINGS = ("loss.terms",)
+OPEN_MAPPINGS = ("loss.terms", "metrics")
 """Mappings whose entries the user names; each builds a class."""
 
 NODES_OR_NULL = ("callbacks.*", "gate.thresholds.*", "logger.*", "discriminator", "loss.perceptual")

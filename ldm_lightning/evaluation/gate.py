@@ -19,10 +19,10 @@ from ldm_lightning.builders.first_stage import build_metrics
 from ldm_lightning.builders.hardware import choose_computing
 from ldm_lightning.builders.training import build_features
 from ldm_lightning.evaluation.cache import FirstStageRecord
-from ldm_lightning.evaluation.reconstruct import evaluation_cache, reconstruct
+from ldm_lightning.evaluation.reconstruct import evaluation_cache, own_metrics_key, reconstruct
 from ldm_lightning.metrics.diagnosis import FirstStageFacts
 from ldm_lightning.metrics.features import FeatureSet
-from ldm_lightning.metrics.names import METRICS
+from ldm_lightning.metrics.names import meanings
 from ldm_lightning.metrics.thresholds import GateVerdict, check_mode, judge, read_thresholds
 from ldm_lightning.reporting.table import print_gate
 from ldm_lightning.reporting.training_record import TrainingRecord, read_training_record
@@ -137,6 +137,7 @@ def _record(
         protocol=protocol,
         precision=computing.precision,
         cache_dir=cfg.cache_dir,
+        own_metrics=own_metrics_key(cfg),
     )
     record = cache.load()
     if record is not None:
@@ -203,7 +204,7 @@ def _tell(
     grid = _grid(run_folder)
     print_gate(
         verdict.rows,
-        {name: metric.meaning for name, metric in METRICS.items()},
+        meanings(),
         title=f"gate: {first_stage.path} on held-out images: {count_told(record.protocol['psnr'])}",
     )
     log.info("Images and their reconstructions: %s", grid)

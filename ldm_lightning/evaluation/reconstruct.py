@@ -7,12 +7,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor
 
 from ldm_lightning.builders.hardware import Computing
+from ldm_lightning.config import plain
 from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.evaluation.cache import EvaluationCache, FirstStageRecord
 from ldm_lightning.metrics.accumulators import MeanOverImages
@@ -59,6 +62,11 @@ class Reconstruction:
         )
 
 
+def own_metrics_key(cfg: DictConfig) -> dict[str, Any]:
+    """What the user's own metrics are built from, as plain values."""
+    return plain(cfg).get("metrics") or {}
+
+
 def evaluation_cache(
     first_stage: OpenedFirstStage,
     features: FeatureSet,
@@ -66,6 +74,7 @@ def evaluation_cache(
     protocol: Mapping[str, str | int | float],
     precision: str,
     cache_dir: str | Path,
+    own_metrics: Mapping[str, Any],
 ) -> EvaluationCache:
     """Return the cache of this first stage's figures on these images."""
     networks = {
@@ -81,6 +90,8 @@ def evaluation_cache(
         "precision": precision,
         "data": dict(protocol),
     }
+    if own_metrics:
+        key["own_metrics"] = dict(own_metrics)
     return EvaluationCache(Path(cache_dir).expanduser() / "evaluations", key)
 
 

@@ -1,5 +1,6 @@
 """Everything that is measured on a first stage, for validation and for `evaluate` alike."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from ldm_lightning.bottleneck.base import BottleneckOutput
 from ldm_lightning.metrics.accumulators import MeanOverImages
@@ -14,6 +16,7 @@ from ldm_lightning.metrics.codebook import CodebookUsage
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.latents import LatentStatistics
 from ldm_lightning.metrics.reconstruction import Protocol, ReconstructionMetrics
+from ldm_lightning.utils.image import from_uint8, to_uint8
 from ldm_lightning.utils.metadata import count_fact
 
 
@@ -54,6 +57,7 @@ class FirstStageMetrics:
         protocol: Which images these are (`data.protocol(split)`), as plain JSON values with
             ``num_images``.
         cache_dir: Folder for the Fréchet statistics of the images; needs ``protocol``.
+        own: Further metrics by name; see ``ImageMetric``.
     """
 
     def __init__(
@@ -64,7 +68,9 @@ class FirstStageMetrics:
         num_codes: int | None = None,
         protocol: Mapping[str, str | int | float] | None = None,
         cache_dir: str | Path | None = None,
+        own: Mapping[str, Metric] | None = None,
     ) -> None:
+        self.own = dict(own or {})
         self.reconstruction = ReconstructionMetrics(
             features, protocol=protocol, cache_dir=cache_dir
         )
@@ -81,7 +87,7 @@ class FirstStageMetrics:
         names = self.reconstruction.names(num_images=num_images, size=size)
         if self._codebook is not None:
             names |= {"codebook_usage", "codebook_perplexity"}
-        return names
+        return names | self.own.keys()
 
     def reset(self) -> None:
         """Begin a pass over the set; call it on every process."""
@@ -90,6 +96,8 @@ class FirstStageMetrics:
         self._kl.reset()
         if self._codebook is not None:
             self._codebook.reset()
+        for metric in self.own.values():
+            metric.reset()
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Self:
         """Move networks and sums; ``dtype`` is what the feature networks compute in."""
@@ -98,6 +106,8 @@ class FirstStageMetrics:
         self._kl.to(device)
         if self._codebook is not None:
             self._codebook.to(device)
+        for metric in self.own.values():
+            metric.to(device)
         return self
 
     @torch.no_grad()
@@ -126,6 +136,10 @@ class FirstStageMetrics:
         self._latents.update(output.latents, None if sampled else output.variance)
         if "kl" in output.terms:
             self._kl.update(output.terms["kl"].expand(images.shape[0]))
+        if self.own:
+            saved = [from_uint8(to_uint8(batch)) for batch in (images, reconstructions)]
+            for metric in self.own.values():
+                metric.update(*saved)
         if output.indices is None:
             return
         if self._codebook is None:
@@ -152,6 +166,9 @@ class FirstStageMetrics:
             scalars["codebook_perplexity"] = codes.perplexity
             for name in ("codebook_usage", "codebook_perplexity"):
                 protocol[name] = {**self._protocol, count_fact(self._protocol): report.num_images}
+        for name, value in self._own_values().items():
+            scalars[name] = value
+            protocol[name] = {**self._protocol, count_fact(self._protocol): report.num_images}
         self._latents.update(torch.empty(0, self._latents.total.shape[0], 1, 1, device=device))
         latents = self._latents.compute()
         return FirstStageReport(
@@ -162,3 +179,8 @@ class FirstStageMetrics:
             num_images=report.num_images,
             codebook_histogram=histogram,
         )
+
+    def _own_values(self) -> dict[str, float]:
+        with warnings.catch_warnings():  # a process may have had no images
+            warnings.filterwarnings("ignore", ".*before the ``update`` method", UserWarning)
+            return {name: float(metric.compute()) for name, metric in self.own.items()}

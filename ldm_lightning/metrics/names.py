@@ -1,6 +1,13 @@
-"""Names of the metrics, their better direction, and their meaning in one line."""
+"""Names of the metrics, their better direction, and their meaning in one line.
 
-from dataclasses import dataclass
+Metrics and loss terms of a configuration are registered by name when they are built; a run keeps
+what was registered in its summary, for reports.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,51 @@ METRICS: dict[str, MetricMeaning] = {
     "latent/std": MetricMeaning("standard deviation of the latents before the normalizer", None),
 }
 
-higher_is_better: dict[str, bool] = {
-    name: metric.higher_is_better
-    for name, metric in METRICS.items()
-    if metric.higher_is_better is not None
-}
-"""Direction of every metric that has one."""
+OWN: dict[str, MetricMeaning] = {}
+"""Registered in this process, by name."""
+
+OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MAX_MEANING_LETTERS = 200
+
+
+def register(name: str, metric: MetricMeaning) -> None:
+    """Make a metric or loss term of a configuration known; harmless when repeated.
+
+    Raises:
+        ValueError: If the name is taken or no word of small letters.
+    """
+    if name in METRICS or not OWN_NAME.fullmatch(name):
+        raise ValueError(
+            f"A metric of your own cannot be called {name!r}: expected small letters, digits and "
+            "underscores, and no name of a metric of ldm_lightning."
+        )
+    OWN[name] = metric
+
+
+def own_meanings() -> dict[str, dict[str, Any]]:
+    """What is registered, as plain values for a summary."""
+    return {name: asdict(metric) for name, metric in OWN.items()}
+
+
+def register_stored(stored: Any) -> None:
+    """Register what a summary stores; entries that are not of this shape are left out."""
+    for name, entry in stored.items() if isinstance(stored, Mapping) else ():
+        if not isinstance(entry, Mapping) or not OWN_NAME.fullmatch(str(name)) or name in METRICS:
+            continue
+        meaning, higher = entry.get("meaning"), entry.get("higher_is_better")
+        if isinstance(meaning, str) and (higher is None or isinstance(higher, bool)):
+            OWN[str(name)] = MetricMeaning(meaning[:MAX_MEANING_LETTERS], higher)
+
+
+def meanings() -> dict[str, str]:
+    """One line by name, of all metrics."""
+    return {name: metric.meaning for name, metric in {**METRICS, **OWN}.items()}
+
+
+def directions() -> dict[str, bool]:
+    """Whether higher is better, by name, of every metric that has a direction."""
+    metrics = {**METRICS, **OWN}.items()
+    return {name: one.higher_is_better for name, one in metrics if one.higher_is_better is not None}
 
 
 def describe(name: str) -> MetricMeaning:
@@ -86,6 +132,5 @@ def describe(name: str) -> MetricMeaning:
     Raises:
         KeyError: If the metric is unknown.
     """
-    if name in METRICS:
-        return METRICS[name]
-    return METRICS[name.split("/", 1)[-1]]
+    known = {**METRICS, **OWN}
+    return known[name] if name in known else known[name.split("/", 1)[-1]]

@@ -94,7 +94,7 @@ class AutoencoderModule(ManualOptimizationModule):
                 f"The bottleneck returns the terms {sorted(missing)}, but the loss weights only "
                 f"{sorted(term_weights)}; add loss.<term>_weight."
             )
-        taken = {*autoencoder.bottleneck.term_names, *METRICS}
+        taken = {*autoencoder.bottleneck.term_names, *METRICS, *metrics.own}
         check_term_names(reconstruction_loss.terms, taken)
         self.autoencoder = autoencoder
         self.reconstruction_loss = reconstruction_loss

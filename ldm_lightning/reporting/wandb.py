@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ldm_lightning.metrics.names import higher_is_better
+from ldm_lightning.metrics.names import directions
 from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.utils.provenance import git_commit
@@ -215,8 +215,9 @@ class WandbDashboard(Logger):
 
 
 def _summary_of(name: str) -> str:
-    """Summary of a series in the run table: the last value, and the best where there is one."""
-    upward = higher_is_better.get(name, higher_is_better.get(name.partition("/")[2]))
+    """What the run table shows of a series: the last value, and the best where there is one."""
+    known = directions()
+    upward = known.get(name, known.get(name.partition("/")[2]))
     if upward is None:
         return "last"
     return "max,last" if upward else "min,last"

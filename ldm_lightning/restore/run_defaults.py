@@ -39,6 +39,7 @@ def with_run_defaults(cfg: DictConfig, first_stage: OpenedFirstStage) -> DictCon
         cfg.precision = OmegaConf.select(run, "trainer.precision", default="auto")
     for group in absent:
         cfg[group] = run[group]
+    cfg.metrics = {**(run.get("metrics") or {}), **(cfg.get("metrics") or {})}
     if "data" in absent:
         cfg.data.resolution = cfg.resolution
         if "cache_dir" in cfg.data:

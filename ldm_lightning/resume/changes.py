@@ -34,6 +34,7 @@ RULES = {
     "train_crop": APPLIED,
     "eval_crop": APPLIED,
     "monitor": APPLIED,
+    "metrics": APPLIED,
     "sweep_name": BEGINNING,
     "run_group": APPLIED,
     "train": BEGINNING,

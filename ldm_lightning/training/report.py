@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from ldm_lightning.metrics.names import METRICS
+from ldm_lightning.metrics.names import meanings
 from ldm_lightning.reporting.page.write import write_own_page
 from ldm_lightning.reporting.table import print_metrics
 from ldm_lightning.training.steps import FinishedRun
@@ -35,7 +35,7 @@ def report(finished: FinishedRun) -> float | None:
         summary = run_folder.read_summary()
         print_metrics(
             summary.get("metrics", {}),
-            {name: metric.meaning for name, metric in METRICS.items()},
+            meanings(),
             title=f"{summary.get('state', 'done')} at update {summary.get('step', 0)}",
             counts={name: count_told(entry) for name, entry in summary.get("protocol", {}).items()},
         )

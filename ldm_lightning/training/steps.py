@@ -21,6 +21,7 @@ from ldm_lightning.builders.training import (
 from ldm_lightning.config import plain
 from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.distributed.processes import every_process
+from ldm_lightning.metrics.names import own_meanings
 from ldm_lightning.module.checkpoint_contents import check_continues
 from ldm_lightning.module.updating import ManualOptimizationModule
 from ldm_lightning.planning.out_of_memory import explain_out_of_memory
@@ -162,6 +163,8 @@ def _write_start(built: BuiltRun) -> None:
     checked.composition.write(run_folder.path)
     with atomic_writer(run_folder.config) as file:  # others may be reading it
         file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
-    run_folder.update_summary({"name": cfg.name, "config": plain(cfg)})
+    run_folder.update_summary(
+        {"name": cfg.name, "config": plain(cfg), "own_metrics": own_meanings()}
+    )
     for logger in built.trainer.loggers:
         logger.log_hyperparams(plain(cfg))

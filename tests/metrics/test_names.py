@@ -2,11 +2,12 @@ import pytest
 
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
-from ldm_lightning.metrics.names import METRICS, describe, higher_is_better
+from ldm_lightning.metrics.names import METRICS, describe, directions
 from ldm_lightning.metrics.power_spectrum import DEFICIT_NAME, OCTAVE_NAMES
 
 
 def test_direction_of_the_deciding_metrics():
+    higher_is_better = directions()
     assert higher_is_better["psnr"]
     assert higher_is_better["ssim"]
     for name in ("lpips", "lpips_vgg", "rfid", "rfd_tiny", "perceptual_tiny", DEFICIT_NAME):

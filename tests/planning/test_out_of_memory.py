@@ -13,6 +13,7 @@ from tests.cli.run import command, tiny
 from tests.cli.second_stage import tiny_second, trained_first_stage
 
 SAID = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 1 GiB."
+SAID_OF_CPU = "[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"
 NUMBER = r"([\d.]+) ([KMG])i?B"
 
 
@@ -65,7 +66,7 @@ def test_commands_that_do_not_train_name_theirs(tmp_path, monkeypatch):
     ("error", "expected"),
     [
         (torch.OutOfMemoryError(SAID), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), True),
+        (RuntimeError(SAID_OF_CPU), True),
         (RuntimeError("shapes differ"), False),
         (MemoryError(), False),
     ],

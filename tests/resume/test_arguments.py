@@ -203,8 +203,13 @@ APPLIED_GROUPS = {
     ],
 }
 REFUSED_GROUPS = {
-    "first": {"discriminator=none": "discriminator", "bottleneck=gaussian": "bottleneck"},
+    "first": {
+        "discriminator=none": "discriminator",
+        "bottleneck=gaussian": "bottleneck",
+        "optim=sgd": "optim._target_",
+    },
     "second": {
+        "optim=radam": "optim._target_",
         "denoiser=dit": "denoiser",
         "conditioner=none": "conditioner",
         "diffusion=eps": "diffusion",

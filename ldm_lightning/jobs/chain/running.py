@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_lightning.jobs.chain.steps import Step, continued
-from ldm_lightning.metrics.names import METRICS
+from ldm_lightning.metrics.names import meanings, own_meanings, register_stored
 from ldm_lightning.reporting.table import print_metrics
 from ldm_lightning.runs.overrides import literal, path_word
 from ldm_lightning.runs.run_folder import RunFolder
@@ -256,14 +256,16 @@ def _finish(run_folder: RunFolder) -> None:
     protocol: dict[str, Any] = {}
     for step, prefix in MEASURED.items():
         summary = RunFolder(run_folder.path / step).read_summary()
+        register_stored(summary.get("own_metrics"))
         for kind, target in (("metrics", metrics), ("protocol", protocol)):
             for name, value in summary.get(kind, {}).items():
                 group, _, rest = name.partition("/")
                 target[f"{prefix}/{rest}" if group in ("gen", "test") else name] = value
-    run_folder.update_summary({"state": "finished", "metrics": metrics, "protocol": protocol})
+    figures = {"metrics": metrics, "protocol": protocol, "own_metrics": own_meanings()}
+    run_folder.update_summary({"state": "finished", **figures})
     print_metrics(
         {name: value for name, value in metrics.items() if name in protocol},
-        {name: metric.meaning for name, metric in METRICS.items()},
+        meanings(),
         title="test: reconstructions; gen: samples; prior: decoded noise, to be beaten",
         counts={name: count_told(entry) for name, entry in protocol.items()},
     )

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from ldm_lightning.metrics.names import OWN
 from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.reporting.page.charts import WIDE_RANGE, Chart, Knot, Series, file_name
 from ldm_lightning.reporting.page.findings import curve_found, curve_told
@@ -32,6 +33,12 @@ CURVES = (
     "train/loss_discriminator",
 )
 
+
+def curve_names() -> list[str]:
+    """What is drawn against updates: the above and the metrics of a configuration."""
+    return [*CURVES, *(f"val/{name}" for name in OWN)]
+
+
 MAX_RUNS = 18
 """So many lines can be told apart by color and dash."""
 
@@ -56,7 +63,7 @@ def curve_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Chart]:
     trained.reverse()
     styles = {run.number: style for style, (run, _) in enumerate(trained)}
     left_out = sum(os.path.isfile(run.folder / "metrics.csv") for run in runs) - len(trained)
-    for metric in CURVES:
+    for metric in curve_names():
         groups: dict[tuple[Protocol | None, str], list[tuple[Run, Curve]]] = {}
         for run, curves in trained:
             if metric in curves:
@@ -107,8 +114,9 @@ def read_curves(run: Run) -> dict[str, Curve]:
     except (FileNotFoundError, SmallFileError):  # no training, or a damaged file
         return {}
     values: dict[str, list[tuple[int, float]]] = {}
+    drawn = set(curve_names())
     for step, name, value in rows:
-        if name in CURVES and number(value) is not None:
+        if name in drawn and number(value) is not None:
             values.setdefault(name, []).append((step, value))
     return {name: _thinned(points) for name, points in values.items()}
 

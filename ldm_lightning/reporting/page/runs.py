@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ldm_lightning.metrics.names import register_stored
 from ldm_lightning.reporting.page.summary_file import (
     Setting,
     mapping,
@@ -124,6 +125,7 @@ def read_run(folder: Path) -> Run:
     """Read one run folder; what is missing or broken becomes the run's state."""
     path = folder / "summary.json"
     summary, state, reason = read_summary(path)
+    register_stored(summary.get("own_metrics"))
     config = mapping(summary.get("config"))  # of another shape it tells nothing
     kind = _kind(summary, config)
     rests_on = _rests_on(summary, config)

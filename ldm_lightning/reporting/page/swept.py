@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from ldm_lightning.metrics.names import OWN
 from ldm_lightning.reporting.page.charts import (
     FRECHET,
     MAX_TICKS,
@@ -67,7 +68,8 @@ def swept_charts(
     keys = [one.key for one in differences if one.key.rpartition(".")[2] != "seed"]
     sweeps: dict[tuple[int, ...], list[_Sweep]] = {}
     charts: dict[str, list[Chart]] = {key: [] for key in keys}
-    for metric in [f"{stage}/{name}" for name in SWEPT_METRICS for stage in STAGES] + [*SWEPT_ONCE]:
+    names = [f"{stage}/{name}" for name in (*SWEPT_METRICS, *OWN) for stage in STAGES]
+    for metric in (*names, *SWEPT_ONCE):
         for protocol, group in by_protocol(runs, protocols, metric):
             numbers = tuple(run.number for run in group)
             if numbers not in sweeps:

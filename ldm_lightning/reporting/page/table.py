@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from ldm_lightning.metrics.names import OWN
 from ldm_lightning.reporting.page.charts import FRECHET, PERCEPTUAL
 from ldm_lightning.reporting.page.labels import (
     UNITS,
@@ -31,8 +32,13 @@ DECIDING = (
     *("psnr", *PERCEPTUAL, *FRECHET, "high_frequency_deficit", "fid", "fd_tiny"),
     *("loss", "nll", "kl", "codebook_usage"),
 )
-SHOWN_AT_FIRST = tuple(f"{stage}/{name}" for stage in ("test", "val", "gen") for name in DECIDING)
-"""Metrics that decide; others come with every column."""
+
+
+def shown_at_first() -> tuple[str, ...]:
+    """Metrics that decide, and those of a configuration; others come with every column."""
+    return tuple(
+        f"{stage}/{name}" for stage in ("test", "val", "gen") for name in (*DECIDING, *OWN)
+    )
 
 
 @dataclass(frozen=True)
@@ -116,13 +122,12 @@ def build_table(
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
     """All metrics of all runs, what is tested first."""
-    names = {name for run in runs for name in run.metrics}
+    names, first = {name for run in runs for name in run.metrics}, shown_at_first()
 
     def order(name: str) -> tuple[int, int, str]:
         stage = name.partition("/")[0]
         place = STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER)
-        decides = name in SHOWN_AT_FIRST
-        return place, SHOWN_AT_FIRST.index(name) if decides else len(SHOWN_AT_FIRST), name
+        return place, first.index(name) if name in first else len(first), name
 
     return sorted(names, key=order)
 
@@ -172,7 +177,7 @@ def _column_of_metric(metric: str, protocols: Protocols) -> Column:
         protocols=" ".join(protocol.label for protocol in protocols.used_by(metric)),
         hint=meaning_of(metric),
         is_number=True,
-        is_extra=metric not in SHOWN_AT_FIRST,
+        is_extra=metric not in shown_at_first(),
     )
 
 
