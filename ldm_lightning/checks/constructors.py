@@ -162,7 +162,7 @@ def _of_class(module: str, node: ast.ClassDef) -> frozenset[str] | None:
 
 
 def _is_special(field: ast.AnnAssign) -> bool:
-    """Whether a field may be no argument of the constructor: ``field(init=False)``."""
+    """Return whether a field may be no argument of the constructor: ``field(init=False)``."""
     call = field.value
     return isinstance(call, ast.Call) and any(word.arg == "init" for word in call.keywords)
 

@@ -63,7 +63,7 @@ class Reconstruction:
 
 
 def own_metrics_key(cfg: DictConfig) -> dict[str, Any]:
-    """What the user's own metrics are built from, as plain values."""
+    """Configuration of the user's own metrics, as plain values."""
     return plain(cfg).get("metrics") or {}
 
 

@@ -1,4 +1,4 @@
-"""What a metric of reconstructions brings along to be measured, printed, monitored and plotted."""
+"""Interface of a user's own metric of reconstructions."""
 
 import math
 from abc import abstractmethod
@@ -48,8 +48,8 @@ class ImageMetric(Metric):
         values = self.measure(images, reconstructions)
         if values.shape != images.shape[:1]:
             raise ValueError(
-                f"{type(self).__name__}.measure must return one value an image, "
-                f"[{len(images)}], got {list(values.shape)}."
+                f"{type(self).__name__}.measure must return one value an image, [{len(images)}], "
+                f"got {list(values.shape)}."
             )
         self.total = self.total + values.detach().double().sum()
         self.count = self.count + len(values)

@@ -101,7 +101,7 @@ def register(name: str, metric: MetricMeaning) -> None:
 
 
 def own_meanings() -> dict[str, dict[str, Any]]:
-    """What is registered, as plain values for a summary."""
+    """The registered metrics as plain values for a summary."""
     return {name: asdict(metric) for name, metric in OWN.items()}
 
 
@@ -121,7 +121,7 @@ def meanings() -> dict[str, str]:
 
 
 def directions() -> dict[str, bool]:
-    """Whether higher is better, by name, of every metric that has a direction."""
+    """Return whether higher is better, by name, of every metric that has a direction."""
     metrics = {**METRICS, **OWN}.items()
     return {name: one.higher_is_better for name, one in metrics if one.higher_is_better is not None}
 

@@ -1,4 +1,4 @@
-"""What to change when a training runs out of memory, by the numbers of ``plan``."""
+"""Advice for a training that runs out of memory, by the numbers of ``plan``."""
 
 import logging
 from collections.abc import Iterator

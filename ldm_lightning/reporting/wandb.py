@@ -215,7 +215,7 @@ class WandbDashboard(Logger):
 
 
 def _summary_of(name: str) -> str:
-    """What the run table shows of a series: the last value, and the best where there is one."""
+    """Summary of a series in the run table: the last value, and the best where there is one."""
     known = directions()
     upward = known.get(name, known.get(name.partition("/")[2]))
     if upward is None:

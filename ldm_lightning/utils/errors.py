@@ -34,7 +34,7 @@ def error_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is torch's, on a device or the CPU, about memory that is not there."""
+    """Return whether an error is torch's about missing memory, on a device or the CPU."""
     names = {kind.__name__ for kind in type(error).__mro__}  # without importing torch
     return "OutOfMemoryError" in names or "DefaultCPUAllocator: can't allocate" in str(error)
 

@@ -35,7 +35,7 @@ CURVES = (
 
 
 def curve_names() -> list[str]:
-    """What is drawn against updates: the above and the metrics of a configuration."""
+    """Names that are drawn against updates: the above and the configuration's own metrics."""
     return [*CURVES, *(f"val/{name}" for name in OWN)]
 
 
