@@ -12,14 +12,9 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
 
+from ldm_lightning.checks.constructors import SHARED_OPTIMIZER_KEYS
 from ldm_lightning.config import plain
 from ldm_lightning.module.settings import OptimizerFactory
-
-SHARED_KEYS = (
-    *("_target_", "learning_rate", "base_learning_rate", "discriminator_learning_rate_ratio"),
-    *("warmup_steps", "decay_start_fraction", "final_fraction", "clip_norm"),
-)
-"""Keys of ``optim`` that are no arguments of the optimizer's class."""
 
 
 def build_optimizer_factory(optim: DictConfig, *, rate: float) -> OptimizerFactory:
@@ -36,7 +31,7 @@ def build_optimizer_factory(optim: DictConfig, *, rate: float) -> OptimizerFacto
     arguments = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in plain(optim).items()
-        if name not in SHARED_KEYS
+        if name not in SHARED_OPTIMIZER_KEYS
     }
     optimizer = _optimizer_class(target)
     known = inspect.signature(optimizer).parameters

@@ -12,10 +12,20 @@ import ast
 import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+SHARED_OPTIMIZER_KEYS = (
+    *("_target_", "learning_rate", "base_learning_rate", "discriminator_learning_rate_ratio"),
+    *("warmup_steps", "decay_start_fraction", "final_fraction", "clip_norm"),
+)
+"""Keys of ``optim`` that are no arguments of the optimizer's class."""
+
+NOT_ARGUMENTS = {"optim": SHARED_OPTIMIZER_KEYS, "loss.terms.*": ("weight",)}
+"""Keys beside a ``_target_`` that are used by others than its constructor."""
 
 WITHOUT_ARGUMENTS = ("ABC", "Protocol", "object")
 """Base classes that leave the constructor as it is."""
@@ -40,12 +50,21 @@ def wrong_keywords(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]
         known = keywords_of(target)
         if known is not None:
             taken = ", ".join(sorted(known)) or "nothing"
-            for name in values:
+            for name in values.keys() - _not_arguments(part):
                 if name not in known and not (name.startswith("_") and name.endswith("_")):
                     yield f"{prefix}{name}: {target} takes {taken}."
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from wrong_keywords(value, f"{prefix}{name}.")
+
+
+def _not_arguments(part: str) -> set[str]:
+    return {
+        name
+        for pattern, names in NOT_ARGUMENTS.items()
+        if fnmatchcase(part, pattern)
+        for name in names
+    }
 
 
 @functools.cache
