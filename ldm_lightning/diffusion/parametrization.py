@@ -48,16 +48,6 @@ class Parametrization(ABC):
     def preconditioning(self, alpha: Tensor, sigma: Tensor) -> Preconditioning:
         """Scales at noise levels of any shape."""
 
-    def clean(self, output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Clean estimate from the network's output; ``alpha`` and ``sigma`` broadcast to it."""
-        scales = self.preconditioning(alpha, sigma)
-        return scales.skip * noisy + scales.output_scale * output
-
-    def target(self, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Target of the network; ``alpha`` and ``sigma`` broadcast to the latents."""
-        scales = self.preconditioning(alpha, sigma)
-        return scales.clean_weight * clean + scales.noise_weight * noise
-
 
 @dataclass(frozen=True)
 class Epsilon(Parametrization):

@@ -139,12 +139,6 @@ class Process:
         distance = self._distance(network, clean, noise, time, condition)
         return self.weighting(*level, output_scale).to(distance.dtype) * distance
 
-    def unweighted_loss(
-        self, network: Network, clean: Tensor, noise: Tensor, time: Tensor, condition: Condition
-    ) -> Tensor:
-        """As ``loss``, without the weight of the noise level."""
-        return self._distance(network, clean, noise, _one_per_sample(time, clean), condition)
-
     def _distance(
         self, network: Network, clean: Tensor, noise: Tensor, time: Tensor, condition: Condition
     ) -> Tensor:

@@ -51,14 +51,6 @@ class NoiseSchedule(ABC):
     def network_time(self, time: Tensor) -> Tensor:
         """Input of the network's time embedding at ``time``; shape and dtype of ``time``."""
 
-    def alpha(self, time: Tensor) -> Tensor:
-        """Factor of the clean latents; shape, dtype and device of ``time``."""
-        return self.noise_level(time).alpha.to(time.dtype)
-
-    def sigma(self, time: Tensor) -> Tensor:
-        """Standard deviation of the noise; shape, dtype and device of ``time``."""
-        return self.noise_level(time).sigma.to(time.dtype)
-
     @property
     def has_zero_terminal_snr(self) -> bool:
         """True if time 1 is noise alone."""

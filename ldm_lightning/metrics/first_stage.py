@@ -116,24 +116,21 @@ class FirstStageMetrics:
         images: Tensor,
         reconstructions: Tensor,
         output: BottleneckOutput,
-        *,
-        sampled: bool = False,
     ) -> None:
         """Add a batch.
 
         Args:
             images: [B, C, H, W] in [-1, 1].
             reconstructions: The same shape; clamped here.
-            output: What the bottleneck returned for these images.
-            sampled: Whether its latents are samples of a posterior. Otherwise they are taken as the
-                posterior's means, and its variance enters the latents' standard deviation.
+            output: What the bottleneck returned for these images, unsampled: its latents are taken
+                as the posterior's means, and its variance enters the latents' standard deviation.
 
         Raises:
             ValueError: If shapes do not fit, or the bottleneck has codes and ``num_codes`` was not
                 given.
         """
         self.reconstruction.update(images, reconstructions)
-        self._latents.update(output.latents, None if sampled else output.variance)
+        self._latents.update(output.latents, output.variance)
         if "kl" in output.terms:
             self._kl.update(output.terms["kl"].expand(images.shape[0]))
         if self.own:

@@ -24,11 +24,6 @@ def from_uint8(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def to_unit(images: Tensor) -> Tensor:
-    """Round images in [-1, 1] to 8 bits; return them as float32 in [0, 1], as metrics do."""
-    return to_uint8(images).float() / 255
-
-
 def to_rgb(images: Tensor) -> Tensor:
     """Show any number of channels as three: one is repeated, others keep the first three.
 

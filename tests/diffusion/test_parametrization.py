@@ -7,6 +7,7 @@ from ldm_lightning.diffusion.edm import EdmSchedule
 from ldm_lightning.diffusion.flow import FlowSchedule
 from ldm_lightning.diffusion.parametrization import Clean, Edm, Epsilon, Flow, Velocity
 from ldm_lightning.diffusion.schedule import sqrt_linear_schedule
+from tests.diffusion.predictions import clean_of, target_of
 
 PARAMETRIZATIONS = [Epsilon(), Clean(), Velocity(), Edm(), Edm(sigma_data=0.5), Flow()]
 every_parametrization = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=repr)
@@ -33,8 +34,8 @@ def draw(count=9):
 def test_the_target_as_output_gives_back_the_clean_latents(parametrization, kind):
     (clean, noise), (alpha, sigma) = draw(), levels(kind)
     noisy = alpha * clean + sigma * noise
-    target = parametrization.target(clean, noise, alpha, sigma)
-    estimate = parametrization.clean(target, noisy, alpha, sigma)
+    target = target_of(parametrization, clean, noise, alpha, sigma)
+    estimate = clean_of(parametrization, target, noisy, alpha, sigma)
     torch.testing.assert_close(estimate, clean, rtol=1e-9, atol=1e-9)
 
 
@@ -44,22 +45,22 @@ def test_one_estimate_can_be_said_in_every_parametrization(parametrization, kind
     (clean, noise), (alpha, sigma) = draw(), levels(kind)
     noisy = alpha * clean + sigma * noise
     output = torch.tanh(noisy)  # of some network that predicts the velocity, wrongly
-    estimate = Velocity().clean(output, noisy, alpha, sigma)
+    estimate = clean_of(Velocity(), output, noisy, alpha, sigma)
     estimated_noise = (noisy - alpha * estimate) / sigma
-    converted = parametrization.target(estimate, estimated_noise, alpha, sigma)
+    converted = target_of(parametrization, estimate, estimated_noise, alpha, sigma)
     torch.testing.assert_close(
-        parametrization.clean(converted, noisy, alpha, sigma), estimate, rtol=1e-9, atol=1e-9
+        clean_of(parametrization, converted, noisy, alpha, sigma), estimate, rtol=1e-9, atol=1e-9
     )
 
 
 def test_targets_are_those_of_the_papers():
     (clean, noise), (alpha, sigma) = draw(), levels("circle")
     at = (clean, noise, alpha, sigma)
-    torch.testing.assert_close(Epsilon().target(*at), noise)
-    torch.testing.assert_close(Clean().target(*at), clean)
-    torch.testing.assert_close(Velocity().target(*at), alpha * noise - sigma * clean)
+    torch.testing.assert_close(target_of(Epsilon(), *at), noise)
+    torch.testing.assert_close(target_of(Clean(), *at), clean)
+    torch.testing.assert_close(target_of(Velocity(), *at), alpha * noise - sigma * clean)
     alpha, sigma = levels("flow")
-    torch.testing.assert_close(Flow().target(clean, noise, alpha, sigma), noise - clean)
+    torch.testing.assert_close(target_of(Flow(), clean, noise, alpha, sigma), noise - clean)
 
 
 @pytest.mark.parametrize("data", [0.5, 1.0])
@@ -74,14 +75,14 @@ def test_edm_scales_are_those_of_karras_et_al_table_1(data):
     noisy = clean + sigma * noise
     target = (clean - scales.skip * noisy) / scales.output_scale  # Eq. 8
     torch.testing.assert_close(
-        Edm(sigma_data=data).target(clean, noise, alpha, sigma), target, rtol=1e-6, atol=1e-6
+        target_of(Edm(sigma_data=data), clean, noise, alpha, sigma), target, rtol=1e-6, atol=1e-6
     )
 
 
 @pytest.mark.parametrize("kind", LEVELS)
 def test_edm_with_unit_variance_is_the_negative_velocity(kind):
     at = (*draw(), *levels(kind))
-    torch.testing.assert_close(Edm().target(*at), -Velocity().target(*at))
+    torch.testing.assert_close(target_of(Edm(), *at), -target_of(Velocity(), *at))
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS[:4], ids=repr)

@@ -45,8 +45,9 @@ def test_a_table_gives_the_published_signal_and_noise_at_its_places(dtype):
     schedule, signal = published(), reference.alphas_cumprod.to(dtype)
     times = table_times(schedule, dtype)
     # The reference multiplies a thousand float32 factors; hence 1e-5, and more where it cancels.
-    torch.testing.assert_close(schedule.alpha(times), signal.sqrt(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(schedule.sigma(times), (1 - signal).sqrt(), rtol=1e-4, atol=0)
+    level = schedule.noise_level(times)
+    torch.testing.assert_close(level.alpha, signal.sqrt().double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(level.sigma, (1 - signal).sqrt().double(), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("num_steps", [7, 1000, 4000])
@@ -61,7 +62,7 @@ def test_a_float32_time_finds_its_place_of_the_table_exactly(num_steps):
 @every_schedule
 def test_time_zero_is_clean_and_noise_grows_with_time(schedule):
     times = torch.linspace(0, 1, 3001, dtype=torch.float64)
-    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    alpha, sigma = schedule.noise_level(times).alpha, schedule.noise_level(times).sigma
     assert alpha[0].item() == 1
     assert sigma[0].item() == 0
     assert ((sigma / alpha).diff() > 0).all()
@@ -70,7 +71,7 @@ def test_time_zero_is_clean_and_noise_grows_with_time(schedule):
 @every_schedule
 def test_time_at_is_the_inverse_of_noise_to_signal(schedule):
     times = torch.linspace(0, 1, 2003, dtype=torch.float64)
-    ratio = schedule.sigma(times) / schedule.alpha(times)
+    ratio = schedule.noise_level(times).sigma / schedule.noise_level(times).alpha
     torch.testing.assert_close(schedule.time_at(ratio), times, rtol=1e-8, atol=1e-9)
     back = schedule.time_at(ratio.float())
     assert back.dtype == torch.float32
@@ -88,11 +89,13 @@ def test_time_at_stays_in_range_and_monotone_beyond_the_schedule(schedule):
 
 @every_schedule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_results_have_shape_and_type_of_the_times(schedule, dtype):
+def test_results_have_the_shape_of_the_times_and_levels_are_double(schedule, dtype):
     times = torch.rand(2, 3, dtype=dtype).clamp(min=0.01)
-    for method in (schedule.alpha, schedule.sigma, schedule.network_time):
-        assert method(times).shape == (2, 3)
-        assert method(times).dtype == dtype
+    assert schedule.network_time(times).shape == (2, 3)
+    assert schedule.network_time(times).dtype == dtype
+    for value in schedule.noise_level(times):
+        assert value.shape == (2, 3)
+        assert value.dtype == torch.float64
 
 
 def test_tables_preserve_variance_between_their_places_too():
@@ -104,8 +107,8 @@ def test_tables_preserve_variance_between_their_places_too():
 
 def test_zero_terminal_snr_ends_at_noise_alone_and_the_published_table_does_not():
     time = torch.ones(1)
-    assert published(zero_terminal_snr=True).alpha(time).item() == 0
-    assert published(zero_terminal_snr=True, shift=3.0).alpha(time).item() == 0
+    assert published(zero_terminal_snr=True).noise_level(time).alpha.item() == 0
+    assert published(zero_terminal_snr=True, shift=3.0).noise_level(time).alpha.item() == 0
     assert published(zero_terminal_snr=True).has_zero_terminal_snr
     assert FlowSchedule().has_zero_terminal_snr
     assert not published().has_zero_terminal_snr
@@ -117,7 +120,10 @@ def test_zero_terminal_snr_ends_at_noise_alone_and_the_published_table_does_not(
 def test_shift_multiplies_noise_to_signal_and_the_log_snr_loses_two_log_shift(make, shift):
     times = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     plain, shifted = make(), make(shift=shift)
-    log_snr = [2 * (s.alpha(times) / s.sigma(times)).log() for s in (plain, shifted)]
+    log_snr = [
+        2 * (s.noise_level(times).alpha / s.noise_level(times).sigma).log()
+        for s in (plain, shifted)
+    ]
     expected = torch.full_like(times, -2 * torch.tensor(shift).double().log().item())
     # Between places a table is interpolated after the shift; the nine times are places.
     torch.testing.assert_close(log_snr[1] - log_snr[0], expected, rtol=1e-9, atol=0)
@@ -126,7 +132,7 @@ def test_shift_multiplies_noise_to_signal_and_the_log_snr_loses_two_log_shift(ma
 def test_a_shifted_flow_is_that_of_esser_et_al():
     times = torch.linspace(0, 1, 11, dtype=torch.float64)
     expected = 3 * times / (1 + 2 * times)  # Eq. 23
-    torch.testing.assert_close(FlowSchedule(shift=3.0).sigma(times), expected)
+    torch.testing.assert_close(FlowSchedule(shift=3.0).noise_level(times).sigma, expected)
 
 
 def test_the_network_sees_the_published_time():
@@ -139,12 +145,15 @@ def test_the_network_sees_the_published_time():
     edm = EdmSchedule()
     torch.testing.assert_close(edm.network_time(edm.time_at(sigma)), sigma.log() / 4)
     shifted = FlowSchedule(shift=3.0)
-    torch.testing.assert_close(shifted.network_time(times), 1000 * shifted.sigma(times))
+    sigma = shifted.noise_level(times).sigma.float()
+    torch.testing.assert_close(shifted.network_time(times), 1000 * sigma)
 
 
 def test_a_schedule_can_be_copied():
     schedule = copy.deepcopy(published())
-    assert torch.equal(schedule.alpha(torch.ones(1)), published().alpha(torch.ones(1)))
+    assert torch.equal(
+        schedule.noise_level(torch.ones(1)).alpha, published().noise_level(torch.ones(1)).alpha
+    )
 
 
 @pytest.mark.parametrize(

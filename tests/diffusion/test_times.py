@@ -32,7 +32,7 @@ def test_uniform_times_are_the_uniforms():
 @pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.0, 0.5)])
 def test_log_normal_times_make_the_logarithm_of_sigma_normal(mean, std):
     schedule = EdmSchedule()
-    sigma = schedule.sigma(LogNormalTimes(mean, std)(UNIFORM, schedule))
+    sigma = schedule.noise_level(LogNormalTimes(mean, std)(UNIFORM, schedule)).sigma
     expected = stats.lognorm(s=std, scale=np.exp(mean)).ppf(UNIFORM)
     np.testing.assert_allclose(sigma.numpy(), expected, rtol=1e-9)
 
@@ -40,7 +40,7 @@ def test_log_normal_times_make_the_logarithm_of_sigma_normal(mean, std):
 def test_log_normal_times_work_on_a_table_by_its_noise_to_signal():
     schedule = cosine_schedule(num_steps=1000)
     times = LogNormalTimes(0.0, 1.0)(UNIFORM, schedule)
-    ratio = schedule.sigma(times) / schedule.alpha(times)
+    ratio = schedule.noise_level(times).sigma / schedule.noise_level(times).alpha
     np.testing.assert_allclose(ratio.numpy(), stats.lognorm(s=1.0).ppf(UNIFORM), rtol=1e-3)
 
 

@@ -65,7 +65,7 @@ def test_the_native_grid_starts_at_the_last_place_where_that_holds_no_signal():
 @pytest.mark.parametrize(("sigma_min", "sigma_max", "rho"), [(0.002, 80.0, 7.0), (0.1, 10.0, 3.0)])
 def test_karras_noise_levels_are_those_of_eq_5(sigma_min, sigma_max, rho):
     schedule = EdmSchedule(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-    sigma = schedule.sigma(time_grid(schedule, 18, "karras"))
+    sigma = schedule.noise_level(time_grid(schedule, 18, "karras")).sigma
     for step in range(18):
         high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
         expected = (high + step / 17 * (low - high)) ** rho
