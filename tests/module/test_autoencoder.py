@@ -180,6 +180,29 @@ def test_in_the_warm_up_the_discriminator_learns_and_the_generator_does_not_hear
     assert "train/loss_adversarial" not in metrics
 
 
+def test_the_adversarial_weight_rises_by_equal_steps_to_the_whole(tmp_path):
+    """As logged, and as felt: the update is that of a module with this constant weight."""
+
+    def adversarial_weight(trainer, module):
+        return float(trainer.callback_metrics.get("train/adversarial_weight", 0.0))
+
+    schedule = AdversarialSchedule(start_step=1, ramp_steps=3)
+    ramp = {"adaptive": False, "weight": 8.0, "schedule": schedule}
+    module, recorder = small_module(adversarial=ramp), Recorder(adversarial_weight)
+    trainer(tmp_path, max_steps=6, callbacks=[recorder]).fit(module, loader(6))
+    assert recorder.seen == pytest.approx([0, 2, 4, 6, 8, 8])
+
+    ends = []
+    for settings in (
+        {"schedule": AdversarialSchedule(start_step=0, ramp_steps=3), "weight": 8.0},
+        {"schedule": AdversarialSchedule(start_step=0), "weight": 2.0},
+    ):
+        module = small_module(adversarial={"adaptive": False} | settings)
+        trainer(tmp_path, max_steps=1).fit(module, loader(1))
+        ends.append(module.autoencoder.state_dict())
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
 def test_every_term_is_logged_under_its_own_name(tmp_path):
     kl = logged(small_module(), tmp_path)
     names = {"pixel", "perceptual", "kl", "adversarial", "discriminator", "total"}
