@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm_lightning.bottleneck.kmeans import kmeans, nearest
 from ldm_lightning.bottleneck.vector_quantizer import VectorQuantizer
 from ldm_lightning.planning.counter import Counter
 
@@ -143,13 +142,3 @@ def test_evaluation_leaves_the_codebook_alone():
 def test_a_codebook_of_one_is_refused():
     with pytest.raises(ValueError, match=r"num_codes >= 2.*got 1"):
         VectorQuantizer(num_codes=1, latent_channels=4)
-
-
-def test_kmeans_finds_separate_clusters_and_repeats_itself():
-    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    vectors = centers.repeat(50, 1) + 0.1 * torch.randn(150, 2)
-    found = kmeans(vectors, 3, generator=torch.Generator().manual_seed(3))
-    again = kmeans(vectors, 3, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(found, again)
-    assert torch.cdist(found, centers).min(dim=1).values.max() < 0.1
-    assert nearest(centers, found).unique().numel() == 3
