@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-kills test-browser test-full gpu-check lint format bench
+.PHONY: help install demo test test-slow test-kills test-mutations test-browser test-full gpu-check lint format bench
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -29,6 +29,9 @@ test-slow: install  ## Run the tests that take longer, many processes of them
 
 test-kills: install  ## Kill trainings sixty times, continue them, compare the ends (half an hour)
 	$(BIN)/python -m pytest -s -m kills
+
+test-mutations: install  ## Plant a hundred mistakes; a test of seconds must notice each (some minutes)
+	$(BIN)/python -m tests.mutations
 
 test-browser: install  ## Open a report in headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
