@@ -40,6 +40,23 @@ def test_average_is_the_closed_form_over_updates(tmp_path, accumulate):
     )
 
 
+def test_the_average_of_a_continued_run_goes_on_where_it_was(tmp_path):
+    folder, weights = RunFolder.create(tmp_path), []
+    last = folder.checkpoints / "last.ckpt"
+    for max_steps in (3, 7):
+        module, ema = Recorded(), Ema(decay=0.8, warm_up=False)
+        trainer = make_trainer([ema, Checkpointing(folder, monitor=None)], max_steps=max_steps)
+        fit(trainer, module, last if last.exists() else None)
+        weights += module.history if not weights else module.history[1:]
+    average = weights[0].double()
+    for weight in weights[1:]:
+        average = 0.8 * average + 0.2 * weight.double()
+    assert len(weights) == 8
+    assert ema.num_updates == 7
+    found = load_checkpoint(last)["ema"]["encoder.weight"].double()
+    torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-6)
+
+
 def test_assigned_rows_are_taken_over_and_buffers_are_none_of_it(tmp_path):
     module = Recorded()
     rows = torch.tensor([True, False])

@@ -83,6 +83,23 @@ def test_r1_of_a_linear_discriminator_is_half_its_squared_weight():
     torch.testing.assert_close(r1_penalty(logits, images), expected)
 
 
+def test_the_r1_penalty_teaches_the_discriminator():
+    weight = torch.randn(3, 4, 4, requires_grad=True)
+    images = torch.randn(5, 3, 4, 4, requires_grad=True)
+    penalty = r1_penalty((images * weight).sum(dim=(1, 2, 3)), images)
+    (gradient,) = torch.autograd.grad(penalty, weight)
+    torch.testing.assert_close(gradient, weight.detach())
+
+
+def test_lecams_means_move_by_what_the_decay_leaves():
+    lecam = LeCam(decay=0.75)
+    means = []
+    for logit in (4.0, 8.0):
+        lecam.update(torch.full((2,), logit), torch.full((2,), -logit))
+        means.append((lecam.mean_real.item(), lecam.mean_fake.item()))
+    assert means == [(1.0, -1.0), (2.75, -2.75)]
+
+
 def test_lecam_follows_the_means_and_punishes_distance_from_the_other_side():
     lecam = LeCam(decay=0.5)
     real, fake = torch.full((4,), 2.0), torch.full((4,), -2.0)

@@ -194,3 +194,15 @@ def test_folding_batch_norm_away_keeps_the_function():
     network.eval()
     folded = TinyFeatures(training.folded_weights(network))
     torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_distance_compares_directions_of_features_summed_over_weighted_stages():
+    """Length does not count, but for features near zero: 1e-3 is added to its square."""
+    one = [torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)] * 4
+    scaled = [10 * stage for stage in one]
+    other = [torch.tensor([4.0, -3.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)] * 4
+    assert feature_distance(one, scaled).item() == pytest.approx(0, abs=1e-6)
+    assert feature_distance(one, other).item() == pytest.approx(2 * 25 / 25.001)  # right angles
+    for stage, weight in enumerate((0.2, 0.2, 0.5, 0.1)):
+        changed = [*one[:stage], other[stage], *one[stage + 1 :]]
+        assert feature_distance(one, changed).item() == pytest.approx(weight * 2 * 25 / 25.001)
