@@ -22,10 +22,10 @@ demo: install  ## Train first stage and diffusion model on embedded data, genera
 	$(BIN)/python -m ldm_lightning.pipeline experiment=ldm_shapes name=demo data.num_train_images=16000 samples.num_samples=400 "first_stage.overrides=['discriminator=none','max_steps=700','validation.every_steps=350']"
 
 test: install  ## Run the tests that take minutes
-	$(BIN)/python -m pytest -n 2 -m "not slow and not kills and not gpu and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=25 -m "not slow and not kills and not gpu and not browser"
 
 test-slow: install  ## Run the tests that take longer, many processes of them
-	$(BIN)/python -m pytest -n 2 -m "slow and not kills and not gpu and not browser"
+	$(BIN)/python -m pytest -n 2 --durations=25 -m "slow and not kills and not gpu and not browser"
 
 test-kills: install  ## Kill trainings sixty times, continue them, compare the ends (half an hour)
 	$(BIN)/python -m pytest -s -m kills

@@ -17,6 +17,7 @@ from tests.cli.run import process
 SMALL = FirstStageShape("kl_f2", (1, 2), 3, 128, 32, 2)  # diffusers wants 32 groups in every norm
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning about missing validations
 def test_every_rule_begins_with_our_loss(monkeypatch):
     """All but the alternating one, whose adaptive weight knows no perceptual gradient."""
@@ -73,6 +74,7 @@ def test_a_missed_goal_is_named_in_the_results(tmp_path):
     assert {"device", "num_threads", "versions", "commit"} <= stored.keys()
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_numbers_and_a_figure(tmp_path):
     words = ["-m", "benchmarks", "--quick", "--part", "sampling", "--output", str(tmp_path)]
     ended = process(words, tmp_path)

@@ -59,6 +59,7 @@ def run_judge(monkeypatch, command: str, **options: object) -> None:
     judge.main()
 
 
+@pytest.mark.slow
 def test_a_judge_that_was_trained_and_stored_judges_samples(tmp_path, monkeypatch):
     test = range(NUM_TRAIN, NUM_TRAIN + NUM_TEST)
     write_split(tmp_path / "data", "train", range(NUM_TRAIN))

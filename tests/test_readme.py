@@ -122,13 +122,8 @@ def test_the_readme_names_commands():
     assert sum("ldm_lightning.pipeline" in command for command in COMMANDS) == 1
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_python_command_of_the_readme_runs(place, monkeypatch, capsys):
-    """One after the other, because each uses what those before it made."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # jobs of a sweep run elsewhere
-    for command in COMMANDS:
-        if not command.startswith("python "):
-            continue
+def run_all(commands: list[str], place, monkeypatch, capsys) -> None:
+    for command in commands:
         with contextlib.suppress(SystemExit):  # Hydra ends the process after its help
             run(short_form(command, place), monkeypatch, place)
         output = capsys.readouterr()
@@ -136,6 +131,22 @@ def test_every_python_command_of_the_readme_runs(place, monkeypatch, capsys):
         assert "Error" not in said, f"{command}: {said}"
         if "--help" in command:
             assert "vqgan_f16" in said
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_help_and_a_dry_run_of_the_readme(place, monkeypatch, capsys):
+    cheap = [line for line in COMMANDS if line.endswith(("--help", "dry_run=true"))]
+    assert len(cheap) == 2
+    run_all(cheap, place, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_python_command_of_the_readme_runs(place, monkeypatch, capsys):
+    """One after the other, because each uses what those before it made."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # jobs of a sweep run elsewhere
+    python = [line for line in COMMANDS if line.startswith("python ")]
+    run_all(python, place, monkeypatch, capsys)
     for summary in place["cwd"].glob("outputs/*/*/summary.json"):
         assert json.loads(summary.read_text())["state"] in ("finished", "dry_run"), summary
     assert len(list((place["SAMPLES"] / "images").glob("*.png"))) == 3

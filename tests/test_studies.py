@@ -17,7 +17,10 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"), dtype=np.float32)
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize(
+    "study",
+    [STUDIES[0], *(pytest.param(study, marks=pytest.mark.slow) for study in STUDIES[1:])],
+)
 def test_table_and_figures_follow_from_the_results(study, tmp_path, capsys):
     importlib.import_module(f"experiments.{study}.study").tell(tmp_path)
     kept = FOLDER / study

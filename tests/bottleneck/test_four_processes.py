@@ -99,6 +99,7 @@ def processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(NUM_PROCESSES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "normalized"])
 def test_four_processes_keep_the_codebook_of_one(processes, kind):
     expected = updated(0, 1, normalize=kind == "normalized")
@@ -121,6 +122,7 @@ def test_four_processes_keep_the_codebook_of_one(processes, kind):
             assert each["usage"] == one["usage"]
 
 
+@pytest.mark.slow
 def test_all_processes_start_from_the_codes_of_the_first(processes):
     codes = [process["disagreeing"] for process in processes]
     for other in codes[1:]:

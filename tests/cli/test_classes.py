@@ -65,7 +65,7 @@ def test_classes_without_an_image_are_not_sampled(chain, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "named"),
-    [("labels=dog", "dog"), ("labels=0", "dog"), ("labels=Bea", "bee"), ("labels=[bee,x]", "'x'")],
+    [("labels=0", "dog"), ("labels=[bee,x]", "'x'")],
 )
 def test_what_the_model_never_saw_is_refused_by_name(chain, tmp_path, words, named):
     ended = sampled(chain, tmp_path / "none", words)

@@ -150,7 +150,7 @@ def photos(folder):
     ]
 
 
-@pytest.mark.parametrize("flip", ["false", "true"])
+@pytest.mark.parametrize("flip", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_mirrored_copies_and_both_evaluation_crops(run, tmp_path, flip):
     words = [f"checkpoint={run}", *photos(tmp_path), f"flip={flip}"]
     center = latents_of(encoded(tmp_path, *words, "eval_crop=center"))
@@ -183,10 +183,8 @@ def test_a_first_stage_with_codes_is_encoded_before_quantization(tmp_path):
 # Interrupted
 
 
-@pytest.mark.parametrize("stop", [0, 2, 4])
-def test_interrupted_and_continued_equals_uninterrupted_byte_by_byte(
-    run, tmp_path, monkeypatch, stop
-):
+def test_interrupted_and_continued_equals_uninterrupted_byte_by_byte(run, tmp_path, monkeypatch):
+    stop = 2
     words = [f"checkpoint={run}", *photos(tmp_path), "flip=true"]
     expected = contents(encoded(tmp_path, *words, name="whole"))
     write, written = latent_writing.write_shard, []
@@ -238,9 +236,7 @@ def test_a_finished_cache_is_checked_and_kept(run, tmp_path):
     [
         (["flip=true"], "flip=True"),
         (["dtype=float16"], "dtype='float16'"),
-        (["precision=bf16"], "precision='bf16'"),
         (["resolution=48"], "resolution='48x48'"),
-        (["data=shapes", "data.num_train_images=9"], "num_images=9"),
         (["splits=[val]", "data=shapes", "data.textures=false"], "num_images=2000"),
     ],
 )
@@ -271,10 +267,7 @@ def test_a_swapped_first_stage_is_refused_by_both_hashes(run, tmp_path):
     [
         (["splits=[test]"], r"splits.*\['train', 'val'\].*\['test'\]"),
         (["dtype=int8"], "dtype.*float32, float16.*'int8'"),
-        (["images_per_shard=0"], "images_per_shard=0"),
-        (["precision=31"], r"precision.*\b32\b.*\b31\b"),
         (["resolution=30"], r"\b30x30\b.*\b4\b"),
-        (["data=image_folder"], r"data\.root=VALUE"),
         (["weights=best"], "weights.*'ema'.*'raw'.*best"),
     ],
 )

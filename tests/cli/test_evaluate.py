@@ -137,7 +137,7 @@ def test_evaluation_says_what_the_autoencoder_costs(run, tmp_path):
     assert (folder / "images" / "reconstruction_latest.png").is_file()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "64"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("64", marks=pytest.mark.slow)])
 def test_evaluation_computes_in_the_precision_of_the_run(tmp_path, precision):
     words = tiny("vq_f4", trainer__precision=precision, max_steps=2)
     assert command("train", words, tmp_path).code == 0
@@ -246,7 +246,6 @@ def test_a_pair_of_two_sizes_is_refused_by_name(tmp_path):
     [
         [],
         ["images=a"],
-        ["reference=b"],
         ["checkpoint=x", "images=a", "reference=b"],
         ["checkpoint=x", "images=a"],
     ],

@@ -7,22 +7,22 @@ from tests.cli.run import EXPERIMENTS, ROOT, SECOND_STAGES, command, process
 
 COMMANDS = ("train", "evaluate", "encode", "sample", "pipeline", "plan", "report")
 PRINTED = {"help": ["--help"], "config": ["--cfg", "job"]}
+CASES = [(name, "help") for name in COMMANDS] + [("train", "config"), ("report", "config")]
 
 NO_TORCH = """
 import contextlib, io, json, runpy, sys
 sys.modules["torch"] = None  # importing it fails from here on
-names, printed = map(json.loads, sys.argv[1:])
+cases, printed = map(json.loads, sys.argv[1:])
 ended = {}
-for name in names:
-    for kind, words in printed.items():
-        sys.argv = [name, *words]
-        output, code = io.StringIO(), 0
-        with contextlib.redirect_stdout(output):
-            try:
-                runpy.run_module(f"ldm_lightning.{name}", run_name="__main__", alter_sys=True)
-            except SystemExit as end:
-                code = end.code or 0
-        ended[f"{name} {kind}"] = [code, output.getvalue()]
+for name, kind in cases:
+    sys.argv = [name, *printed[kind]]
+    output, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(output):
+        try:
+            runpy.run_module(f"ldm_lightning.{name}", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code or 0
+    ended[f"{name} {kind}"] = [code, output.getvalue()]
 print(json.dumps(ended))
 """
 
@@ -31,15 +31,14 @@ print(json.dumps(ended))
 def without_torch(tmp_path_factory):
     """How ``python -m`` ends where torch cannot be imported; one process asks for everything."""
     folder = tmp_path_factory.mktemp("empty")
-    words = ["-c", NO_TORCH, json.dumps(COMMANDS), json.dumps(PRINTED)]
+    words = ["-c", NO_TORCH, json.dumps(CASES), json.dumps(PRINTED)]
     ended = process(words, folder, env={"PYTHONWARNINGS": "ignore"})
     assert ended.code == 0, ended.output
     assert not any(folder.iterdir())
     return json.loads(ended.output.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", PRINTED)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_help_and_printed_configurations_do_not_import_torch(without_torch, name, kind):
     code, output = without_torch[f"{name} {kind}"]
     assert code == 0, output

@@ -72,6 +72,7 @@ def rows_of(run: Path, *groups: str) -> dict[tuple[int, str], float]:
     return {(step, name): value for step, name, value in rows if name.split("/")[0] in groups}
 
 
+@pytest.mark.slow
 def test_two_machines_under_torchrun_equal_one_process_and_share_one_folder(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

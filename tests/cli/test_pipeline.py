@@ -46,18 +46,12 @@ def test_a_chain_runs_in_one_folder(start, tmp_path):
     assert [step["words"] for step in stored["steps"]] == [list(s.words) for s in stand_in.steps]
 
 
-@pytest.mark.parametrize("how", ["path", "auto", "same"])
-def test_a_stopped_chain_goes_on_with_its_own_commands(start, tmp_path, how):
+def test_a_stopped_chain_goes_on_with_its_own_commands(start, tmp_path):
     words = ["experiment=ldm_vq_f4", "seed=5", "samples.num_samples=9"]
     ended, _ = start(*words, latents=4)
     assert ended.code == 4
     chain = run_folder(tmp_path, "ldm_vq_f4_chain")
-    again = {
-        "path": [f"resume={chain}"],
-        "auto": ["experiment=ldm_vq_f4", "resume=auto"],
-        "same": [*words, "resume=auto"],
-    }
-    ended, stand_in = start(*again[how])
+    ended, stand_in = start(*words, "resume=auto")
     assert ended.code == 0, ended.output
     assert run_folder(tmp_path, "ldm_vq_f4_chain") == chain
     assert "2/8 first_stage_evaluation: done" in ended.said
@@ -77,11 +71,9 @@ def test_resume_takes_no_other_words(start, tmp_path):
     assert summary_of(chain)["state"] == "failed"
 
 
-def test_resume_auto_without_an_unfinished_chain_starts_one(start, tmp_path):
+def test_resume_auto_without_an_unfinished_chain_starts_one(start):
     ended, stand_in = start("name=small", "resume=auto")
     assert ended.code == 0, ended.output
-    assert len(stand_in.steps) == 8
-    ended, stand_in = start("name=small", "resume=auto", "output_dir=" + str(tmp_path / "other"))
     assert len(stand_in.steps) == 8
 
 
@@ -131,22 +123,20 @@ def test_every_step_finds_the_configurations_of_the_user(start, tmp_path):
         assert step.line_words[:2] == ("--config-dir", str(tmp_path / "mine"))
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"words": ["name=small", "hydra.run.dir=/tmp"]}, "hydra.run.dir=/tmp"),
-        ({"steps": []}, "train experiment=kl_f4"),
-    ],
-)
-def test_a_chain_that_was_changed_runs_nothing(start, tmp_path, change, said):
+def test_a_chain_that_was_changed_runs_nothing(start, tmp_path):
     start("name=small", latents=4)
     file = run_folder(tmp_path, "small_chain") / "chain.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    ended, stand_in = start(f"resume={file.parent}")
-    assert ended.code == 1
-    assert str(file) in ended.said
-    assert said in ended.said
-    assert not stand_in.steps
+    stored = json.loads(file.read_text())
+    for said, change in {
+        "hydra.run.dir=/tmp": {"words": ["name=small", "hydra.run.dir=/tmp"]},
+        "train experiment=kl_f4": {"steps": []},
+    }.items():
+        file.write_text(json.dumps(stored | change))
+        ended, stand_in = start(f"resume={file.parent}")
+        assert ended.code == 1
+        assert str(file) in ended.said
+        assert said in ended.said
+        assert not stand_in.steps
 
 
 @pytest.mark.parametrize(
@@ -154,19 +144,13 @@ def test_a_chain_that_was_changed_runs_nothing(start, tmp_path, change, said):
     [
         (["encode.overrides=['output=elsewhere']"], "output=elsewhere"),
         (["experiment=kl_f4"], "experiment=kl_f4"),
-        (["experiment=ldm_kl_f5"], "'experiment/ldm_kl_f5'"),
-        (["max_stepz=3"], "'max_steps'"),
         (["first_stage.overrides=['max_stepz=3']"], "'max_steps'"),
-        (["encode.overrides=['flipp=true']"], "'flipp'"),
         (["samples.overrides=['samplr=ddim']"], "samplr"),
-        (["samples.num_samples=0"], "samples.num_samples=0"),
         (["first_stage.experiment=ldm_kl_f8"], "first_stage.experiment=ldm_kl_f8"),
-        (["first_stage.checkpoint=run"], "first_stage.checkpoint"),
         (["data=latents", "data.root=x"], "data=latents"),
         (["data=image_folder"], "data.root"),
         (["latent_channels=7"], "latent_channels is 7"),
         (["resolution=32", "first_stage.overrides=['resolution=64']"], "resolution=64"),
-        (["first_stage.experiment=kl_f8"], "downsampling_factor is 4"),
         (["resume=nowhere"], "resume=nowhere"),
     ],
 )
@@ -184,7 +168,16 @@ def test_the_second_stage_follows_what_the_first_is_told_about_images(start):
     assert "resolution=[64, 32]" in stand_in.steps[1].words
 
 
-@pytest.mark.parametrize("experiment", run.SECOND_STAGES)
+QUICK = ("ldm_vq_f8", "ldm_celebahq")
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in run.SECOND_STAGES
+    ],
+)
 def test_every_second_stage_fits_the_first_it_names(start, experiment):
     ended, stand_in = start(f"experiment={experiment}", "dry_run=true", "data=image_folder")
     assert ended.code == 0, ended.output

@@ -13,7 +13,7 @@ from ldm_lightning.planning import facts as planning_facts
 from ldm_lightning.planning import trial
 from ldm_lightning.planning.table import print_plan
 from tests.autoencoder.test_published_sizes import PUBLISHED
-from tests.cli.run import EXPERIMENTS, SECOND_STAGES, command, run_folder, summary_of, tiny
+from tests.cli.run import command, run_folder, summary_of, tiny
 from tests.cli.second_stage import tiny_second
 
 GIB = 2**30
@@ -135,7 +135,7 @@ def test_updates_are_timed_and_a_checkpoint_is_as_large_as_planned(tmp_path, sho
     assert summary_of(folder)["parameters"] == planned
 
 
-@pytest.mark.parametrize("data", ["shapes", "latents"])
+@pytest.mark.parametrize("data", ["shapes", pytest.param("latents", marks=pytest.mark.slow)])
 def test_a_second_stage_is_timed_without_a_first_one(tmp_path, short_trial, data):
     words = [w for w in tiny_second(tmp_path) if not w.startswith(("first_stage", "data."))]
     words += ["conditioner=class_label", f"data={data}", "data.batch_size=4", "denoiser=unet"]
@@ -170,13 +170,10 @@ def test_what_would_not_fit_or_take_too_long_is_not_tried(
     ("words", "told"),
     [
         (["resolution=[512,500]"], "resolution=[512,496]"),
-        (["experiment=ldm_kl_f8", "resolution=520"], "65x65"),
         (["experiment=ldm_dit_s", "resolution=520"], "resolution=512"),
-        (["plan.num_images=0"], "plan.num_images=0"),
         (["output=nowhere/plan.json"], "nowhere"),
         (["data=image_folder", "data.root=nowhere"], "data.root=nowhere"),
         (["plan.num_image=3"], "'num_images'"),
-        (["autoencoder.base_with=3"], "'base_width'"),
         (["experiment=ldm_kl_f8", "downsampling_factor=4"], "downsampling_factor"),
     ],
 )
@@ -208,17 +205,15 @@ def test_the_tables_are_80_columns_wide_at_most(planned_512, is_terminal):
     assert max(map(len, lines)) <= 80, max(lines, key=len)
 
 
-FEW = ("vqgan_f16", "ldm_dit_s")
+QUICK = "vqgan_f16"
+SLOW = ("vq_f4", "ldm_celebahq", "ldm_dit_s", "ldm_imagenet_vq_f8")
 
 
 @pytest.mark.parametrize(
     "experiment",
-    [
-        pytest.param(name, marks=[] if name in FEW else pytest.mark.slow)
-        for name in EXPERIMENTS + SECOND_STAGES
-    ],
+    [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
 )
-def test_every_published_experiment_is_counted(tmp_path, experiment):
+def test_a_published_experiment_is_counted(tmp_path, experiment):
     words = [f"experiment={experiment}", "scale=paper", "measure=false"]
     facts, ended = plan_of(tmp_path, words)
     if experiment in PUBLISHED:

@@ -81,6 +81,7 @@ def test_an_image_depends_neither_on_batch_nor_on_number_of_images(chain, sample
     assert_same_images(expected, images_of(tmp_path / "five"), exact=False)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_images_of_one(chain, samples, tmp_path):
     words = [f"checkpoint={chain / 'second_stage'}", "output=two", "num_samples=12"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -160,14 +161,10 @@ def test_a_moved_chain_finds_its_first_stage(chain, samples, tmp_path):
     ("words", "message"),
     [
         (["num_samples=0"], "num_samples=0"),
-        (["batch_size=0"], "batch_size=0"),
         (["labels=8"], r"\b0 to 7\b"),
         (["labels=[]"], r"labels=\[\]"),
-        (["labels=true"], r"\b0 to 7\b"),
         (["labels=Circel"], "circle"),
-        (["labels=[circle,blob]"], "blob"),
         (["sampler.num_steps=1001"], "1001"),
-        (["sampler=ddim", "sampler.num_steps=0"], r"num_steps.*\b0\b"),
         (["prior=true", "labels=1"], r"\blabels?\b"),
     ],
 )

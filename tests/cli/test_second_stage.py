@@ -90,6 +90,7 @@ def test_the_first_stage_stays_as_it_was_and_is_no_part_of_the_second(
     assert all(name.startswith("model.") for name in checkpoint["state_dict"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["ldm_vq_f4", "ldm_dit_s", "ldm_celebahq"])
 def test_other_experiments_train(tmp_path, first_stage, experiment):
     first = first_stage
@@ -104,7 +105,7 @@ def test_other_experiments_train(tmp_path, first_stage, experiment):
 
 def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, first_stage):
     # not in float64: Lightning loads a checkpoint before it widens the module
-    words = tiny_second(first_stage, conditioner="class_label", max_steps=6, trainer__precision=32)
+    words = tiny_second(first_stage, conditioner="class_label", max_steps=5, trainer__precision=32)
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     assert command("train", words, tmp_path / "whole").code == 0
@@ -136,6 +137,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, first_stage):
     assert read_metrics(whole / "metrics.csv") == read_metrics(parts / "metrics.csv")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, first_stage):
     words = {"max_steps": 6, "conditioner": "class_label", "trainer": "ddp_cpu"}
     for name in ("one", "two"):
@@ -162,7 +164,7 @@ def encode(first_stage, folder):
 def test_cached_latents_give_the_losses_of_encoding_now(tmp_path, first_stage):
     ended = encode(first_stage, tmp_path / "latents")
     assert ended.code == 0, ended.output
-    words = {"max_steps": 20, "conditioner": "class_label", "validation__num_samples": 0}
+    words = {"max_steps": 8, "conditioner": "class_label", "validation__num_samples": 0}
     words["monitor"] = "val/loss"
     for name in ("now", "cached"):
         (tmp_path / name).mkdir()
@@ -175,7 +177,7 @@ def test_cached_latents_give_the_losses_of_encoding_now(tmp_path, first_stage):
         values_of(run_folder(tmp_path / name, "ldm_kl_f4"), ("train/loss", "val/loss"))
         for name in ("now", "cached")
     ]
-    assert len(losses[0]) > 20
+    assert len(losses[0]) > 8
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
@@ -231,11 +233,8 @@ def test_a_run_goes_on_with_its_own_first_stage_only(trained, other_first_stage,
         ({"latent_channels": 3}, r"latent_channels=3\b.*\b4\b"),
         ({"validation__num_samples": -1}, r"validation\.num_samples=-1\b"),
         ({"validation__num_samples": 0}, "monitor=gen/fd_tiny"),
-        ({"sampler__num_steps": 0}, r"sampler\.num_steps=0\b"),
-        ({"sampler__num_steps": 1001}, "1001"),
         ({"diffusion__schedule__zero_terminal_snr": "true"}, "zero"),
         ({"conditioner": "class_label", "conditioner__num_classes": 3}, r"\b0 to 7\b"),
-        ({"sampler__guidance_scale": 2}, "guidance_scale"),
         ({"gate__mode": "off"}, r"gate\.mode"),
         ({"first_stage__normalizer": "half"}, "identity, scalar, channel"),
         ({"first_stage__checkpoint": "nowhere"}, "nowhere"),
@@ -254,12 +253,19 @@ def test_mistakes_are_found_before_latents_are_measured(tmp_path, first_stage, m
         raise AssertionError("statistics were measured first")
 
     monkeypatch.setattr(second_stage, "_stored_or_measured", measured)
-    for changes in ({"sampler__num_steps": 1001}, {"sampler__guidance_scale": 2}):
+    mistakes = {"1001": {"sampler__num_steps": 1001}, "guidance": {"sampler__guidance_scale": 2}}
+    for told, changes in mistakes.items():
         ended = command("train", tiny_second(first_stage, **changes), tmp_path)
         assert ended.code == 1, ended.output
+        assert told in ended.said
     (tmp_path / "gated").mkdir()
-    command("train", tiny_second(first_stage, gate__mode="stop"), tmp_path / "gated")
-    assert not summary_of(run_folder(tmp_path / "gated", "ldm_kl_f4"))["gate"]["passed"]
+    ended = command("train", tiny_second(first_stage, gate__mode="stop"), tmp_path / "gated")
+    assert ended.code == 1  # four updates make no good first stage
+    assert "gate" in ended.said
+    run = run_folder(tmp_path / "gated", "ldm_kl_f4")
+    assert not summary_of(run)["gate"]["passed"]
+    assert (run / "images/gate.png").is_file()
+    assert not (run / "checkpoints/last.ckpt").exists()
 
 
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path, first_stage):
@@ -274,18 +280,6 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path, first_stage):
     assert summary_of(run)["state"] == "failed"
 
 
-def test_a_ruined_first_stage_is_refused_by_the_gate(tmp_path, first_stage):
-    ruined = tmp_path / "ruined"
-    shutil.copytree(first_stage, ruined)
-    ended = command("train", tiny_second(ruined, gate__mode="stop"), tmp_path)
-    assert ended.code == 1  # four updates are not enough
-    assert "gate" in ended.said
-    run = run_folder(tmp_path, "ldm_kl_f4")
-    assert not summary_of(run)["gate"]["passed"]
-    assert (run / "images/gate.png").is_file()
-    assert not (run / "checkpoints/last.ckpt").exists()
-
-
 def test_a_latent_cache_is_plain_safetensors(tmp_path, first_stage):
     assert encode(first_stage, tmp_path / "latents").code == 0
     shards = sorted((tmp_path / "latents/train").glob("*.safetensors"))
@@ -298,6 +292,7 @@ def test_an_image_condition_is_concatenated(tmp_path, first_stage):
         conditioner="image",
         conditioner__latent_size=8,
         denoiser__in_channels=7,
+        max_steps=1,
         validation__num_samples=0,
         monitor="val/loss",
     )
@@ -311,6 +306,7 @@ def test_a_context_is_attended_to(tmp_path, first_stage):
         conditioner="class_label",
         conditioner__kind="context",
         denoiser__context_width=16,
+        max_steps=1,
     )
     ended = command("train", words, tmp_path)
     assert ended.code == 0, ended.output

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from ldm_lightning.data import workers
 from ldm_lightning.data.workers import WorkerError, WorkerLoader, check_shared_memory
@@ -14,9 +15,14 @@ from ldm_lightning.data.workers import WorkerError, WorkerLoader, check_shared_m
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_ends():
-    """Do not wait five seconds for a worker that is going to be killed."""
+    """Do not wait five seconds for a worker that is going to be killed.
+
+    A Lightning trainer puts back the signal handlers that it found. After one that torch installs
+    once a process it does not hear of a worker's death any more, so it is installed again here.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+        patch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
         yield
         gc.collect()  # ends the workers of loaders that an error has left
 

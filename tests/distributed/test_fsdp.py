@@ -129,6 +129,7 @@ def assert_equal_runs(run: Path, expected: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(runs):
     assert_equal_runs(runs / "unet_two", runs / "unet_one")
     names = {name for _, name in metrics_of(runs / "unet_one")}
@@ -138,11 +139,13 @@ def test_two_processes_equal_one(runs):
     assert summary_of(runs / "unet_two")["num_processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_is_continued_by_two_of_which_one_validates_nothing(runs):
     assert summary_of(runs / "dit_from_one")["num_processes"] == 2
     assert_equal_runs(runs / "dit_from_one", runs / "dit_one")
 
 
+@pytest.mark.slow
 def test_a_continued_run_equals_the_uninterrupted_one_bit_for_bit(runs):
     tensors, wanted = state_of(runs / "unet_parts"), state_of(runs / "unet_two")
     assert tensors.keys() == wanted.keys()
@@ -154,6 +157,7 @@ def test_a_continued_run_equals_the_uninterrupted_one_bit_for_bit(runs):
     assert {step for step, _ in actual.keys() - expected.keys()} == {3}
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_continued_by_one(runs, tmp_path):
     for name in ("unet_two", "unet_one"):
         shutil.copytree(runs / name, tmp_path / name)
@@ -163,6 +167,7 @@ def test_a_run_of_two_processes_is_continued_by_one(runs, tmp_path):
     assert not (tmp_path / "unet_two/checkpoints/last.shards").exists()  # a file now, and whole
 
 
+@pytest.mark.slow
 def test_its_checkpoint_is_cut_for_another_number_of_processes(runs):
     """Here for one, whose part is the whole."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -176,6 +181,7 @@ def test_its_checkpoint_is_cut_for_another_number_of_processes(runs):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_bf16_is_near_float64_and_keeps_its_weights_in_float32(runs):
     exact, rounded = (metrics_of(runs / name) for name in ("unet_one", "unet_two_bf16"))
     for name in ("train/loss_total", "train/grad_norm_denoiser"):
@@ -183,6 +189,7 @@ def test_bf16_is_near_float64_and_keeps_its_weights_in_float32(runs):
     assert {t.dtype for t in state_of(runs / "unet_two_bf16").values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_each_process_keeps_one_half_of_weights_average_and_optimizer(runs):
     whole = sum(t.nbytes for t in state_of(runs / "unet_two").values() if t.ndim)
     files = list((runs / "unet_two/checkpoints/last.shards").glob("*/*.safetensors"))
@@ -191,6 +198,7 @@ def test_each_process_keeps_one_half_of_weights_average_and_optimizer(runs):
         assert file.stat().st_size == pytest.approx(whole / 2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_sharded_too_and_read_like_any_other(runs, tmp_path):
     run = runs / "unet_two"
     assert (run / "checkpoints/best.shards").is_dir()
@@ -203,6 +211,7 @@ def test_the_best_checkpoint_is_sharded_too_and_read_like_any_other(runs, tmp_pa
     assert command("sample", words, tmp_path).code == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_shards_says_what_to_copy(runs, tmp_path):
     shutil.copy(runs / "unet_two/checkpoints/last.ckpt", tmp_path)
     with pytest.raises(CheckpointError, match=r"last\.ckpt.*last\.shards"):

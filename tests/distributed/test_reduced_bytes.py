@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from tests.distributed.reduced_bytes import NUM_UPDATES
 from tests.distributed.test_two_processes import finish, free_port, start
 
 
+@pytest.mark.slow
 def test_gradients_cross_once_an_update(tmp_path):
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     logs = [tmp_path / f"rank{rank}.log" for rank in range(2)]

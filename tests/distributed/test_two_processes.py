@@ -1,6 +1,6 @@
 """Two gloo processes equal one: losses, gradients, weights, codebook, metrics, to 1e-10.
 
-In float64, because in float32 the order of a sum alone grows to 1e-2 over twenty updates of a game
+In float64, because in float32 the order of a sum alone grows to 1e-2 over some updates of a game
 between two networks; there the first update must agree to 1e-5. The experiments are the real ones
 at a tiny size. Both sides see the same eight images an update.
 """
@@ -24,7 +24,7 @@ from tests.module.composed import compose_tiny, overrides_of
 ROOT = Path(__file__).resolve().parents[2]
 BATCH_NORM = ("kl_f8", "discriminator.normalization=batch", "loss.discriminator_start_steps=0")
 ADVERSARIAL_WEIGHT = {"kl_f8": 0.5, "vqgan_f16": 0.8}
-NUM_ADVERSARIAL_UPDATES = {"kl_f8": 17, "vqgan_f16": 20}  # in which the generator hears of it
+NUM_ADVERSARIAL_UPDATES = {"kl_f8": 7, "vqgan_f16": 10}  # in which the generator hears of it
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
@@ -136,7 +136,12 @@ def compare_first_update(one: dict, processes: list[dict], folders: list[Path]) 
 
 
 @pytest.mark.parametrize(
-    "experiment", [pytest.param("kl_f8", marks=pytest.mark.slow), "vqgan_f16", "vae_f8"]
+    "experiment",
+    [
+        pytest.param("kl_f8", marks=pytest.mark.slow),
+        pytest.param("vqgan_f16", marks=pytest.mark.slow),
+        "vae_f8",
+    ],
 )
 def test_two_processes_equal_one(tmp_path, experiment):
     names = [name for name in SCENARIOS if name.startswith(experiment)]
@@ -165,7 +170,7 @@ def test_two_processes_equal_one(tmp_path, experiment):
     if experiment == "kl_f8":
         assert {"train/loss_r1", "train/loss_lecam", "val_raw/psnr"} <= names_logged
         learns = {step for step, name in log if name == "train/loss_discriminator"}
-        assert learns == {*range(2, 21)}
+        assert learns == {*range(2, 11)}
     else:
         commitment = {s: v for (s, name), v in log.items() if name == "train/loss_commitment"}
         assert [commitment[step] for step in (1, 2, 3)] == [0, 0, 0]
@@ -176,6 +181,7 @@ def files_of(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_command_line_with_two_processes_equals_one_and_shares_one_run_folder(tmp_path):
     """The first process starts the second by running its own command again."""
     name, here = "command_line", tmp_path / "here"

@@ -32,6 +32,7 @@ def one_and_three(tmp_path_factory):
     return one, three
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_three_processes_validate_what_one_does(one_and_three):
     """One test, so that the processes start once."""

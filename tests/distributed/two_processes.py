@@ -61,9 +61,9 @@ VAE_F8 = (
     "resolution=16",
     "callbacks.reconstruction_grid.prior_samples=2",
 )
-DOUBLE = ("trainer.precision=64", "max_steps=20")
+DOUBLE = ("trainer.precision=64", "max_steps=10")
 SINGLE = ("trainer.precision=32", "max_steps=1", "optim.warmup_steps=0")
-ACCUMULATED = ("trainer.precision=64", "max_steps=20", "accumulate_batches=2")
+ACCUMULATED = ("trainer.precision=64", "max_steps=6", "accumulate_batches=2")
 FROM_THE_FIRST = ("loss.discriminator_start_steps=0", "loss.discriminator_warmup_steps=0")
 
 SCENARIOS = {

@@ -153,6 +153,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 def test_a_short_run_killed_three_times_ends_as_one_that_was_not(tmp_path):
     words = [*words_of("VQ with restarts", tmp_path), *SHORTER]
     assert run_forked(words, tmp_path / "whole") == 0

@@ -45,6 +45,7 @@ def train(folder, *words):
 
 
 # torch 2.14's tracer reads .grad of its inputs
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_networks_train_as_they_are_and_keep_their_names(tmp_path, traced):
     words = ("trainer.precision=64", "loss.discriminator_start_steps=0")

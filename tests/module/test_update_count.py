@@ -39,7 +39,7 @@ class SavedSteps(pl.Callback):
 
 @pytest.mark.parametrize(
     ("start_step", "accumulate_batches"),
-    [(None, 1), (None, 2), (0, 2), (1, 1), (2, 2), (4, 1), (100, 2)],
+    [(None, 2), (0, 2), (4, 1)],
 )
 def test_last_is_saved_every_n_updates_with_any_discriminator_start(
     tmp_path, start_step, accumulate_batches

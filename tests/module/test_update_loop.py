@@ -104,8 +104,6 @@ ENDS = {
     [
         (5, 1000),
         (12, 1),
-        pytest.param(5, 1, marks=pytest.mark.slow),
-        pytest.param(10, 1000, marks=pytest.mark.slow),
         pytest.param(12, 1000, marks=pytest.mark.slow),
     ],
 )

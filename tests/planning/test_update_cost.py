@@ -44,9 +44,10 @@ class CountUpdate(pl.Callback):
             self.counter.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16"])
-@pytest.mark.parametrize("bottleneck", [gaussian, quantizer])
-@pytest.mark.parametrize("start_step", [0, None])
+@pytest.mark.parametrize(
+    ("start_step", "bottleneck", "precision"),
+    [(0, gaussian, "32"), (0, quantizer, "bf16"), (None, gaussian, "32")],
+)
 def test_a_first_stages_update_without_memory_costs_what_the_real_one_does(
     tmp_path, bottleneck, precision, start_step
 ):

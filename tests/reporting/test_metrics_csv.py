@@ -85,6 +85,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_has_written_what_it_logged(tmp_path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), tmp_path])
     assert done.returncode == -9

@@ -259,9 +259,11 @@ def test_an_earlier_run_in_the_same_folder_does_not_count(tmp_path):
     assert module.bad_files() == []
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("num_good", [0, 1])
-def test_hardly_any_good_file_stops_the_run_with_a_clear_error(tmp_path, num_good, num_workers):
+@pytest.mark.parametrize(("num_good", "num_workers"), [(0, 0), (1, 2)])
+def test_hardly_any_good_file_stops_the_run_with_a_clear_error(
+    tmp_path, monkeypatch, num_good, num_workers
+):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # no long ends
     train_root = write_images(tmp_path / "train", 10)
     for number in range(num_good, 10):
         truncate(train_root / f"{number:03d}.png")

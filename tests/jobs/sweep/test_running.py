@@ -163,6 +163,7 @@ def test_the_second_ctrl_c_kills(tmp_path):
     assert "reason" not in summary_of(ended.statuses[0].job.folder)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_no_job_behind_and_goes_on_when_it_is_started_again(tmp_path):
     words = ["name=waits", "name=finishes"]
     sweep = subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path), *words], cwd=ROOT)
