@@ -1,8 +1,8 @@
 """Plant one mistake after the other, and see that the tests notice each within seconds.
 
-``python -m tests.mutations [WORD]`` plants those whose description or file holds the word. The
-package is copied; the mistake is made in the copy, and a child of this process, which has already
-imported torch, runs the named tests there.
+``python -m tests.mutations [PART...]`` plants those whose description or file holds one of the
+parts. The package is copied; the mistake is made in the copy, and a child of this process, which
+has already imported torch, runs the named tests there.
 """
 
 import os
@@ -105,10 +105,14 @@ def verdict(noticed: Noticed) -> str:
     return "LATE" if noticed.seconds > LONGEST_SECONDS else ""
 
 
-def main(word: str = "") -> int:
+def main(*parts: str) -> int:
     """Plant the mistakes and print a table; return the number that was not noticed in time."""
     sys.dont_write_bytecode = True  # a file may change twice within the second that Python sees
-    chosen = [mistake for mistake in MISTAKES if word in mistake.what or word in mistake.file]
+    chosen = [
+        mistake
+        for mistake in MISTAKES
+        if not parts or any(part in mistake.what or part in mistake.file for part in parts)
+    ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         package = copied(folder)
@@ -133,4 +137,4 @@ def main(word: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(*sys.argv[1:2]), 1))
+    sys.exit(min(main(*sys.argv[1:]), 1))

@@ -12,10 +12,12 @@ COMMITMENT = "(encoded - quantized.detach()).square().flatten(1).mean(dim=1)"
 KMEANS = ("bottleneck/kmeans.py", "bottleneck/test_kmeans.py")
 
 
-def of(place: tuple[str, str], what: str, text: str, replacement: str) -> Mistake:
-    """A mistake in a file, noticed by the tests of the file."""
-    file, tests = place
-    return Mistake(what, file, text, replacement, tests)
+def of(
+    place: tuple[str, str], what: str, text: str, replacement: str, tests: str | None = None
+) -> Mistake:
+    """A mistake in a file, noticed by the tests of the file unless others are named."""
+    file, tests_of_file = place
+    return Mistake(what, file, text, replacement, tests or tests_of_file)
 
 
 LOSSES = [
