@@ -7,9 +7,9 @@ from tests.cli.run import command, run_folder, tiny
 
 
 def trained_first_stage(parent: Path, experiment: str = "kl_f4", **changes: Any) -> Path:
-    """Run folder of a first stage after four updates on shapes."""
+    """Run folder of a first stage after two updates on shapes."""
     parent.mkdir(parents=True, exist_ok=True)
-    ended = command("train", tiny(experiment, **changes), parent)
+    ended = command("train", tiny(experiment, **({"max_steps": 2} | changes)), parent)
     assert ended.code == 0, ended.output
     return run_folder(parent, experiment)
 

@@ -25,7 +25,7 @@ def write_classes(root, *names, first=0):
 def chain(tmp_path_factory):
     """A folder with images of two classes and a third without, and a model of them."""
     folder = tmp_path_factory.mktemp("classes")
-    first = trained_first_stage(folder / "first")
+    first = trained_first_stage(folder / "first", max_steps=1)
     write_classes(folder / "train", "bee", "cow")
     (folder / "train" / "ant").mkdir()
     write_classes(folder / "val", "bee", "cow", first=5)
@@ -36,6 +36,7 @@ def chain(tmp_path_factory):
         data__root=folder / "train",
         data__val_root=folder / "val",
         data__classes="[dog,cow,bee]",
+        max_steps=1,
     )
     ended = command("train", words, folder)
     assert ended.code == 0, ended.output
@@ -76,13 +77,13 @@ def test_what_the_model_never_saw_is_refused_by_name(chain, tmp_path, words, nam
 def test_ids_stay_those_of_training_when_the_folder_changes(chain, tmp_path):
     run = shutil.copytree(run_folder(chain, "ldm_kl_f4"), tmp_path / "run")
     write_classes(tmp_path / "new", "bee", "dog", first=9)
-    words = [f"resume={run}", "max_steps=6", "data=image_folder", f"data.root={tmp_path / 'new'}"]
+    words = [f"resume={run}", "max_steps=2", "data=image_folder", f"data.root={tmp_path / 'new'}"]
     ended = command("train", words, tmp_path)
     assert ended.code == 0, ended.output
     stored = load_checkpoint(run / "checkpoints" / "last.ckpt")["second_stage"]["classes"]
     assert stored == {"names": ["dog", "cow", "bee"], "without_images": [1]}
     write_classes(tmp_path / "new", "elk", first=12)
-    ended = command("train", [*words, "max_steps=8"], tmp_path)
+    ended = command("train", [*words, "max_steps=3"], tmp_path)
     assert ended.code == 1
     assert "'elk'" in ended.said
 

@@ -136,7 +136,7 @@ def test_ctrl_c_and_resume_equal_the_uninterrupted_run(
 
 
 def test_ctrl_c_between_the_batches_of_an_update_loses_nothing(tmp_path, images):
-    words = words_for(images, max_steps=6, accumulate_batches=2)
+    words = words_for(images, max_steps=4, accumulate_batches=2)
     (tmp_path / "whole").mkdir()
     assert command("train", words, tmp_path / "whole").code == 0
     (tmp_path / "parts").mkdir()

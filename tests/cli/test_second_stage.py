@@ -260,7 +260,7 @@ def test_mistakes_are_found_before_latents_are_measured(tmp_path, first_stage, m
         assert told in ended.said
     (tmp_path / "gated").mkdir()
     ended = command("train", tiny_second(first_stage, gate__mode="stop"), tmp_path / "gated")
-    assert ended.code == 1  # four updates make no good first stage
+    assert ended.code == 1  # two updates make no good first stage
     assert "gate" in ended.said
     run = run_folder(tmp_path / "gated", "ldm_kl_f4")
     assert not summary_of(run)["gate"]["passed"]

@@ -136,6 +136,7 @@ def assert_equal(report, expected):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["shared", "idle", "cached"])
 def test_four_processes_equal_one(scenario, processes, expected):
     _, report, _ = expected
@@ -144,6 +145,7 @@ def test_four_processes_equal_one(scenario, processes, expected):
             assert_equal(each, report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["shared", "idle", "cached"])
 def test_four_processes_measure_generated_images_as_one(scenario, processes, expected):
     _, _, scalars = expected
