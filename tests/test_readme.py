@@ -1,4 +1,4 @@
-"""Every command of the README runs, in a short form."""
+"""Every command of README.md and docs/training.md runs, in a short form."""
 
 import contextlib
 import importlib
@@ -16,10 +16,11 @@ from tests.cli.run import make_commands
 from tests.jobs.sweep.fake_job import MODULE
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/training.md")]
 COMMANDS = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     for line in block.splitlines()
     if line.strip()
 ]
@@ -115,7 +116,7 @@ def short_form(command: str, place: dict[str, Path]) -> list[str]:
     return words
 
 
-def test_the_readme_names_commands():
+def test_the_pages_name_commands():
     assert sum(command.startswith("make ") for command in COMMANDS) == 2
     for name, number in (("train", 4), ("plan", 2), ("evaluate", 2), ("encode", 1), ("sample", 1)):
         assert sum(f"ldm_lightning.{name}" in command for command in COMMANDS) >= number

@@ -32,7 +32,7 @@ main()
 """
 
 DOCS = "\n".join(
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/sweeps.md")
+    (ROOT / name).read_text(encoding="utf-8") for name in ("docs/training.md", "docs/sweeps.md")
 )
 COMMANDS = [
     line
@@ -41,7 +41,7 @@ COMMANDS = [
     if line.startswith("python -m ldm_lightning.train -m ")
 ]
 SEARCH = next(line for line in COMMANDS if "hparams_search=" in line)
-# The README repeats some of docs/sweeps.md.
+# docs/training.md repeats some of docs/sweeps.md.
 SWEEPS = {
     line.split()[-1]: line.split()[3:]
     for line in COMMANDS
