@@ -92,7 +92,7 @@ FIRST_STAGE = [
     of(
         AUTOENCODER,
         "LeCam's running means stay at zero",
-        "self.lecam.update(real, fake)",
+        "self.lecam.update([real for real, _ in seen], [fake for _, fake in seen])",
         "pass",
         "module/test_update_count.py",
     ),
@@ -132,8 +132,8 @@ UPDATES = [
     of(
         UPDATING,
         "all batches of an update draw the same",
-        "place = self.microbatch_index(batch_idx) * num_processes() + process_rank()",
-        "place = process_rank()",
+        "(self.microbatch_index(batch_idx) * num_processes() + process_rank()) * num_rows",
+        "process_rank() * num_rows",
     ),
     of(RATE, "warm-up ends one update early", "/ (self.warmup_steps + 1)", "/ self.warmup_steps"),
     of(RATE, "warm-up starts at zero", "return (step + 1) / (", "return step / ("),
