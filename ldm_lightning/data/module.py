@@ -5,6 +5,7 @@ import os
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +24,28 @@ from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_
 from ldm_lightning.data.train_loader import TrainLoader
 from ldm_lightning.data.workers import TIMEOUT_SECONDS, check_shared_memory
 from ldm_lightning.utils.collectives import num_processes, process_rank
+
+
+@dataclass(frozen=True)
+class LoadingSettings:
+    """Batches, workers and order of a data module; the keys of ``data`` have the same names.
+
+    Attributes:
+        batch_size: Training images per process and batch.
+        val_batch_size: Evaluation images per process and batch.
+        num_workers: Processes that read images, for each loader; 0 reads in the main process.
+        seed: The run's seed.
+        max_val_images: Size of the evaluated subset; None evaluates all images.
+        worker_timeout_seconds: Longest wait for a batch from a worker process.
+    """
+
+    batch_size: int
+    val_batch_size: int
+    num_workers: int
+    seed: int
+    max_val_images: int | None
+    worker_timeout_seconds: float = TIMEOUT_SECONDS
+
 
 DatasetT = TypeVar("DatasetT", bound=MapDataset)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ldm_lightning.data.class_names import check_class_names, class_names_of, shortened
 from ldm_lightning.data.images.decoding import MAX_FILE_BYTES
-from ldm_lightning.data.images.encoded import encoded_data_module
+from ldm_lightning.data.images.encoded import ImageSettings, encoded_data_module
 from ldm_lightning.data.images.folder_listing import FolderListing, list_images
 from ldm_lightning.data.images.separation import (
     check_no_splits_inside,
@@ -19,7 +19,7 @@ from ldm_lightning.data.images.separation import (
     is_validation_name,
 )
 from ldm_lightning.data.left_out import say_what_is_not_read
-from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.module import ImageDataModule, LoadingSettings
 from ldm_lightning.data.value_range import ValueRange
 from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.storage.content import FileHashes, combined_hash
@@ -106,35 +106,15 @@ class FolderSource:
         return self._label_of[self.name(index).split("/", 1)[0]], None
 
 
-def image_folder_data_module(
-    *,
+def _sources(
     root: str,
     val_root: str | None,
     val_fraction: float,
-    classes: Sequence[str] | None = None,
-    value_range: Sequence[float] | None = None,
-    resolution: int | tuple[int, int],
-    image_channels: int,
-    train_crop: str,
-    crop_scale: tuple[float, float],
-    flip: bool,
-    eval_crop: str,
-    val_crops_per_image: int,
-    max_bad_fraction: float,
-    batch_size: int,
-    val_batch_size: int,
-    num_workers: int,
-    max_val_images: int | None,
-    seed: int,
-    cache_dir: str | None = None,
-    worker_timeout_seconds: float = TIMEOUT_SECONDS,
-) -> ImageDataModule:
-    """Build the data module; keys as in conf/data/image_folder.yaml.
-
-    Raises:
-        ValueError: If a folder is missing or empty, training and validation images are not kept
-            apart, or a setting is out of range.
-    """
+    *,
+    classes: Sequence[str] | None,
+    hashes: FileHashes,
+) -> tuple[FolderSource, FolderSource]:
+    """List the images to train on and those to validate on, with their classes."""
     class_names = None if classes is None else [str(name) for name in classes]
     listing = list_images(Path(root).expanduser(), key="data.root")
     check_no_splits_inside(listing)
@@ -168,8 +148,7 @@ def image_folder_data_module(
             f"on; not {unknown[0]}"
         )
     val_class_names = None if unknown else class_names
-    hashes = FileHashes(cache_dir)
-    return encoded_data_module(
+    return (
         FolderSource(
             listing.root, train_names, class_names=class_names, split="train", hashes=hashes
         ),
@@ -181,21 +160,63 @@ def image_folder_data_module(
             hashes=hashes,
             label_gap=label_gap,
         ),
-        resolution=resolution,
-        image_channels=image_channels,
-        value_range=ValueRange.of(value_range),
-        train_crop=train_crop,
-        crop_scale=crop_scale,
-        flip=flip,
-        eval_crop=eval_crop,
-        val_crops_per_image=val_crops_per_image,
-        max_bad_fraction=max_bad_fraction,
-        batch_size=batch_size,
-        val_batch_size=val_batch_size,
-        num_workers=num_workers,
-        worker_timeout_seconds=worker_timeout_seconds,
-        max_val_images=max_val_images,
-        seed=seed,
+    )
+
+
+def image_folder_data_module(
+    *,
+    root: str,
+    val_root: str | None,
+    val_fraction: float,
+    classes: Sequence[str] | None = None,
+    value_range: Sequence[float] | None = None,
+    resolution: int | tuple[int, int],
+    image_channels: int,
+    train_crop: str,
+    crop_scale: tuple[float, float],
+    flip: bool,
+    eval_crop: str,
+    val_crops_per_image: int,
+    max_bad_fraction: float,
+    batch_size: int,
+    val_batch_size: int,
+    num_workers: int,
+    max_val_images: int | None,
+    seed: int,
+    cache_dir: str | None = None,
+    worker_timeout_seconds: float = TIMEOUT_SECONDS,
+) -> ImageDataModule:
+    """Build the data module; keys as in conf/data/image_folder.yaml.
+
+    Raises:
+        ValueError: If a folder is missing or empty, training and validation images are not kept
+            apart, or a setting is out of range.
+    """
+    train_source, val_source = _sources(
+        root, val_root, val_fraction, classes=classes, hashes=FileHashes(cache_dir)
+    )
+    return encoded_data_module(
+        train_source,
+        val_source,
+        ImageSettings(
+            resolution=resolution,
+            image_channels=image_channels,
+            value_range=ValueRange.of(value_range),
+            train_crop=train_crop,
+            crop_scale=crop_scale,
+            flip=flip,
+            eval_crop=eval_crop,
+            val_crops_per_image=val_crops_per_image,
+            max_bad_fraction=max_bad_fraction,
+        ),
+        LoadingSettings(
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            max_val_images=max_val_images,
+            worker_timeout_seconds=worker_timeout_seconds,
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_lightning.data.images.decoding import MAX_FILE_BYTES, UnreadableImageError
-from ldm_lightning.data.images.encoded import encoded_data_module
+from ldm_lightning.data.images.encoded import ImageSettings, encoded_data_module
 from ldm_lightning.data.images.formats import IMAGE_SUFFIXES
 from ldm_lightning.data.images.separation import (
     check_separate_shards,
@@ -24,7 +24,7 @@ from ldm_lightning.data.images.separation import (
     is_validation_name,
 )
 from ldm_lightning.data.left_out import say_what_is_not_read
-from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.module import ImageDataModule, LoadingSettings
 from ldm_lightning.data.order.shard_order import ShardShuffle
 from ldm_lightning.data.shards.remote_shards import GIB, RemoteShards, is_remote
 from ldm_lightning.data.shards.shard_cache import ShardCache
@@ -312,20 +312,24 @@ def webdataset_data_module(
     return encoded_data_module(
         train_source,
         val_source,
-        resolution=resolution,
-        image_channels=image_channels,
-        value_range=ValueRange.of(value_range),
-        train_crop=train_crop,
-        crop_scale=crop_scale,
-        flip=flip,
-        eval_crop=eval_crop,
-        val_crops_per_image=val_crops_per_image,
-        max_bad_fraction=max_bad_fraction,
-        batch_size=batch_size,
-        val_batch_size=val_batch_size,
-        num_workers=num_workers,
-        worker_timeout_seconds=worker_timeout_seconds,
-        max_val_images=max_val_images,
-        seed=seed,
+        ImageSettings(
+            resolution=resolution,
+            image_channels=image_channels,
+            value_range=ValueRange.of(value_range),
+            train_crop=train_crop,
+            crop_scale=crop_scale,
+            flip=flip,
+            eval_crop=eval_crop,
+            val_crops_per_image=val_crops_per_image,
+            max_bad_fraction=max_bad_fraction,
+        ),
+        LoadingSettings(
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            max_val_images=max_val_images,
+            worker_timeout_seconds=worker_timeout_seconds,
+        ),
         shuffle=None if shuffle_shards is None else train_source.shuffle(shuffle_shards),
     )
