@@ -80,11 +80,10 @@ def _check(cfg: DictConfig) -> None:
 def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     """Write the splits, one after the other; returns what to put into the summary."""
     from ldm_lightning.autoencoder.frozen import Moments
-    from ldm_lightning.builders.data import build_data
+    from ldm_lightning.builders.data import build_images
     from ldm_lightning.builders.hardware import choose_computing
     from ldm_lightning.config import plain
     from ldm_lightning.data.latents.cache import LatentIndex
-    from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.restore.first_stage import open_first_stage
     from ldm_lightning.storage.content import FileHashes
     from ldm_lightning.utils.provenance import git_commit, package_versions, peak_memory
@@ -94,9 +93,7 @@ def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
     )
     cfg = _with_run_defaults(cfg, opened)
     computing = choose_computing(str(cfg.precision))
-    data = build_data(cfg)
-    if not isinstance(data, ImageDataModule):
-        raise ValueError("data=latents is encoded already; give the images: data=image_folder ...")
+    data = build_images(cfg)
     writers = [
         _writer(cfg, split, data, opened, run_folder.path / split, computing.precision)
         for split in SPLITS

@@ -93,7 +93,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     """Reconstruct a split with the autoencoder of a checkpoint."""
     import torch
 
-    from ldm_lightning.builders.data import build_data
+    from ldm_lightning.builders.data import build_images
     from ldm_lightning.builders.first_stage import build_metrics
     from ldm_lightning.builders.hardware import choose_computing
     from ldm_lightning.builders.training import build_features
@@ -115,7 +115,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     cfg = with_run_defaults(cfg, first_stage)
     computing = choose_computing(str(cfg.precision))
     features = build_features(cfg)  # first: weights may be missing, data may be slow to list
-    data = build_data(cfg)
+    data = build_images(cfg)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     protocol, autoencoder = data.protocol("val"), first_stage.autoencoder
     metrics = build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol)
@@ -240,11 +240,10 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     import torch
     from hydra.utils import instantiate
 
-    from ldm_lightning.builders.data import build_data
+    from ldm_lightning.builders.data import build_images
     from ldm_lightning.data.images.folder_batches import FolderSizes, folder_batches
     from ldm_lightning.data.images.folder_listing import list_images
     from ldm_lightning.data.left_out import say_what_is_not_read
-    from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.evaluation.folders import compare_sets, measured_facts
     from ldm_lightning.metrics.features import tiny_features
     from ldm_lightning.storage.content import FileHashes
@@ -260,9 +259,7 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     cfg.image_channels = first.shape[1]
     cfg.resolution = cfg.resolution or list(first.shape[2:])
     cfg.eval_crop = cfg.eval_crop or "center"
-    data = build_data(cfg)
-    if not isinstance(data, ImageDataModule):
-        raise ValueError("data=latents holds no images to compare with; give the images.")
+    data = build_images(cfg)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     if sizes.distinct != {data.resolution} and launched().is_first:
         log.warning(

@@ -9,9 +9,21 @@ from ldm_lightning.data.class_names import class_names_in
 from ldm_lightning.data.module import ImageDataModule, MapDataModule
 
 
-def build_data(cfg: DictConfig) -> ImageDataModule:
-    """Build the data module; missing and empty folders are found here."""
+def build_data(cfg: DictConfig) -> MapDataModule:
+    """Build the data module, of images or latents; missing and empty folders are found here."""
     return instantiate(cfg.data)
+
+
+def build_images(cfg: DictConfig) -> ImageDataModule:
+    """Build a data module of images.
+
+    Raises:
+        ValueError: If ``data`` holds latents, or cannot be built.
+    """
+    data = build_data(cfg)
+    if not isinstance(data, ImageDataModule):
+        raise ValueError("Images are needed here, and data=latents holds none: give the images.")
+    return data
 
 
 def build_labeled_data(cfg: DictConfig, *, start: Path | None) -> MapDataModule:

@@ -15,7 +15,7 @@ from ldm_lightning.autoencoder.normalizer import (
     StoredStatistics,
     statistics_path,
 )
-from ldm_lightning.builders.data import build_data
+from ldm_lightning.builders.data import build_images
 from ldm_lightning.builders.hardware import choose_computing
 from ldm_lightning.builders.training import build_optimization
 from ldm_lightning.config import plain
@@ -254,4 +254,4 @@ def real_images(cfg: DictConfig, first_stage: FrozenFirstStage) -> ImageDataModu
     features = OmegaConf.to_container(cfg.features, resolve=True)
     known = {"features": features, "cache_dir": cfg.cache_dir}
     defaults = with_run_defaults(OmegaConf.create({**unknown, **known}), opened)
-    return build_data(defaults)
+    return build_images(defaults)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_lightning.builders.data import build_data
+from ldm_lightning.builders.data import build_images
 from ldm_lightning.builders.first_stage import build_metrics
 from ldm_lightning.builders.hardware import choose_computing
 from ldm_lightning.builders.training import build_features
@@ -61,7 +61,7 @@ def run_gate(
         checkpoint: The first stage: a ``.ckpt`` file or a run folder.
         weights: ``ema`` or ``raw``.
         trusted_packages: Of the user's own, which the first stage's files may name.
-        data: Data whose held-out split is reconstructed, as for ``build_data``; None takes those of
+        data: Images whose held-out split is reconstructed; None takes those of
             the first stage's own run.
         features: Feature networks; None takes those of the first stage's own run.
         cache_dir: Where earlier evaluations are looked for and this one is kept.
@@ -126,7 +126,7 @@ def _record(
     first_stage: OpenedFirstStage, cfg: DictConfig, features: FeatureSet, run_folder: RunFolder
 ) -> FirstStageRecord:
     """The figures of an earlier evaluation, or of one that is made now, and their grid."""
-    data = build_data(cfg)
+    data = build_images(cfg)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     grid = _grid(run_folder)
     computing = choose_computing(str(cfg.precision))

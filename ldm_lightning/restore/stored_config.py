@@ -22,6 +22,9 @@ from ldm_lightning.storage.small_files import read_yaml
 
 OVERRIDES = "overrides.yaml"
 
+FORMAT = 1
+"""Of run folders; raised when a run of before can no longer be continued."""
+
 OPTIMIZERS = "torch.optim"
 """Package of another project whose classes a run may name."""
 
@@ -93,7 +96,11 @@ class Composition:
 
     def write(self, folder: Path) -> None:
         """Write it into a run folder, atomically."""
-        content = {"choices": dict(self.choices), "given": sorted(set(self.given))}
+        content = {
+            "format": FORMAT,
+            "choices": dict(self.choices),
+            "given": sorted(set(self.given)),
+        }
         with atomic_writer(folder / OVERRIDES) as file:
             file.write(yaml.safe_dump(content, sort_keys=True).encode())
 
@@ -112,6 +119,12 @@ def read_composition(folder: Path) -> Composition:
             f"{path} does not exist, so the run cannot be continued; start a new one from its "
             f"weights with checkpoint={folder}."
         ) from error
+    if (found := content.get("format")) != FORMAT:
+        raise ValueError(
+            f"{path} has format={found}, and this version of ldm_lightning continues runs of "
+            f"format={FORMAT}. Continue the run with the version that began it, or start a new one "
+            f"from its weights with checkpoint={folder}."
+        )
     choices, given = content.get("choices"), content.get("given")
     if not isinstance(choices, dict) or not isinstance(given, list):
         raise ValueError(f"{path} needs a mapping `choices` and a list `given`.")

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from ldm_lightning.builders.data import build_data, build_labeled_data, check_labels
+from ldm_lightning.builders.data import build_images, build_labeled_data, check_labels
 from ldm_lightning.builders.first_stage import build_first_stage_module
 from ldm_lightning.builders.second_stage import (
     build_frozen_first_stage,
@@ -60,19 +60,13 @@ class FirstStage(Stage):
     """An autoencoder, trained on images."""
 
     def build_data(self, cfg: DictConfig, start: Path | None) -> MapDataModule:
-        """Build the data; a first stage uses no labels."""
-        return build_data(cfg)
+        """Build the images; a first stage uses no labels."""
+        return build_images(cfg)
 
     def build_module(
         self, cfg: DictConfig, data: MapDataModule, features: FeatureSet, *, num_devices: int
     ) -> ManualOptimizationModule:
-        """Build autoencoder, losses and discriminator.
-
-        Raises:
-            ValueError: If the data hold no images.
-        """
-        if not isinstance(data, ImageDataModule):
-            raise ValueError("A first stage is trained on images: data=latents holds none.")
+        """Build autoencoder, losses and discriminator."""
         return build_first_stage_module(
             cfg, protocol=data.protocol("val"), num_devices=num_devices, features=features
         )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm_lightning.builders.data import build_data
+from ldm_lightning.builders.data import build_images
 from ldm_lightning.builders.first_stage import stored_first_stage
 from ldm_lightning.data.latents import writing as latent_writing
 from ldm_lightning.data.latents.module import LatentDataModule
@@ -77,7 +77,7 @@ def test_a_run_folder_is_enough_and_gives_what_its_first_stage_gives(run, tmp_pa
     module = latents_of(cache)
     module.check(first_stage.weights_hash)
     assert (len(module.train_dataset), len(module.val_dataset)) == (22, 13)
-    images = build_data(OmegaConf.load(run / "config.yaml"))
+    images = build_images(OmegaConf.load(run / "config.yaml"))
     assert module.protocol("val") == images.protocol("val")
     assert module.protocol("train") == images.protocol("train")
     means, variances = [], []

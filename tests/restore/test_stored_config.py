@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from ldm_lightning.restore.stored_config import (
+    FORMAT,
     own_targets,
     read_composition,
     read_config,
@@ -26,7 +27,9 @@ def began(tmp_path_factory):
 def folder(tmp_path, began):
     choices = {"experiment": "vqgan_f16", "stage": "first", "scale": "cpu", "data": "shapes"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(began))
-    (tmp_path / "overrides.yaml").write_text(yaml.safe_dump({"choices": choices, "given": []}))
+    (tmp_path / "overrides.yaml").write_text(
+        yaml.safe_dump({"format": FORMAT, "choices": choices, "given": []})
+    )
     return tmp_path
 
 
@@ -100,6 +103,8 @@ def test_text_from_a_file_stays_text(folder):
         (("choices", "data"), "${oc.env:HOME}"),
         (("choices", "data"), ["shapes"]),
         (("choices",), []),
+        (("format",), 0),
+        (("format",), None),
         (("given",), ["data.root=1"]),
         (("given",), {"data.root": 1}),
     ],
