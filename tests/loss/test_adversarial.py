@@ -95,7 +95,7 @@ def test_lecams_means_move_by_what_the_decay_leaves():
     lecam = LeCam(decay=0.75)
     means = []
     for logit in (4.0, 8.0):
-        lecam.update(torch.full((2,), logit), torch.full((2,), -logit))
+        lecam.update([torch.full((2,), logit)], [torch.full((2,), -logit)])
         means.append((lecam.mean_real.item(), lecam.mean_fake.item()))
     assert means == [(1.0, -1.0), (2.75, -2.75)]
 
