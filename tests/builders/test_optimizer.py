@@ -5,7 +5,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ldm_lightning.builders.optimizer import SHARED_KEYS, build_optimizer_factory
+from ldm_lightning.builders.optimizer import build_optimizer_factory
+from ldm_lightning.checks.constructors import SHARED_OPTIMIZER_KEYS
 from ldm_lightning.config import CONF_DIR
 from ldm_lightning.module.optimizer_state import (
     expected_state,
@@ -47,7 +48,7 @@ def test_each_file_builds_an_optimizer_whose_state_is_known(name):
     cfg = optim(name)
     factory = build_optimizer_factory(cfg, rate=0.5)
     (group,) = factory([nn.Parameter(torch.zeros(3))]).param_groups
-    given = {key: value for key, value in cfg.items() if key not in SHARED_KEYS}
+    given = {key: value for key, value in cfg.items() if key not in SHARED_OPTIMIZER_KEYS}
     assert {key: group[key] for key in given} == {
         key: tuple(value) if key == "betas" else value for key, value in given.items()
     }
