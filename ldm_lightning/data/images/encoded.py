@@ -1,124 +1,24 @@
 """Data sets of encoded images, in folders or tars: read, decode, crop; skip what is damaged."""
 
-import logging
-from dataclasses import asdict, dataclass
-from typing import Protocol
-
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_lightning.data.bad_files import BadFileLog
 from ldm_lightning.data.images.decoding import UnreadableImageError, decode_image
-from ldm_lightning.data.images.trial_reading import found_in_some
-from ldm_lightning.data.module import ImageDataModule, LoadingSettings
+from ldm_lightning.data.images.source import ImageSource
 from ldm_lightning.data.order.sampling import SampleKey
-from ldm_lightning.data.order.shard_order import ShardShuffle
 from ldm_lightning.data.samples import Sample
 from ldm_lightning.data.transforms import (
     EvalTransform,
     TrainTransform,
-    as_size,
     augmentation_generator,
 )
 from ldm_lightning.data.value_range import ValueRange
-from ldm_lightning.utils.launch import launched
 from ldm_lightning.utils.random import derive_seed
-
-log = logging.getLogger(__name__)
 
 # A training sample that cannot be read is replaced by another, which may be damaged too.
 MAX_REPLACEMENTS = 100
 NUM_NEAR_REPLACEMENTS = 10  # of them from its own shard, which is at hand
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """Decoding and crops of encoded images; the keys of ``data`` have the same names.
-
-    Attributes:
-        resolution: Height and width of the samples, or one number for both.
-        image_channels: Channels of the samples.
-        value_range: Of gray files of more than 8 bits; None: the full range of their type.
-        train_crop: ``random``, ``random_resized`` or ``center``.
-        crop_scale: Least and largest fraction of an image's area that ``random_resized`` cuts.
-        flip: Mirror half of the training samples.
-        eval_crop: ``center``, or ``crops`` for fixed windows at native scale.
-        val_crops_per_image: Windows of each image with ``eval_crop=crops``.
-        max_bad_fraction: Fraction of a source that may be unreadable before the run is stopped.
-    """
-
-    resolution: int | tuple[int, int]
-    image_channels: int
-    value_range: ValueRange | None
-    train_crop: str
-    crop_scale: tuple[float, float]
-    flip: bool
-    eval_crop: str
-    val_crops_per_image: int
-    max_bad_fraction: float
-
-    @property
-    def train_transform(self) -> TrainTransform:
-        """Crop and flip of training samples."""
-        return TrainTransform(
-            size=as_size(self.resolution),
-            crop=self.train_crop,
-            scale=(self.crop_scale[0], self.crop_scale[-1]),
-            flip=self.flip,
-        )
-
-    @property
-    def eval_transform(self) -> EvalTransform:
-        """Crop of evaluation samples."""
-        return EvalTransform(
-            size=as_size(self.resolution),
-            crop=self.eval_crop,
-            crops_per_image=self.val_crops_per_image if self.eval_crop == "crops" else 1,
-        )
-
-
-class ImageSource(Protocol):
-    """Encoded images by index, in an order that depends on their names alone."""
-
-    data_name: str
-    root: str
-    split: str
-    num_classes: int | None
-    class_names: list[str] | None
-    label_gap: str
-
-    def __len__(self) -> int:
-        """Images of the source."""
-        ...
-
-    def name(self, index: int) -> str:
-        """Name of an image, unique, relative to the root."""
-        ...
-
-    @property
-    def identified_by(self) -> str:
-        """Basis of ``identity``: ``content``, or in words what is weaker about it."""
-        ...
-
-    def identity(self) -> str:
-        """Short hash of what the files hold, of names and labels; may read every file."""
-        ...
-
-    def read(self, index: int) -> bytes:
-        """Return the encoded image."""
-        ...
-
-    def near(self, index: int) -> range:
-        """Images that are as quick to read as this one when it has just been read."""
-        ...
-
-    def annotations(self, index: int) -> tuple[int | None, str | None]:
-        """Return the image's label and caption, where known."""
-        ...
-
-    def class_counts(self) -> list[int] | None:
-        """Images of each class, where there are classes."""
-        ...
 
 
 class EncodedImages(Dataset[Sample | None]):
@@ -322,46 +222,3 @@ class EvalImages(EncodedImages):
             return None
         window = self.transform(image, name=self.source.name(index), number=number)
         return self._sample(window, index, self.key(key.index))
-
-
-def encoded_data_module(
-    train_source: ImageSource,
-    val_source: ImageSource,
-    images: ImageSettings,
-    loading: LoadingSettings,
-    *,
-    shuffle: ShardShuffle | None = None,
-) -> ImageDataModule:
-    """Join two sources of encoded images.
-
-    Args:
-        train_source: Of the training split.
-        val_source: Of the evaluation split.
-        images: Decoding and crops of both.
-        loading: Batches, workers and order.
-        shuffle: Shards to go through group by group; None shuffles all images together.
-    """
-    if launched().is_first:
-        for warning in found_in_some(train_source, images.value_range):
-            log.warning(warning)
-    train, evaluation = images.train_transform, images.eval_transform
-    return ImageDataModule(
-        TrainImages(
-            train_source,
-            transform=train,
-            eval_transform=evaluation,
-            seed=loading.seed,
-            image_channels=images.image_channels,
-            value_range=images.value_range,
-            max_bad_fraction=images.max_bad_fraction,
-        ),
-        EvalImages(
-            val_source,
-            transform=evaluation,
-            image_channels=images.image_channels,
-            value_range=images.value_range,
-            max_bad_fraction=images.max_bad_fraction,
-        ),
-        shuffle=shuffle,
-        **asdict(loading),
-    )

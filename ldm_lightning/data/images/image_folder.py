@@ -9,8 +9,8 @@ import numpy as np
 
 from ldm_lightning.data.class_names import check_class_names, class_names_of, shortened
 from ldm_lightning.data.images.decoding import MAX_FILE_BYTES
-from ldm_lightning.data.images.encoded import ImageSettings, encoded_data_module
 from ldm_lightning.data.images.folder_listing import FolderListing, list_images
+from ldm_lightning.data.images.module import ImageSettings, encoded_data_module
 from ldm_lightning.data.images.separation import (
     check_no_splits_inside,
     check_separate,

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ldm_lightning.data.images.decoding import MAX_FILE_BYTES, UnreadableImageError
-from ldm_lightning.data.images.encoded import ImageSettings, encoded_data_module
 from ldm_lightning.data.images.formats import IMAGE_SUFFIXES
+from ldm_lightning.data.images.module import ImageSettings, encoded_data_module
 from ldm_lightning.data.images.separation import (
     check_separate_shards,
     check_split,
