@@ -119,7 +119,7 @@ def _encode_splits(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
             changes["timing"][f"{split}_images_per_s"] = speed
         changes["latents"][split] = {
             "num_samples": LatentIndex.load(writer.folder).num_samples,
-            **writer.index.made_of,
+            **writer.index.provenance,
             **writer.index.made_at,
         }
         if split == "train":
@@ -166,7 +166,7 @@ def _writer(
     facts = image_facts(dataset, indices)
     _, *latent_shape = opened.autoencoder.latent_shape((1, 0, *dataset.resolution))
     index = LatentIndex(
-        made_of={
+        provenance={
             "first_stage_hash": opened.weights_hash,
             **{name: value for name, value in facts.items() if name != "root"},
             "flip": bool(cfg.flip) and split == "train",  # nothing mirrors what is evaluated
@@ -186,7 +186,7 @@ def _writer(
     )
     if (folder / INDEX).exists():
         LatentIndex.load(folder).check(
-            index.made_of,
+            index.provenance,
             folder=folder,
             remedy=f"Choose another output=, or delete {folder}.",
         )
@@ -255,13 +255,13 @@ def _statistics(writer: SplitWriter, run_folder: RunFolder) -> dict[str, Any]:
     from ldm_lightning.data.latents.cache import STATISTICS
     from ldm_lightning.metrics.latents import measure_statistics
 
-    made_of = dict(writer.index.made_of)
-    del made_of["images_per_shard"]  # changes no value
+    provenance = dict(writer.index.provenance)
+    del provenance["images_per_shard"]  # changes no value
     statistics = measure_statistics(
         writer.moments(),
         num_channels=writer.index.latent_shape[0],
-        first_stage_hash=str(made_of.pop("first_stage_hash")),
-        protocol=made_of,
+        first_stage_hash=str(provenance.pop("first_stage_hash")),
+        protocol=provenance,
     )
     if writer.rank == 0:
         statistics.save(run_folder.path / STATISTICS)

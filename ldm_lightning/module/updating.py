@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ldm_lightning.checkpoints.checkpoint import check_fits, first_names
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.update_log import UpdateLog
-from ldm_lightning.utils.collectives import num_processes, process_rank, whole
+from ldm_lightning.utils.collectives import full_tensor, num_processes, process_rank
 from ldm_lightning.utils.finite import ADVICE, not_finite
 from ldm_lightning.utils.random import RowDraws
 
@@ -130,7 +130,7 @@ class ManualOptimizationModule(pl.LightningModule):
             parameter for group in optimizer.param_groups for parameter in group["params"]
         ]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = whole(nn.utils.get_total_norm(gradients))
+        norm = full_tensor(nn.utils.get_total_norm(gradients))
         if self.optimization.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.optimization.clip_norm, norm)
         stepped = [optimizer is own.optimizer for own in self._optimizers()]

@@ -106,7 +106,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """All of a tensor that may be spread over processes, on each; gradients do not flow."""
     return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
 

@@ -100,13 +100,13 @@ def test_a_run_folder_is_enough_and_gives_what_its_first_stage_gives(run, tmp_pa
     assert statistics.protocol["images"] == images.protocol("train")["images"]
 
 
-def test_the_cache_says_what_it_was_made_of(run, tmp_path):
+def test_the_cache_says_what_it_was_provenance(run, tmp_path):
     cache = encoded(tmp_path, f"checkpoint={run}", "splits=[train]", "dtype=float16")
     index = json.loads((cache / "train" / "index.json").read_text())
     checkpoint = run / "checkpoints" / "best.ckpt"
     tensors = torch.load(checkpoint, weights_only=True)["state_dict"]
     raw = {name.removeprefix("autoencoder."): value for name, value in tensors.items()}
-    assert index["made_of"] == {
+    assert index["provenance"] == {
         "first_stage_hash": hash_tensors(raw),
         "data": "shapes",
         "split": "train",
@@ -115,7 +115,7 @@ def test_the_cache_says_what_it_was_made_of(run, tmp_path):
         "channels": 3,
         "value_range": "full",
         "crop": "none",
-        "images": index["made_of"]["images"],
+        "images": index["provenance"]["images"],
         "identified_by": "parameters",
         "flip": False,
         "dtype": "float16",
@@ -130,7 +130,7 @@ def test_the_cache_says_what_it_was_made_of(run, tmp_path):
     summary = summary_of(cache)
     assert summary["state"] == "finished"
     assert summary["latents"]["train"]["num_samples"] == 22
-    assert summary["latents"]["train"].items() >= index["made_of"].items()
+    assert summary["latents"]["train"].items() >= index["provenance"].items()
     assert summary["metrics"]["latent/std"] > 0
     assert {"versions", "commit", "config", "memory"} <= set(summary)
     assert not (cache / "val").exists()

@@ -280,7 +280,7 @@ def test_latents_of_other_images_are_another_training(tmp_path):
     states = [loader_of(data).state_dict()["order"]["images"] for data in (before, again, after)]
     assert states[0] == states[1] != states[2]
     index = json.loads((tmp_path / "other" / "train" / "index.json").read_text())
-    assert index["made_of"]["images"] == open_folder(root, cache).protocol("train")["images"]
+    assert index["provenance"]["images"] == open_folder(root, cache).protocol("train")["images"]
 
 
 def test_a_latent_that_was_changed_is_found_when_a_training_begins(tmp_path):

@@ -53,7 +53,7 @@ class LatentIndex:
     """The index of one split: its latents and their shards.
 
     Attributes:
-        made_of: Everything their values depend on: hash of the first stage, data, transform,
+        provenance: Everything their values depend on: hash of the first stage, data, transform,
             precision, by name.
         made_at: Where that lay: paths, which may change.
         latent_shape: (c, h, w).
@@ -63,7 +63,7 @@ class LatentIndex:
         shards: None until all of them are written.
     """
 
-    made_of: dict[str, Fact]
+    provenance: dict[str, Fact]
     made_at: dict[str, str]
     latent_shape: tuple[int, int, int]
     has_variance: bool
@@ -88,12 +88,12 @@ class LatentIndex:
     @property
     def has_flips(self) -> bool:
         """True if there are latents of the mirrored images too."""
-        return bool(self.made_of["flip"])
+        return bool(self.provenance["flip"])
 
     @property
-    def made_of_hash(self) -> str:
+    def provenance_hash(self) -> str:
         """Stands in every shard, so that shards of two caches cannot be mixed."""
-        return hash_json({"format": FORMAT, **self.made_of})
+        return hash_json({"format": FORMAT, **self.provenance})
 
     def save(self, folder: Path) -> None:
         """Write ``index.json``, atomically; the same content gives the same bytes."""
@@ -128,7 +128,7 @@ class LatentIndex:
                 latent_shape=(int(shape[0]), int(shape[1]), int(shape[2])),
                 shards=None if shards is None else tuple(ShardEntry(**shard) for shard in shards),
             )
-            _ = index.made_of_hash, index.has_flips
+            _ = index.provenance_hash, index.has_flips
         except LatentCacheError:
             raise
         except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
@@ -144,7 +144,7 @@ class LatentIndex:
         Raises:
             ValueError: Naming each fact that differs, with both values.
         """
-        check_facts(self.made_of, expected, what=f"The latent cache {folder}", remedy=remedy)
+        check_facts(self.provenance, expected, what=f"The latent cache {folder}", remedy=remedy)
 
 
 def shard_name(number: int) -> str:
@@ -174,10 +174,10 @@ def pack_keys(keys: Sequence[str]) -> dict[str, Tensor]:
 
 
 def write_shard(
-    folder: Path, number: int, tensors: Mapping[str, Tensor], *, made_of_hash: str
+    folder: Path, number: int, tensors: Mapping[str, Tensor], *, provenance_hash: str
 ) -> None:
     """Write a shard atomically; the same tensors give the same bytes."""
-    facts = {"format": FORMAT, "made_of": made_of_hash, "shard": number}
+    facts = {"format": FORMAT, "provenance": provenance_hash, "shard": number}
     content = {name: value.contiguous() for name, value in tensors.items()}
     # One entry: safetensors keeps the order of several to itself.
     metadata = {"latents": canonical_json({**facts, "tensors": hash_tensors(content)})}
@@ -194,7 +194,7 @@ class ShardReader:
         LatentCacheError: If it is missing, cut off, or belongs to another cache.
     """
 
-    def __init__(self, folder: Path, number: int, *, made_of_hash: str) -> None:
+    def __init__(self, folder: Path, number: int, *, provenance_hash: str) -> None:
         self.path = folder / shard_name(number)
         try:
             self._file = safe_open(self.path, framework="pt")
@@ -206,11 +206,11 @@ class ShardReader:
                 "Run ldm_lightning.encode again with the words that made the cache: it makes this "
                 "shard anew and keeps the others."
             ) from error
-        expected = {"format": FORMAT, "made_of": made_of_hash, "shard": number}
+        expected = {"format": FORMAT, "provenance": provenance_hash, "shard": number}
         if any(self._facts.get(name) != value for name, value in expected.items()):
             raise LatentCacheError(
                 f"The shard {self.path} belongs to another cache than the index beside it "
-                f"({self._facts.get('made_of')}, expected {made_of_hash}). Delete it and run "
+                f"({self._facts.get('provenance')}, expected {provenance_hash}). Delete it and run "
                 "ldm_lightning.encode again with the words that made the index."
             )
         self._slices = {name: self._file.get_slice(name) for name in self.names}

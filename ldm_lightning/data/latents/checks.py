@@ -37,7 +37,7 @@ def check_index(index: LatentIndex, folder: Path) -> None:
     _require(index, folder)
     for number, entry in enumerate(index.shards or ()):
         _check_size(folder / entry.file, entry.num_bytes)
-        reader = ShardReader(folder, number, made_of_hash=index.made_of_hash)
+        reader = ShardReader(folder, number, provenance_hash=index.provenance_hash)
         _check_header(reader, index, entry)
 
 
@@ -72,8 +72,8 @@ def _require(index: LatentIndex, folder: Path) -> None:
         "shards": [shard_name(number) for number in range(max(1, len(shards)))],
         "class_names": None if index.class_names is None else index.num_classes,
     }
-    per_shard = index.made_of.get("images_per_shard")
-    num_samples = index.made_of.get(count_fact(index.made_of))
+    per_shard = index.provenance.get("images_per_shard")
+    num_samples = index.provenance.get(count_fact(index.provenance))
     if isinstance(per_shard, int) and per_shard > 0 and isinstance(num_samples, int):
         found["number of shards"] = len(shards)
         expected["number of shards"] = -(-num_samples // per_shard)
@@ -88,7 +88,7 @@ def _require(index: LatentIndex, folder: Path) -> None:
 def _check_header(reader: ShardReader, index: LatentIndex, entry: ShardEntry) -> None:
     """Compare names, shapes, types and labels of a shard's tensors with the index."""
     n, shape = entry.num_samples, list(index.latent_shape)
-    dtype = DTYPES.get(str(index.made_of.get("dtype")).removeprefix("torch."))
+    dtype = DTYPES.get(str(index.provenance.get("dtype")).removeprefix("torch."))
     moments = ["mean", *(["variance"] if index.has_variance else [])]
     moments += [f"{name}_flipped" for name in moments] if index.has_flips else []
     expected = {name: (dtype, [n, *shape]) for name in moments} | {"key_ends": ("I64", [n])}

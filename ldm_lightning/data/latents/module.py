@@ -78,11 +78,11 @@ class LatentDataset(Dataset[LatentSample]):
         check_index(self.index, folder)
         self.seed = seed
         self.flips = augmented and self.index.has_flips
-        self.split = str(self.index.made_of["split"])
+        self.split = str(self.index.provenance["split"])
         self.num_classes = self.index.num_classes
         self.class_names = self.index.class_names
         self.label_gap = ""
-        self._made_of_hash = self.index.made_of_hash
+        self._provenance_hash = self.index.provenance_hash
         self._ends = np.cumsum([shard.num_samples for shard in self.index.shards])
         self._readers: dict[int, ShardReader] = {}
         self._hashes = hashes or FileHashes()
@@ -120,14 +120,14 @@ class LatentDataset(Dataset[LatentSample]):
         """
         if self._digest is None:
             contents = check_contents(self.index, self.folder, self._hashes)
-            self._digest = digest_of([self._made_of_hash, *contents])
+            self._digest = digest_of([self._provenance_hash, *contents])
         return self._digest
 
     @property
     def windows_per_image(self) -> int:
         """Windows that were cut from each image."""
-        num_images = self.index.made_of["num_images"]
-        return int(self.index.made_of.get("num_windows", num_images)) // int(num_images)
+        num_images = self.index.provenance["num_images"]
+        return int(self.index.provenance.get("num_windows", num_images)) // int(num_images)
 
     def class_counts(self) -> list[int] | None:
         """Samples of each class, where there are classes."""
@@ -135,23 +135,25 @@ class LatentDataset(Dataset[LatentSample]):
             return None
         counts = np.zeros(self.num_classes, dtype=np.int64)
         for number in range(len(self.index.shards)):
-            labels = ShardReader(self.folder, number, made_of_hash=self._made_of_hash).labels()
+            labels = ShardReader(
+                self.folder, number, provenance_hash=self._provenance_hash
+            ).labels()
             counts += np.bincount(labels, minlength=self.num_classes)
         return counts.tolist()
 
     def image_facts(self) -> dict[str, str | int | float]:
         """Describe the images, as their own data set does."""
-        made_of = self.index.made_of
-        facts = {name: made_of[name] for name in IMAGE_FACTS if name in made_of}
+        provenance = self.index.provenance
+        facts = {name: provenance[name] for name in IMAGE_FACTS if name in provenance}
         facts["root"] = self.index.made_at["root"]
-        return facts | ({"crop": f"{made_of['crop']} + flip"} if self.flips else {})
+        return facts | ({"crop": f"{provenance['crop']} + flip"} if self.flips else {})
 
     def _find(self, index: int) -> tuple[ShardReader, int]:
         """The shard of a sample, opened when it is first needed, and the row in it."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         if number not in self._readers:
             self._readers[number] = ShardReader(
-                self.folder, number, made_of_hash=self._made_of_hash
+                self.folder, number, provenance_hash=self._provenance_hash
             )
         return self._readers[number], index - (int(self._ends[number - 1]) if number else 0)
 
@@ -219,7 +221,7 @@ class LatentDataModule(MapDataModule[LatentDataset]):
                 folder=dataset.folder,
                 remedy="Training and validation latents must be of different images; encode both.",
             )
-        train_of = train.index.made_of
+        train_of = train.index.provenance
         val.index.check(
             {name: train_of[name] for name in ("first_stage_hash", "resolution", "channels")},
             folder=val.folder,
@@ -251,7 +253,7 @@ class LatentDataModule(MapDataModule[LatentDataset]):
     @property
     def first_stage_hash(self) -> str:
         """SHA-256 of the weights that made the latents."""
-        return str(self.train_dataset.index.made_of["first_stage_hash"])
+        return str(self.train_dataset.index.provenance["first_stage_hash"])
 
     @property
     def statistics(self) -> StoredStatistics:

@@ -66,7 +66,7 @@ class SplitWriter:
     @property
     def split(self) -> str:
         """``train`` or ``val``."""
-        return str(self.index.made_of["split"])
+        return str(self.index.provenance["split"])
 
     @property
     def num_shards(self) -> int:
@@ -129,7 +129,7 @@ class SplitWriter:
                 self.folder,
                 number,
                 joined | pack_keys(keys),
-                made_of_hash=self.index.made_of_hash,
+                provenance_hash=self.index.provenance_hash,
             )
 
     def moments(self) -> Iterator[Moments]:
@@ -172,7 +172,7 @@ class SplitWriter:
         ]
 
     def _reader(self, number: int) -> ShardReader:
-        return ShardReader(self.folder, number, made_of_hash=self.index.made_of_hash)
+        return ShardReader(self.folder, number, provenance_hash=self.index.provenance_hash)
 
     def _is_intact(self, number: int) -> bool:
         path = self.folder / shard_name(number)

@@ -18,7 +18,7 @@ def written(photos, tmp_path_factory):  # noqa: F811
     """The training split of a cache, with mirrored copies, variances and classes."""
     folder = tmp_path_factory.mktemp("cache") / "train"
     split = writer(folder, image_module(photos), "train")
-    split.index.made_of["images_per_shard"] = 8
+    split.index.provenance["images_per_shard"] = 8
     write_split(split)
     return folder
 
@@ -55,11 +55,11 @@ EDITS = {
     "num_classes as text": lambda index: index.update(num_classes="2"),
     "no classes": lambda index: index.update(num_classes=None, class_names=None),
     "class_names": lambda index: index.update(class_names=["cat"]),
-    "flip": lambda index: index["made_of"].update(flip=False),
-    "dtype": lambda index: index["made_of"].update(dtype="float16"),
-    "num_images": lambda index: index["made_of"].update(num_images=50),
-    "images": lambda index: index["made_of"].update(images="0"),
-    "resolution": lambda index: index["made_of"].update(resolution="16x16"),
+    "flip": lambda index: index["provenance"].update(flip=False),
+    "dtype": lambda index: index["provenance"].update(dtype="float16"),
+    "num_images": lambda index: index["provenance"].update(num_images=50),
+    "images": lambda index: index["provenance"].update(images="0"),
+    "resolution": lambda index: index["provenance"].update(resolution="16x16"),
 }
 
 

@@ -92,7 +92,7 @@ def writer(folder, module, split, *, first_stage_hash="aaa", **changes):
     indices = list(range(len(dataset)))
     facts = image_facts(dataset, indices)
     index = LatentIndex(
-        made_of={
+        provenance={
             "first_stage_hash": first_stage_hash,
             **{name: value for name, value in facts.items() if name != "root"},
             "flip": flip,
@@ -459,7 +459,7 @@ def test_shards_are_told_from_files_of_others(copied):
 def test_an_index_that_is_missing_damaged_or_of_another_version_is_refused(copied):
     path = copied / "train" / "index.json"
     text = path.read_text()
-    for broken in (text[: len(text) // 2], "[]", "{}", text.replace('"made_of"', '"made"')):
+    for broken in (text[: len(text) // 2], "[]", "{}", text.replace('"provenance"', '"made"')):
         path.write_text(broken)
         with pytest.raises(ValueError, match=r"index\.json"):
             latent_module(copied)
@@ -508,10 +508,10 @@ def resident_anonymous_kib():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_rows_of_a_large_shard_cost_no_memory(tmp_path):
     tensors = {"mean": torch.zeros(64, 4, 256, 256), **pack_keys([str(n) for n in range(64)])}
-    write_shard(tmp_path, 0, tensors, made_of_hash="x")  # 64 MiB
+    write_shard(tmp_path, 0, tensors, provenance_hash="x")  # 64 MiB
     del tensors
     before = resident_anonymous_kib()
-    reader = ShardReader(tmp_path, 0, made_of_hash="x")
+    reader = ShardReader(tmp_path, 0, provenance_hash="x")
     assert reader.row("mean", 40).sum() == 0
     assert reader.key(40) == "40"
     assert resident_anonymous_kib() - before < 8 * 1024
@@ -519,8 +519,8 @@ def test_rows_of_a_large_shard_cost_no_memory(tmp_path):
 
 def test_names_of_any_kind_survive(tmp_path):
     keys = ["a", "", "dög/日本.png", "with\nnewline", "\udcff"]
-    write_shard(tmp_path, 0, pack_keys(keys), made_of_hash="x")
-    reader = ShardReader(tmp_path, 0, made_of_hash="x")
+    write_shard(tmp_path, 0, pack_keys(keys), provenance_hash="x")
+    reader = ShardReader(tmp_path, 0, provenance_hash="x")
     assert [reader.key(row) for row in range(len(reader))] == keys
 
 
