@@ -8,13 +8,13 @@ id, and goes on there.
 import netrc
 import os
 import re
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm_lightning.metrics.names import directions
@@ -32,7 +32,7 @@ KILLED = 255
 """Exit code by which W&B knows a run that its user stopped."""
 
 
-class WandbDashboard(Logger):
+class WandbDashboard(WandbLogger):
     """Write a run for W&B; the package ``wandb`` is imported when it begins, not before.
 
     Args:
@@ -61,65 +61,77 @@ class WandbDashboard(Logger):
         entity: str | None = None,
         tags: Sequence[str] = (),
     ) -> None:
-        super().__init__()
         if not offline and not _has_api_key():
             raise ValueError(
                 "logger.offline=false needs a W&B API key: set WANDB_API_KEY or run `wandb login` "
                 "first, or leave logger.offline=true and upload later with `wandb sync`."
             )
         self.run_folder = RunFolder(save_dir)
-        self.offline = offline
-        self._labels: dict[str, Any] = {
-            "project": project,
-            "name": f"{name} {self.run_folder.path.name}",
-            "group": group,
-            "job_type": job_type,
-            "entity": entity,
-            "tags": list(tags),
-        }
-        self._run: Any = None  # a wandb.Run, once it has begun
+        self.mode = _mode(offline=offline)
+        commit = git_commit()
+        super().__init__(
+            name=f"{name} {self.run_folder.path.name}",
+            save_dir=self.run_folder.path,
+            version=self.run_folder.read_summary().get("wandb", {}).get("id"),
+            project=project,
+            group=group,
+            job_type=job_type,
+            entity=entity,
+            tags=list(tags),
+            mode=self.mode,
+            reinit="finish_previous",
+            settings={
+                "save_code": False,
+                "disable_code": True,
+                # W&B would name the repository it is started in, which need not be this code's.
+                "disable_git": True,
+                "git_commit": commit and commit.removesuffix("-dirty"),
+            },
+        )
         self._defined: set[str] = set()
 
     @property
-    def name(self) -> str:
-        """Kind of this logger."""
-        return "wandb"
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run; begins it, or goes on with that of an earlier start.
 
-    @property
-    def version(self) -> str:
-        """The run's id in W&B, which continuations keep; empty before it has one."""
-        return self.run_folder.read_summary().get("wandb", {}).get("id", "")
+        Lightning's own would go on with whatever run is open in this process, make the
+        environment's mode another one, and draw every chart against a count of batches.
+        """
+        if self._experiment is None:
+            import wandb
 
-    @property
-    def save_dir(self) -> str:
-        """The run folder."""
-        return str(self.run_folder.path)
-
-    @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
-    ) -> None:
-        """Add to what W&B calls the run's config."""
-        values = vars(params) if isinstance(params, Namespace) else params
-        self._begun().config.update(values, allow_val_change=True)
+            given = {key: value for key, value in self._wandb_init.items() if value is not None}
+            run = wandb.init(**given)  # warns of ``anonymous``, also where it is None
+            run.define_metric(AXIS, hidden=True)
+            self._experiment = run
+            self._defined = set()
+            if self.mode != "disabled":
+                self._id = self._wandb_init["id"] = run.id
+                self.run_folder.update_summary({"wandb": {"id": run.id}})
+        return self._experiment
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add scalars to the row of an update.
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add values to the row of an update.
 
         Raises:
             ValueError: If there is no step.
         """
         if step is None:
             raise ValueError(f"W&B needs a step for {', '.join(metrics)}, got None.")
-        self._log(metrics, step=step)
+        for name in metrics:
+            if name not in self._defined:
+                self.experiment.define_metric(name, step_metric=AXIS, summary=_summary_of(name))
+                self._defined.add(name)
+        self.experiment.log({**metrics, AXIS: step}, step=step)
 
     @rank_zero_only
     def log_picture(self, name: str, path: Path, *, step: int) -> None:
         """Add a PNG file, which W&B copies."""
         import wandb
 
-        self._log({name: wandb.Image(str(path))}, step=step)
+        self.log_metrics({name: wandb.Image(str(path))}, step=step)
 
     @rank_zero_only
     def log_histogram(
@@ -128,7 +140,7 @@ class WandbDashboard(Logger):
         """Add a histogram, drawn over time as a heat map."""
         import wandb
 
-        self._log({name: wandb.Histogram(np_histogram=(heights, edges))}, step=step)
+        self.log_metrics({name: wandb.Histogram(np_histogram=(heights, edges))}, step=step)
 
     @rank_zero_only
     def drop_rows_after(self, step: int, *, validated: bool) -> None:
@@ -138,7 +150,7 @@ class WandbDashboard(Logger):
         keeps is not documented. So the newest one is made whole: it begins with all that the run
         folder still has, scalars and pictures.
         """
-        if not step or _mode(offline=self.offline) != "offline":
+        if not step or self.mode != "offline":
             return
         rows: dict[int, dict[str, float]] = {}
         if self.run_folder.metrics.is_file():
@@ -153,16 +165,15 @@ class WandbDashboard(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """End the W&B run as the run has ended."""
-        if self._run is None:
+        if self._experiment is None:
             return
         summary = self.run_folder.read_summary()
         for key in ("state", "reason"):
             if key in summary:
-                self._run.summary[key] = summary[key]
+                self._experiment.summary[key] = summary[key]
         failed = KILLED if summary.get("state") == "interrupted" else 1
-        self._run.finish(exit_code=0 if status == "success" else failed)
-        self._run = None
-        self._defined = set()
+        self._experiment.finish(exit_code=0 if status == "success" else failed)
+        self._experiment = None
 
     def _pictures(self) -> dict[int, list[tuple[str, Path]]]:
         """Pictures of the run folder by update, with their names in W&B."""
@@ -176,42 +187,6 @@ class WandbDashboard(Logger):
         if pictures:
             pictures[min(pictures)] += unchanging
         return pictures
-
-    def _log(self, values: Mapping[str, Any], *, step: int) -> None:
-        run = self._begun()
-        for name in values:
-            if name not in self._defined:
-                run.define_metric(name, step_metric=AXIS, summary=_summary_of(name))
-                self._defined.add(name)
-        run.log({**values, AXIS: step}, step=step)
-
-    def _begun(self) -> Any:
-        """The W&B run; begins it, or goes on with that of an earlier start."""
-        if self._run is not None:
-            return self._run
-        import wandb
-
-        mode = _mode(offline=self.offline)
-        commit = git_commit()
-        self._run = wandb.init(
-            **self._labels,
-            dir=self.save_dir,
-            id=self.version or None,
-            resume="allow",
-            mode=mode,
-            reinit="finish_previous",
-            settings=wandb.Settings(
-                save_code=False,
-                disable_code=True,
-                # W&B would name the repository it is started in, which need not be this code's.
-                disable_git=True,
-                git_commit=commit and commit.removesuffix("-dirty"),
-            ),
-        )
-        self._run.define_metric(AXIS, hidden=True)
-        if mode != "disabled":
-            self.run_folder.update_summary({"wandb": {"id": self._run.id}})
-        return self._run
 
 
 def _summary_of(name: str) -> str:

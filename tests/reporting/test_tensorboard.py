@@ -39,3 +39,15 @@ def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'ldm_lightning\[tensorboard\]'"):
         TensorBoardDashboard(tmp_path)
+
+
+def test_its_files_lie_in_the_run_folder_whatever_that_is_called(tmp_path, monkeypatch):
+    monkeypatch.setenv("LR", "1e-3")
+    folder = tmp_path / "$LR"
+    logger = TensorBoardDashboard(folder)
+    logger.log_hyperparams({"seed": 0})
+    logger.log_metrics({"val/psnr": 1.0}, step=1)
+    logger.finalize("success")
+    (written,) = tmp_path.glob("**/*.*")
+    assert written.parent == folder / "tensorboard"
+    assert written.name.startswith("events.")

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from PIL import Image
 
@@ -27,14 +29,14 @@ def test_online_without_a_key_is_refused_instead_of_asking(tmp_path):
 
 def test_online_with_a_key_is_accepted(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert dashboard(tmp_path, offline=False).offline is False
+    assert dashboard(tmp_path, offline=False).mode == "online"
 
 
 def test_online_with_a_login_of_wandb_is_accepted(tmp_path):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine api.wandb.ai login user password secret\n")
     netrc.chmod(0o600)
-    assert dashboard(tmp_path, offline=False).offline is False
+    assert dashboard(tmp_path, offline=False).mode == "online"
 
 
 def test_disabled_by_the_environment_it_writes_nothing(tmp_path, monkeypatch):
@@ -44,7 +46,7 @@ def test_disabled_by_the_environment_it_writes_nothing(tmp_path, monkeypatch):
     logger.log_metrics({"val/psnr": 1.0}, step=1)
     logger.finalize("success")
     assert not (tmp_path / "wandb").exists()
-    assert logger.version == ""
+    assert logger.version is None
 
 
 def test_the_environment_takes_no_run_online_that_is_configured_offline(tmp_path, monkeypatch):
@@ -69,6 +71,21 @@ def test_a_run_that_did_not_finish_says_so(tmp_path):
     assert found.exit_code == code
     assert (found.summary["state"], found.summary["reason"]) == (state, "because")
     assert found.series("train/loss_total") == {3: 1.0}
+
+
+def test_a_run_left_open_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    open_one, other = dashboard(tmp_path / "a"), dashboard(tmp_path / "b")
+    for step, logger in enumerate((open_one, other), start=1):
+        RunFolder.create(logger.save_dir)
+        logger.log_metrics({"val/psnr": 10.0 + step}, step=step)
+    other.finalize("success")
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert other.version != open_one.version
+    assert read_wandb(tmp_path / "a").series("val/psnr") == {1: 11.0}
+    found = read_wandb(tmp_path / "b")
+    assert found.series("val/psnr") == {2: 12.0}
+    assert set(found.metrics) == {"update", "val/psnr"}
 
 
 def test_a_continued_run_keeps_its_id_and_its_newest_folder_is_whole(tmp_path, monkeypatch):
