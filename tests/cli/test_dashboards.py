@@ -181,10 +181,9 @@ def test_the_run_is_named_grouped_and_found_again(run, file):
 
 def test_no_code_is_stored(run):
     files = [path for path in run.glob("wandb/*/files/**/*") if path.is_file()]
-    assert {path.name for path in files if path.suffix != ".png"} == {
-        "requirements.txt",
-        "output.log",
-    }
+    names = {path.name for path in files if path.suffix != ".png"}
+    # W&B writes a log of what is printed only in the first run of a process.
+    assert names - {"output.log"} == {"requirements.txt"}
 
 
 def test_a_second_stage_names_the_first_one_it_stands_on(offline, run, tmp_path):
