@@ -43,7 +43,7 @@ def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, module: str, threads
         try:
             record = read_json(path, dict)
             before, stored = int(record["threads"]), dict(record["jobs"])
-            module_before = record.get("module", module)  # records of older versions have none
+            module_before = record["module"]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); choose another sweep_name.") from error
         if module_before != module:
