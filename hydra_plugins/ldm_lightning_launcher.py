@@ -132,8 +132,8 @@ class ProcessLauncher(Launcher):
                 failed; unless a search goes on without it.
         """
         from ldm_lightning.jobs.sweep.job_process import Command
-        from ldm_lightning.jobs.sweep.report_page import write_page
         from ldm_lightning.jobs.sweep.running import run_sweep
+        from ldm_lightning.reporting.page.write import write_own_page
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         for words in job_overrides:
@@ -146,8 +146,12 @@ class ProcessLauncher(Launcher):
             resources=self.resources,
         )
         if self.config.page and not (self.config.dry_run or ended.signal):
+            page = folder / "report.html"
             try:
-                write_page(folder, anew=ended.started > 0)
+                if ended.started or not page.is_file():
+                    write_own_page(folder)
+                else:
+                    log.info("Page: %s", page)
             except KeyboardInterrupt:  # nothing is lost, so no traceback
                 sys.exit(128 + signal.SIGINT)
         if ended.unfinished:

@@ -90,14 +90,15 @@ def write_report(patterns: Sequence[str], output: Path, *, pictured: str = "*") 
 
 
 def write_own_page(folder: Path) -> None:
-    """Write the page of one run or chain into its folder.
+    """Write the page of one run, chain or sweep into its folder.
 
     What goes wrong here is told but does not fail a run of days, whose results are on disk.
     """
     try:
         report = write_report([str(folder)], folder / "report.html")
-    except Exception:
-        log.warning("The page of %s could not be written.", folder, exc_info=True)
+    except Exception as error:
+        is_mistake = not isinstance(error, (OSError, ValueError))  # of ours: tell where
+        log.warning("The page of %s could not be written: %s", folder, error, exc_info=is_mistake)
     else:
         log.info("Page: %s", report.page)
 

@@ -200,17 +200,21 @@ def test_the_page_of_a_chain_is_called_after_it(tmp_path):
     assert "part of" in page
 
 
-def test_a_page_that_cannot_be_written_is_told_and_fails_no_run(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(("error", "is_mistake"), [(KeyError, True), (ValueError, False)])
+def test_a_page_that_cannot_be_written_is_told_and_fails_no_run(
+    tmp_path, monkeypatch, caplog, error, is_mistake
+):
     write_run(tmp_path / "one")
 
     def broken(*_, **__):
-        raise KeyError("bug")
+        raise error("bug")
 
     monkeypatch.setattr("ldm_lightning.reporting.page.write.find_runs", broken)
     write_own_page(tmp_path / "one")
     (record,) = caplog.records
     assert str(tmp_path / "one") in record.getMessage()
-    assert "KeyError: 'bug'" in caplog.text
+    assert "bug" in record.getMessage()
+    assert bool(record.exc_info) is is_mistake  # where our own mistake is
 
 
 def test_names_settings_and_reasons_with_html_stay_text(tmp_path):
