@@ -14,6 +14,7 @@ from ldm_lightning.reporting.page.runs import Run
 STAGES = ("test", "val")
 PERCEPTUAL = ("lpips", "lpips_vgg", "perceptual_tiny")
 FRECHET = ("rfid", "rfd_tiny")
+RECONSTRUCTION = ("psnr", *PERCEPTUAL, *FRECHET)
 
 MAX_PROTOCOLS = 3
 """Charts of one kind; those of the protocols with the most runs are drawn."""

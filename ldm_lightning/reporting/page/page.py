@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ldm_lightning.reporting.page.charts import FRECHET, PERCEPTUAL, STAGES, Chart
+from ldm_lightning.reporting.page.charts import RECONSTRUCTION, STAGES, Chart
 from ldm_lightning.reporting.page.drawing import COLORS, DARK_COLORS, Drawing
 from ldm_lightning.reporting.page.labels import (
     UNITS,
@@ -159,8 +159,8 @@ def _told(run: Run, differences: Sequence[Difference]) -> str:
         for one in differences
         if run.settings.get(one.key) is not None
     ]
-    names = ("psnr", *PERCEPTUAL, *FRECHET)
-    deciding = ["gen/fid", "gen/fd_tiny", *(f"{stage}/{n}" for n in names for stage in STAGES)]
+    rebuilt = (f"{stage}/{name}" for name in RECONSTRUCTION for stage in STAGES)
+    deciding = ["gen/fid", "gen/fd_tiny", *rebuilt]
     metrics = [
         f"{name} {digits(value)} {UNITS.get(name.rpartition('/')[2], '')}".rstrip()
         for name in deciding

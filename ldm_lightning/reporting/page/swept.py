@@ -6,9 +6,8 @@ from statistics import fmean
 
 from ldm_lightning.metrics.names import OWN
 from ldm_lightning.reporting.page.charts import (
-    FRECHET,
     MAX_TICKS,
-    PERCEPTUAL,
+    RECONSTRUCTION,
     STAGES,
     Chart,
     Knot,
@@ -25,7 +24,7 @@ from ldm_lightning.reporting.page.runs import Run
 from ldm_lightning.reporting.page.settings import Difference
 from ldm_lightning.reporting.page.summary_file import number
 
-SWEPT_METRICS = ("psnr", *PERCEPTUAL, *FRECHET, "high_frequency_deficit", "kl", "codebook_usage")
+SWEPT_METRICS = (*RECONSTRUCTION, "high_frequency_deficit", "kl", "codebook_usage")
 SWEPT_ONCE = ("val/nll", "val/loss", "gen/fid", "gen/fd_tiny", "latent/std")
 
 MAX_SETTINGS = 6

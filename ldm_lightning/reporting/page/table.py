@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ldm_lightning.metrics.names import OWN
-from ldm_lightning.reporting.page.charts import FRECHET, PERCEPTUAL
+from ldm_lightning.reporting.page.charts import RECONSTRUCTION
 from ldm_lightning.reporting.page.labels import (
     UNITS,
     clipped,
@@ -29,7 +29,7 @@ MAX_CELL_LETTERS, MAX_REMARK_LETTERS = 40, 500
 STAGE_ORDER = ("test", "val", "gen", "prior", "latent", "perf")
 
 DECIDING = (
-    *("psnr", *PERCEPTUAL, *FRECHET, "high_frequency_deficit", "fid", "fd_tiny"),
+    *(*RECONSTRUCTION, "high_frequency_deficit", "fid", "fd_tiny"),
     *("loss", "nll", "kl", "codebook_usage"),
 )
 

@@ -1,12 +1,13 @@
 """Rate against distortion, and perception against distortion, with their Pareto fronts."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ldm_lightning.reporting.page.charts import (
     FRECHET,
     MAX_TICKS,
     PERCEPTUAL,
+    RECONSTRUCTION,
     STAGES,
     Chart,
     Point,
@@ -30,14 +31,9 @@ def rate_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Chart]:
         ("bits", "bits per pixel of the codes, less is cheaper", bits_per_pixel),
     ):
         rates = {run.number: rate_of(run) for run in runs}
-        for metric in _reconstruction_metrics():
+        for metric in (f"{stage}/{name}" for name in RECONSTRUCTION for stage in STAGES):
             for protocol, group in by_protocol(runs, protocols, metric):
-                points = [
-                    (run, Point(run.number, x, y))
-                    for run in group
-                    if (x := rates[run.number]) is not None
-                    and (y := run.metrics[metric]) is not None
-                ]
+                points = _points(group, rates, metric)
                 xs = sorted({point.x for _, point in points})
                 if len(xs) > 1:
                     better = is_higher_better(metric) is True
@@ -65,12 +61,8 @@ def perception_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Cha
         for metric in (f"{stage}/{name}" for name in (*PERCEPTUAL, *FRECHET)):
             for protocol, group in by_protocol(runs, protocols, metric):
                 for other, both in by_protocol(group, protocols, distortion):
-                    points = [
-                        (run, Point(run.number, x, y))
-                        for run in both
-                        if (x := run.metrics[distortion]) is not None
-                        and (y := run.metrics[metric]) is not None
-                    ]
+                    xs = {run.number: run.metrics[distortion] for run in both}
+                    points = _points(both, xs, metric)
                     if len(points) > 1:
                         made = (other, protocol)
                         front = _front(points, made, x_higher=True, y_higher=False)
@@ -110,9 +102,15 @@ def bits_per_pixel(run: Run) -> float | None:
     return math.log2(codes) / factor / factor
 
 
-def _reconstruction_metrics() -> list[str]:
-    names = ("psnr", *PERCEPTUAL, *FRECHET)
-    return [f"{stage}/{name}" for name in names for stage in STAGES]
+def _points(
+    runs: Sequence[Run], xs: Mapping[int, float | None], metric: str
+) -> list[tuple[Run, Point]]:
+    """Points of the runs that have both numbers; ``xs`` by the number of the run."""
+    return [
+        (run, Point(run.number, x, y))
+        for run in runs
+        if (x := xs[run.number]) is not None and (y := run.metrics[metric]) is not None
+    ]
 
 
 def _family(run: Run) -> str:
@@ -144,16 +142,10 @@ def _front(
     """The Pareto front; none where the sample is too small to rank by."""
     if any(protocol.is_small_sample for protocol in protocols):
         return ()
-    best, front = None, []
-    order = sorted(
-        (point for _, point in points),
-        key=lambda point: (
-            -point.x if x_higher else point.x,
-            -point.y if y_higher else point.y,
-        ),
-    )
-    for point in order:
-        if best is None or (point.y > best if y_higher else point.y < best):
-            best = point.y
-            front.append(point)
+    x_sign, y_sign = (-1 if x_higher else 1), (-1 if y_higher else 1)  # the less, the better
+    best, front = math.inf, []
+    for _, y, i in sorted((x_sign * p.x, y_sign * p.y, i) for i, (_, p) in enumerate(points)):
+        if y < best:
+            best = y
+            front.append(points[i][1])
     return tuple(sorted(front, key=lambda point: point.x))
