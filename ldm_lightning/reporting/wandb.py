@@ -120,11 +120,12 @@ class WandbDashboard(WandbLogger):
         """
         if step is None:
             raise ValueError(f"W&B needs a step for {', '.join(metrics)}, got None.")
+        run = self.experiment
         for name in metrics:
             if name not in self._defined:
-                self.experiment.define_metric(name, step_metric=AXIS, summary=_summary_of(name))
+                run.define_metric(name, step_metric=AXIS, summary=_summary_of(name))
                 self._defined.add(name)
-        self.experiment.log({**metrics, AXIS: step}, step=step)
+        run.log({**metrics, AXIS: step}, step=step)
 
     @rank_zero_only
     def log_picture(self, name: str, path: Path, *, step: int) -> None:

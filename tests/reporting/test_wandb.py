@@ -86,6 +86,11 @@ def test_a_run_left_open_is_not_gone_on_with(tmp_path, monkeypatch):
     found = read_wandb(tmp_path / "b")
     assert found.series("val/psnr") == {2: 12.0}
     assert set(found.metrics) == {"update", "val/psnr"}
+    other.log_metrics({"val/psnr": 13.0}, step=3)  # begins again
+    other.finalize("success")
+    again = read_wandb(tmp_path / "b")
+    assert again.run["run_id"] == found.run["run_id"]
+    assert set(again.metrics) == {"update", "val/psnr"}
 
 
 def test_a_continued_run_keeps_its_id_and_its_newest_folder_is_whole(tmp_path, monkeypatch):
