@@ -78,7 +78,7 @@ def test_every_second_is_counted_once_and_start_up_not_at_all(clock, accumulate)
 
 
 def test_a_continued_run_adds_to_the_time_of_the_first(clock, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder.create(tmp_path)
     saving = Checkpointing(folder, monitor=None)
     first = run(clock, callbacks=[saving], max_steps=5).spent
     saving = Checkpointing(folder, monitor=None)
