@@ -18,10 +18,13 @@ from ldm_lightning.config import CONF_DIR
 from ldm_lightning.storage.home import expanded
 
 GROUPS_OF_VALUES = (
-    *("experiment", "scale", "scale/stage", "scale/denoiser", "recipe"),
-    "hparams_search",
+    *("experiment", "scale", "scale/stage", "scale/denoiser", "scale/optim", "optim/stage"),
+    *("recipe", "hparams_search"),
 )
 """Groups whose files only change values of keys that stand elsewhere."""
+
+NO_RECIPE = "none"
+"""Chosen on a command line, where Hydra takes no null for a group."""
 
 FOLLOWING_GROUP = "features/stage"
 """Follows from two other groups, which Hydra allows in train.yaml alone."""
@@ -64,7 +67,7 @@ def _check_recipe(choice: str | None) -> None:
     Raises:
         ValueError: Naming it, and those there are.
     """
-    if choice is None:
+    if choice is None or choice == NO_RECIPE:
         return
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
     folders = [CONF_DIR, *(Path(source.path) for source in sources if source.schema == "file")]
@@ -75,7 +78,7 @@ def _check_recipe(choice: str | None) -> None:
         raise ValueError(
             f"recipe={choice}: there is no recipe {name!r} at any scale. Choose from "
             f"{', '.join(sorted(known))}; put one into recipe/cpu/ of the folder of --config-dir; "
-            "or give recipe=null."
+            f"or give recipe={NO_RECIPE}."
         )
 
 

@@ -13,8 +13,8 @@ ONE_COMMAND = ("resume", "dry_run", "output_dir", "trusted_packages")
 """Keys that count for the command that gives them and are no part of a run."""
 
 FIXED_GROUPS = (
-    *("experiment", "stage", "scale", "scale/stage", "scale/denoiser", "recipe"),
-    *("features/stage", "hparams_search"),
+    *("experiment", "stage", "scale", "scale/stage", "scale/denoiser", "scale/optim", "recipe"),
+    *("features/stage", "optim/stage", "hparams_search"),
 )
 """Groups whose files set values all over the configuration: fixed when a run begins."""
 

@@ -177,10 +177,19 @@ else:
 
 def test_a_recipe_that_is_at_no_scale_is_refused_and_one_of_another_scale_is_not():
     cfg, choices = composed("train", ("experiment=kl_f8",))
-    with pytest.raises(ValueError, match=r"recipe=cpu/kl_f7.*kl_f8.*recipe=null"):
+    with pytest.raises(ValueError, match=r"recipe=cpu/kl_f7.*kl_f8.*recipe=none"):
         check(cfg.copy(), {**choices, "recipe": "cpu/kl_f7"})
-    for recipe in ("gpu/kl_f8", None):
+    for recipe in ("gpu/kl_f8", "none", None):
         check(cfg.copy(), {**choices, "recipe": recipe})
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize("experiment", ["kl_f8", "ldm_kl_f8"])
+@pytest.mark.parametrize("optim", sorted(path.stem for path in (CONF_DIR / "optim").glob("*.yaml")))
+def test_every_optimizer_gets_only_its_own_arguments_in_both_stages(optim, experiment, scale):
+    words = (f"experiment={experiment}", f"optim={optim}", f"scale={scale}", "features=tiny")
+    cfg, choices = composed("train", words)
+    check(cfg.copy(), choices)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from ldm_lightning.jobs.chain.stored_overrides import check_words
 
 HARMLESS = [
-    *("experiment=ldm_kl_f4", "data=image_folder", "data.root=/photos", "recipe=null", "seed=3"),
+    *("experiment=ldm_kl_f4", "data=image_folder", "data.root=/photos", "recipe=none", "seed=3"),
     *("data.root='/my photos'", "optim.betas=[0.9,0.999]", "~callbacks.ema", "logger=wandb"),
     *("diffusion/schedule=cosine", "gate.thresholds.ssim={metric:val/ssim,at_least:0.6}"),
     *("first_stage.overrides=['max_steps=2','optim.learning_rate=1e-3']", "output_dir=/here"),
