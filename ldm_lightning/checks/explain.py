@@ -53,7 +53,8 @@ def explanation(key: str, arguments: Sequence[str]) -> str:
     group = key.replace(".", "/")
     parent, found = _find(composed.cfg, key)
     if not found and group not in composed.choices:
-        raise ValueError(misspelled(key, [*parent, *([] if "." in key else composed.choices)]))
+        groups = [name for name in composed.choices if not name.startswith("hydra/")]
+        raise ValueError(misspelled(key, {*map(str, parent), *([] if "." in key else groups)}))
     lines = []
     if group in composed.choices:
         lines += _table(

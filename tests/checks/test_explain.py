@@ -105,6 +105,15 @@ def test_an_unknown_key_is_refused_with_near_ones(key, near):
         explanation(key, [])
 
 
+def test_the_keys_to_choose_from_are_named_once_and_without_those_of_hydra():
+    with pytest.raises(ValueError, match="nosuch") as caught:
+        explanation("nosuch", [])
+    names = str(caught.value).rstrip(".").rpartition(": ")[2].split(", ")
+    assert sorted(set(names)) == names
+    assert {"optim", "recipe", "max_steps"} <= set(names)
+    assert not any(name.startswith("hydra/") for name in names)
+
+
 def test_several_runs_are_not_explained():
     with pytest.raises(ValueError, match="-m"):
         explanation("seed", ["-m", "seed=1,2"])
