@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 WIDTHS = (1400, 390)
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 MAX_HEIGHT = 4000
-NUM_COLOURS = 128
+NUM_COLORS = 128
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def photograph(browser: Browser, report: Path, folder: Path) -> list[Path]:
             page.goto(report.absolute().as_uri())
             pictures.append(folder / f"{width}_{scheme}.png")
             # A third of the bytes; to the eye the same.
-            few_colors = _whole(page, width).quantize(NUM_COLOURS, dither=Image.Dither.NONE)
+            few_colors = _whole(page, width).quantize(NUM_COLORS, dither=Image.Dither.NONE)
             few_colors.save(pictures[-1], optimize=True)
             page.close()
     return pictures

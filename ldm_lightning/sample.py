@@ -129,7 +129,7 @@ def _make_images(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]:
             _save(images.float().cpu(), numbers, run_folder)
     wait_for_all()
     if process_rank() == 0:
-        _summarise(cfg, run_folder, labels, num_columns=len(image_sampler.classes or ()))
+        _summarize(cfg, run_folder, labels, num_columns=len(image_sampler.classes or ()))
     return {
         "num_samples": cfg.num_samples,
         "versions": package_versions(),
@@ -261,7 +261,7 @@ def _with_progress(batches: Sequence[Any], total: int) -> Any:
             progress.advance(task, len(batch))
 
 
-def _summarise(
+def _summarize(
     cfg: DictConfig, run_folder: RunFolder, labels: list[int] | None, *, num_columns: int
 ) -> None:
     """Write the grid, and where wanted the npz."""

@@ -14,7 +14,7 @@ class BottleneckOutput:
     Attributes:
         latents: What the decoder receives, [B, c, h, w].
         continuous: The same before quantization; the same tensor where nothing is quantized.
-        terms: Regularisation terms by name, each [B] or a scalar: ``kl`` in nats, summed over c, h,
+        terms: Regularization terms by name, each [B] or a scalar: ``kl`` in nats, summed over c, h,
             w; ``codebook`` and ``commitment``, averaged over c, h, w. The loss weights them by
             name.
         variance: Variance of the posterior, [B, c, h, w], where there is one.

@@ -35,7 +35,7 @@ def kmeans(
         num_iterations: Rounds of assignment and averaging.
 
     Returns:
-        Centres, [K, D].
+        Centers, [K, D].
     """
 
     def draw(count: int) -> Tensor:

@@ -157,7 +157,6 @@ KINDS: Mapping[str, Kind] = {
     "bottleneck.restart_every_steps": WHOLE,
     "*_seconds": POSITIVE,
     "*_gib": POSITIVE,
-    "*_share": SHARE,
     "*dropout": SHARE,
     "callbacks.ema.decay": SHARE,
     "*sigma_data": POSITIVE,

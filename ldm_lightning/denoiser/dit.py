@@ -144,7 +144,7 @@ class DiT(nn.Module):
         )
         self.final_layer = FinalLayer(width, patch_size**2 * out_channels)
         self._positions: dict[tuple[int, int], Tensor] = {}  # by the grid of tokens
-        self._initialise()
+        self._initialize()
 
     @property
     def vector_width(self) -> int:
@@ -216,7 +216,7 @@ class DiT(nn.Module):
             self._positions[height, width] = known
         return known
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Xavier on every linear map, the time's normal, modulations and prediction zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -29,7 +29,7 @@ class TwoTimeoutDDP(DDPStrategy):
         self._answer_time = timedelta(seconds=answer_seconds)
 
     def setup_distributed(self) -> None:
-        """Meet, and be less patient from then on."""
+        """Set a short timeout of collectives after the rendezvous."""
         super().setup_distributed()
         dist.barrier()  # all have come
         # torch 2.14 made it public under another name.

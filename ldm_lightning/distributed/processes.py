@@ -67,9 +67,9 @@ def record_first_cause(run_folder: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:
         if not is_loss_of_contact(error):
-            _leave_word(run_folder, rank, error_text(error))
+            _write_note(run_folder, rank, error_text(error))
             raise
-        cause = _first_cause(run_folder, patience=GRACE_SECONDS) or _without_word(error)
+        cause = _first_cause(run_folder, patience=GRACE_SECONDS) or _unexplained(error)
         _end_parent(cause)
         raise ContactLostError(cause) from error
 
@@ -78,13 +78,13 @@ def _note(run_folder: RunFolder, rank: int | str) -> Path:
     return run_folder.path / f"failure_of_process_{rank}.txt"
 
 
-def _leave_word(run_folder: RunFolder, rank: int, text: str) -> None:
+def _write_note(run_folder: RunFolder, rank: int, text: str) -> None:
     """Write what ended a process, unless it has done so itself."""
     try:
         with _note(run_folder, rank).open("x", encoding="utf-8") as file:
             file.write(text + "\n")
     except OSError as error:
-        log.debug("No word left in %s: %s", run_folder.path, error)
+        log.debug("Cannot write the error message into %s: %s", run_folder.path, error)
 
 
 def _first_cause(run_folder: RunFolder, *, patience: float) -> str | None:
@@ -101,9 +101,9 @@ def _first_cause(run_folder: RunFolder, *, patience: float) -> str | None:
         time.sleep(POLL_SECONDS)
 
 
-def _without_word(error: BaseException) -> str:
+def _unexplained(error: BaseException) -> str:
     return (
-        "Another process of this run has ended or no longer answers, and has left no word: it was "
+        "Another process of this run exited without an error message or no longer answers: it was "
         "killed, its machine failed, or it hangs (then see trainer.timeout_seconds). Torch says: "
         f"{str(error).splitlines()[0]}"
     )
@@ -174,8 +174,8 @@ def _watched(
         if not is_loss_of_contact(error):
             raise
         _wait(others, GRACE_SECONDS, until=any)  # for one to say why
-        _leave_word_of(others, run_folder)
-        cause = _first_cause(run_folder, patience=0.0) or _without_word(error)
+        _write_note_of(others, run_folder)
+        cause = _first_cause(run_folder, patience=0.0) or _unexplained(error)
         raise ContactLostError(cause) from error
     finally:
         over.set()
@@ -192,7 +192,7 @@ def _watch(
             continue
         if over.wait(GRACE_SECONDS):
             return
-        _leave_word_of(others, run_folder)
+        _write_note_of(others, run_folder)
         cause = _first_cause(run_folder, patience=0.0)
         log.error("%s", cause)
         if launched().is_first:
@@ -201,14 +201,14 @@ def _watch(
         os._exit(1)  # the main thread computes, or waits for what will not come
 
 
-def _leave_word_of(others: Mapping[int, subprocess.Popen[bytes]], run_folder: RunFolder) -> None:
+def _write_note_of(others: Mapping[int, subprocess.Popen[bytes]], run_folder: RunFolder) -> None:
     """Leave word for those that have failed and could not do so."""
     for rank, other in others.items():
         code = other.poll()
         if code is not None and code < 0:
-            _leave_word(run_folder, rank, ended_by_signal(code))
+            _write_note(run_folder, rank, ended_by_signal(code))
         elif code:
-            _leave_word(run_folder, rank, f"It ended with code {code}; what it said stands above.")
+            _write_note(run_folder, rank, f"It ended with code {code}; what it said stands above.")
 
 
 def ended_by_signal(code: int) -> str:

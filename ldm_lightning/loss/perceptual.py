@@ -242,7 +242,7 @@ def _check_net(net: str) -> None:
 def _lpips_without_weights(net: str) -> nn.Module:
     """The package's network on the meta device.
 
-    There the random initialisation that is replaced anyway costs no time, no memory (VGG's unused
+    There the random initialization that is replaced anyway costs no time, no memory (VGG's unused
     classifier alone is 0.5 GB) and no random numbers of the run.
     """
     with warnings.catch_warnings():

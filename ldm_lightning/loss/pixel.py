@@ -35,7 +35,7 @@ class PixelLoss(nn.Module):
 
 
 class L1Loss(PixelLoss):
-    """|x - x'|: an unnormalised Laplace likelihood of fixed scale."""
+    """|x - x'|: an unnormalized Laplace likelihood of fixed scale."""
 
     def error(self, outputs: Tensor, images: Tensor) -> Tensor:
         """Absolute difference."""

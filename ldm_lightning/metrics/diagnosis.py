@@ -20,7 +20,7 @@ DAMAGE_DB = 0.5
 """PSNR lost since training validated the same weights on the same images. Other devices and
 precisions move it by hundredths."""
 
-WORSE_THAN_GREY_DB = 1.0
+WORSE_THAN_GRAY_DB = 1.0
 """PSNR below that of plain gray images which only broken weights have. A decoder that paints the
 mean of all images lies within half a decibel of gray."""
 
@@ -145,7 +145,7 @@ def _damage(metrics: Mapping[str, float], failed: Set[str], facts: FirstStageFac
         return Cause("damaged_weights", f"{evidence} {_damaged_half(metrics, facts)}", change)
     confirmed = before is not None and facts.same_images
     gray = facts.gray_psnr
-    if not confirmed and gray is not None and psnr < gray - WORSE_THAN_GREY_DB:
+    if not confirmed and gray is not None and psnr < gray - WORSE_THAN_GRAY_DB:
         return Cause(
             "damaged_weights",
             f"val/psnr is {psnr:.4g} dB, below the {gray:.4g} dB of plain gray images: no training "

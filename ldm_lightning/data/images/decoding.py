@@ -57,7 +57,7 @@ def decode_image(
     """Decode an image file.
 
     The EXIF orientation is applied. Transparency, in an alpha channel or a palette, is composited
-    over white. Greys of more than 8 bits are scaled from ``value_range`` or the full range of their
+    over white. Grays of more than 8 bits are scaled from ``value_range`` or the full range of their
     type to 8 bits. CMYK, palette and other color spaces become RGB; for one channel, colors
     become luma (ITU-R 601). Of an animation the first frame is taken.
 

@@ -53,7 +53,7 @@ def sign_of_life(summary: Mapping[str, Any], written: float) -> tuple[str, str]:
     last = written if heartbeat is None else heartbeat
     is_here = host == socket.gethostname()
     if is_here and isinstance(pid, int) and not pid_exists(pid, seen=last):
-        return KILLED, f"process {pid} is gone, and left no word"
+        return KILLED, f"process {pid} exited without an error message"
     if time.time() - last > SILENT_AFTER_SECONDS:
         return SILENT, f"no sign of life from process {pid} on {host} for a quarter of an hour"
     return "running", ""

@@ -60,7 +60,7 @@ BOMB = zlib.compress(bytes(10**8), 1)
 """A hundred megabytes of zeros, compressed to half of one."""
 
 
-GREY_8 = chunk(b"IDAT", zlib.compress((b"\0" + bytes(8)) * 8))
+GRAY_8 = chunk(b"IDAT", zlib.compress((b"\0" + bytes(8)) * 8))
 
 
 def images() -> list[Hostile]:
@@ -88,28 +88,28 @@ def _long_ones() -> Iterator[Hostile]:
 
 def _png_files() -> Iterator[Hostile]:
     for side in (65_535, 2**31 - 1, 20_000):
-        yield Hostile(f"claims_{side}.png", png(side, side, GREY_8), UNREADABLE)
-    yield Hostile("no_width.png", png(0, 8, GREY_8), UNREADABLE)
+        yield Hostile(f"claims_{side}.png", png(side, side, GRAY_8), UNREADABLE)
+    yield Hostile("no_width.png", png(0, 8, GRAY_8), UNREADABLE)
     yield Hostile("no_data.png", png(8, 8), UNREADABLE)
-    yield Hostile("wrong_type.png", png(8, 8, GREY_8, color=5), UNREADABLE)
-    yield Hostile("wrong_depth.png", png(8, 8, GREY_8, depth=3), UNREADABLE)
-    yield Hostile("no_palette.png", png(8, 8, GREY_8, color=3), READ)
-    wrong = chunk(b"IDAT", GREY_8[8:-4], crc=0)
+    yield Hostile("wrong_type.png", png(8, 8, GRAY_8, color=5), UNREADABLE)
+    yield Hostile("wrong_depth.png", png(8, 8, GRAY_8, depth=3), UNREADABLE)
+    yield Hostile("no_palette.png", png(8, 8, GRAY_8, color=3), READ)
+    wrong = chunk(b"IDAT", GRAY_8[8:-4], crc=0)
     yield Hostile("wrong_checksum.png", png(8, 8, wrong), READ)
     yield Hostile("garbage.png", png(8, 8, chunk(b"IDAT", b"garbage" * 9)), UNREADABLE)
-    endless = chunk(b"IDAT", GREY_8[8:-4], length=2**31 - 1)
+    endless = chunk(b"IDAT", GRAY_8[8:-4], length=2**31 - 1)
     yield Hostile("endless_chunk.png", png(8, 8, endless), READ)
     # More data than the image needs are not unpacked.
     yield Hostile("data_bomb.png", png(8, 8, chunk(b"IDAT", BOMB)), READ)
-    yield Hostile("text_bomb.png", png(8, 8, chunk(b"zTXt", b"a\0\0" + BOMB), GREY_8), UNREADABLE)
+    yield Hostile("text_bomb.png", png(8, 8, chunk(b"zTXt", b"a\0\0" + BOMB), GRAY_8), UNREADABLE)
     text = chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB)
-    yield Hostile("international_bomb.png", png(8, 8, text, GREY_8), UNREADABLE)
+    yield Hostile("international_bomb.png", png(8, 8, text, GRAY_8), UNREADABLE)
     profile = chunk(b"iCCP", b"a\0\0" + BOMB)
-    yield Hostile("profile_bomb.png", png(8, 8, profile, GREY_8), UNREADABLE)
+    yield Hostile("profile_bomb.png", png(8, 8, profile, GRAY_8), UNREADABLE)
     many = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6))) * 100
-    yield Hostile("many_texts.png", png(8, 8, many, GREY_8), UNREADABLE)
+    yield Hostile("many_texts.png", png(8, 8, many, GRAY_8), UNREADABLE)
     frames = chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))
-    yield Hostile("many_frames.png", png(8, 8, frames, GREY_8), READ)
+    yield Hostile("many_frames.png", png(8, 8, frames, GRAY_8), READ)
 
 
 def _jpeg_files() -> Iterator[Hostile]:
