@@ -245,11 +245,15 @@ def _wrong_entries(entries: Any, key: str) -> list[str]:
     expected = "expected {_target_: CLASS, and its arguments}, or null"
     if not isinstance(entries, dict):
         return [f"{key}={said(entries)}: {expected} below each name."]
-    return [
-        f"{key}.{name}={said(entry)}: {expected}."
-        for name, entry in entries.items()
-        if entry is not None and not (isinstance(entry, dict) and entry.get("_target_"))
-    ]
+    wrong = []
+    for name, entry in entries.items():
+        if entry is None:
+            continue
+        if not isinstance(entry, dict) or not entry.get("_target_"):
+            wrong.append(f"{key}.{name}={said(entry)}: {expected}.")
+        elif key == "loss.terms" and not ANY_NUMBER.accepts(weight := entry.get("weight")):
+            wrong.append(f"{key}.{name}.weight={said(weight)}: expected {ANY_NUMBER}.")
+    return wrong
 
 
 def said(value: Any) -> str:

@@ -199,6 +199,8 @@ def test_every_optimizer_gets_only_its_own_arguments_in_both_stages(optim, exper
         ({"own": 0.5}, "loss.terms.own=0.5"),
         ({"own": {"weight": 0.5}}, "loss.terms.own="),
         ({"off": None, "own": {"_target_": None}}, "loss.terms.own="),
+        ({"own": {"_target_": "package.Class"}}, "loss.terms.own.weight=null"),
+        ({"own": {"_target_": "package.Class", "weight": "x"}}, "loss.terms.own.weight=x"),
     ],
 )
 def test_an_entry_of_an_open_mapping_names_a_class(value, named):
