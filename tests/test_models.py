@@ -31,6 +31,8 @@ def test_a_first_stage_encodes_to_what_its_decoder_receives(tmp_path, kind):
     assert not torch.equal(raw, latents)
     with pytest.raises(ValueError, match="15"):
         first_stage.encode(images[..., :15])
+    with pytest.raises(ValueError, match=r"\[3, 16, 16\]"):
+        first_stage.encode(images[0])
 
 
 @pytest.fixture(scope="module")

@@ -75,8 +75,14 @@ class Autoencoder(nn.Module):
         """Shape [B, c, h, w] of the latents of images of shape [B, C, H, W].
 
         Raises:
-            ValueError: If height or width is not divisible by the downsampling factor.
+            ValueError: If there are not four axes, or height or width is not divisible by the
+                downsampling factor.
         """
+        if len(image_shape) != 4:
+            raise ValueError(
+                f"Images must be [B, C, H, W], got {list(image_shape)}; "
+                "give one image as images[None]."
+            )
         batch, _, height, width = image_shape
         factor = self.downsampling_factor
         if height % factor or width % factor:
