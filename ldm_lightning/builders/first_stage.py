@@ -74,6 +74,12 @@ def build_reconstruction_loss(cfg: DictConfig, *, trained: bool = True) -> Recon
     )
 
 
+def build_term_weights(cfg: DictConfig) -> dict[str, float]:
+    """Weights of ``loss.<term>_weight`` by term, those of the bottleneck among them."""
+    suffix = "_weight"
+    return {key.removesuffix(suffix): cfg.loss[key] for key in cfg.loss if key.endswith(suffix)}
+
+
 def build_loss_terms(cfg: DictConfig) -> dict[str, LossTerm]:
     """Build the further terms of ``loss.terms`` by name; those set to null are off.
 
@@ -113,14 +119,11 @@ def build_first_stage_module(
     """
     features = features or build_features(cfg)
     stored = stored_first_stage(cfg)
-    suffix = "_weight"
     autoencoder = build_autoencoder(stored)
     return AutoencoderModule(
         autoencoder,
         reconstruction_loss or build_reconstruction_loss(cfg),
-        term_weights={
-            key.removesuffix(suffix): cfg.loss[key] for key in cfg.loss if key.endswith(suffix)
-        },
+        term_weights=build_term_weights(cfg),
         adversary=build_adversary(cfg, num_devices=num_devices),
         optimization=build_optimization(cfg, num_devices=num_devices),
         metrics=build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol),

@@ -17,6 +17,7 @@ output alone.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ldm_lightning.autoencoder.autoencoder import Autoencoder, AutoencoderOutput
+from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.loss.adversarial import (
     AdversarialLoss,
     LeCam,
@@ -45,6 +46,34 @@ from ldm_lightning.module.settings import Adversary, Optimization
 from ldm_lightning.module.updating import Batch, ManualOptimizationModule, prepared
 from ldm_lightning.utils.collectives import all_reduce_mean, average_gradients
 from ldm_lightning.utils.random import RowDraws
+
+
+@dataclass(frozen=True)
+class GeneratorLoss:
+    """Generator's loss on one batch.
+
+    Attributes:
+        loss: A scalar with the gradients of the weighted losses, though not with their value.
+        reconstructions: Detached, in float32 at least, [B, C, H, W].
+    """
+
+    loss: Tensor
+    reconstructions: Tensor
+
+
+@dataclass(frozen=True)
+class DiscriminatorLoss:
+    """Discriminator's loss on one batch.
+
+    Attributes:
+        loss: With its regularizers, a scalar.
+        logits_real: On the images, detached, by map.
+        logits_fake: On their reconstructions, likewise.
+    """
+
+    loss: Tensor
+    logits_real: list[Tensor]
+    logits_fake: list[Tensor]
 
 
 class AutoencoderModule(ManualOptimizationModule):
@@ -164,12 +193,11 @@ class AutoencoderModule(ManualOptimizationModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one batch; after ``accumulate_batches`` of them, update both networks."""
         images, step = batch["image"], self.global_step
-        output = self.autoencoder(
-            images, self._posterior_noise(images, self.draws(batch_idx, len(images)))
-        )
+        draws = self.draws(batch_idx, len(images))
         completes = self.is_last_microbatch(batch_idx)
-        self._generator_backward(images, output, step=step, completes=completes)
-        self._pending.append((images, at_least_float32(output.reconstructions.detach())))
+        generated = self.generator_loss(images, draws, step=step)
+        self._add_gradients(generated.loss, exchange=completes)
+        self._pending.append((images, generated.reconstructions))
         if not completes:
             return
         generator, *others = self._optimizers()
@@ -191,10 +219,15 @@ class AutoencoderModule(ManualOptimizationModule):
         _, *shape = self.autoencoder.latent_shape(images.shape)
         return draws.normal("posterior", shape, like=images)
 
-    def _generator_backward(
-        self, images: Tensor, output: AutoencoderOutput, *, step: int, completes: bool
-    ) -> None:
-        """Add the gradients of one batch to autoencoder and log-variance (steps 2 and 3 above)."""
+    def generator_loss(self, images: Tensor, draws: RowDraws, *, step: int) -> GeneratorLoss:
+        """Run one batch forward and weigh its losses (steps 1 and 2 above); needs no Trainer.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            draws: Random numbers of these rows.
+            step: Updates done, by which the adversarial weight comes in.
+        """
+        output = self.autoencoder(images, self._posterior_noise(images, draws))
         # Half types cannot hold the gradient of mean(|x - x'|), or round it coarsely.
         outputs = at_least_float32(output.outputs.detach()).requires_grad_()
         with loss_precision(images):
@@ -232,7 +265,7 @@ class AutoencoderModule(ManualOptimizationModule):
             scalar = scalar + weight_of_term * term
             total = total + weight_of_term * term.detach()
         self._log.add("loss_total", total)
-        self._add_gradients(scalar, exchange=completes)
+        return GeneratorLoss(scalar, at_least_float32(output.reconstructions.detach()))
 
     def _adversarial_gradient(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """The generator's adversarial loss and its gradient at the decoder's output."""
@@ -257,31 +290,42 @@ class AutoencoderModule(ManualOptimizationModule):
         reconstruction_mean, adversarial_mean = all_reduce_mean(torch.stack(gradients))
         return loss.weight * adaptive_weight(reconstruction_mean, adversarial_mean)
 
+    def discriminator_loss(self, images: Tensor, reconstructions: Tensor) -> DiscriminatorLoss:
+        """Loss of the discriminator on one batch, as step 4 above takes it; needs no Trainer.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            reconstructions: Of these images, detached, [B, C, H, W].
+        """
+        assert self.discriminator is not None
+        settings = self._adversarial_loss()
+        if settings.r1_weight:
+            images = images.detach().requires_grad_()
+        with loss_precision(images):
+            logits_real = self.discriminator(images)
+            logits_fake = self.discriminator(reconstructions)
+        loss = settings.discriminator_loss(logits_real, logits_fake)
+        self._log.add("loss_discriminator", loss)
+        self._log.add("logits_real", mean_logit(logits_real))
+        self._log.add("logits_fake", mean_logit(logits_fake))
+        if settings.r1_weight:
+            penalty = r1_penalty(logits_real, images)
+            self._log.add("loss_r1", penalty)
+            loss = loss + settings.r1_weight * penalty
+        if self.lecam is not None:
+            regularizer = self.lecam(logits_real, logits_fake)
+            self._log.add("loss_lecam", regularizer)
+            loss = loss + settings.lecam_weight * regularizer
+        return DiscriminatorLoss(loss, _detached(logits_real), _detached(logits_fake))
+
     def _update_discriminator(self, optimizer: LightningOptimizer) -> None:
         """Let the discriminator learn on the batches of this update (step 4 above)."""
         assert self.discriminator is not None
-        settings = self._adversarial_loss()
         seen: list[tuple[list[Tensor], list[Tensor]]] = []
         for images, reconstructions in self._pending:
-            if settings.r1_weight:
-                images = images.detach().requires_grad_()
-            with loss_precision(images):
-                logits_real = self.discriminator(images)
-                logits_fake = self.discriminator(reconstructions)
-            loss = settings.discriminator_loss(logits_real, logits_fake)
-            self._log.add("loss_discriminator", loss)
-            self._log.add("logits_real", mean_logit(logits_real))
-            self._log.add("logits_fake", mean_logit(logits_fake))
-            if settings.r1_weight:
-                penalty = r1_penalty(logits_real, images)
-                self._log.add("loss_r1", penalty)
-                loss = loss + settings.r1_weight * penalty
-            if self.lecam is not None:
-                regularizer = self.lecam(logits_real, logits_fake)
-                self._log.add("loss_lecam", regularizer)
-                loss = loss + settings.lecam_weight * regularizer
-                seen.append((_detached(logits_real), _detached(logits_fake)))
-            self._add_gradients(loss, exchange=False)
+            judged = self.discriminator_loss(images, reconstructions)
+            self._add_gradients(judged.loss, exchange=False)
+            seen.append((judged.logits_real, judged.logits_fake))
         average_gradients(self.discriminator.parameters())
         if self.lecam is not None:
             self.lecam.update([real for real, _ in seen], [fake for _, fake in seen])

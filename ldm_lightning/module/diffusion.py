@@ -135,15 +135,10 @@ class DiffusionModule(ManualOptimizationModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one batch; after ``accumulate_batches`` of them, update the denoiser."""
-        step, moments = self.global_step, self._moments(batch)
-        draws = self.draws(batch_idx, len(moments.mean))
-        latents = self._training_latents(moments, draws)
-        noise = draws.normal("noise", latents.shape[1:], like=latents)
-        time = self.process.times(draws.uniform("time", device=latents.device))
-        condition = self.model["conditioner"](batch, drop=self._dropped(draws))
-        losses = self.process.loss(self.model["denoiser"], latents, noise, time, condition)
-        self._log.add("loss_total", losses.mean())
-        self._add_gradients(losses.mean(), exchange=self.is_last_microbatch(batch_idx))
+        step, rows = self.global_step, batch["image" if "image" in batch else "mean"]
+        loss = self.denoising_loss(batch, self.draws(batch_idx, len(rows)))
+        self._log.add("loss_total", loss)
+        self._add_gradients(loss, exchange=self.is_last_microbatch(batch_idx))
         if not self.is_last_microbatch(batch_idx):
             return
         (optimizer,) = self._optimizers()
@@ -151,6 +146,19 @@ class DiffusionModule(ManualOptimizationModule):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._log_update(step)
+
+    def denoising_loss(self, batch: Batch, draws: RowDraws) -> Tensor:
+        """Mean loss of one batch at random times, a scalar; needs no Trainer.
+
+        Args:
+            batch: As the class takes it.
+            draws: Random numbers of these rows.
+        """
+        latents = self._training_latents(self._moments(batch), draws)
+        noise = draws.normal("noise", latents.shape[1:], like=latents)
+        time = self.process.times(draws.uniform("time", device=latents.device))
+        condition = self.model["conditioner"](batch, drop=self._dropped(draws))
+        return self.process.loss(self.model["denoiser"], latents, noise, time, condition).mean()
 
     def _moments(self, batch: Batch) -> Moments:
         """Posterior of a batch: encoded now, or read from a cache."""

@@ -1,7 +1,7 @@
 """Count floating-point operations and living tensors of whatever runs, real or without memory."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ class Counter(TorchDispatchMode):
         self.peak_bytes = 0
         self._known: set[int] = set()  # storages that existed before, or are counted
 
-    def know(self, tensors: Iterator[Tensor]) -> None:
+    def know(self, tensors: Iterable[Tensor]) -> None:
         """Leave tensors that existed before out of the count, and so what is a view of them."""
         self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
 

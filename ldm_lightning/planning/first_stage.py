@@ -6,7 +6,6 @@ from functools import partial
 from omegaconf import DictConfig
 from torch import nn
 
-from ldm_lightning.autoencoder.autoencoder import Autoencoder
 from ldm_lightning.builders.first_stage import build_reconstruction_loss
 from ldm_lightning.builders.hardware import Hardware, autocast
 from ldm_lightning.builders.meta_networks import count_parameters
@@ -22,6 +21,7 @@ from ldm_lightning.planning.price import (
     state_bytes,
     three,
 )
+from ldm_lightning.planning.untrained import untrained_first_stage
 from ldm_lightning.planning.update_cost import (
     UpdateCost,
     count_first_stage_update,
@@ -36,15 +36,15 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
     Args:
         cfg: The composed configuration.
         hardware: What it would run on.
-        parts: Of ``networks_without_memory``; their weights are replaced.
+        parts: Of ``networks_without_memory``, whose parameters are told by name.
     """
-    autoencoder, discriminator = parts["autoencoder"], parts.get("discriminator")
-    assert isinstance(autoencoder, Autoencoder)
     loss = build_reconstruction_loss(cfg, trained=False)  # reads a file where there is one
+    module = untrained_first_stage(cfg, loss, device="meta")
+    autoencoder, discriminator = module.autoencoder, module.discriminator
     perceptual = loss.perceptual
     num_moments = moments_of(cfg)
     with without_memory():
-        for network in (autoencoder, loss, *loss.frozen_networks, discriminator):
+        for network in (module, *loss.frozen_networks):
             put(network, hardware)
         image = empty((1, *image_shape_of(cfg)), hardware)
         latents = empty(autoencoder.latent_shape(image.shape), hardware)
@@ -65,11 +65,8 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
                 autoencoder.decoder.gradient_checkpointing
             ) = gradient_checkpointing
             return count_first_stage_update(
-                autoencoder,
-                loss,
-                discriminator,
+                module,
                 images,
-                adaptive=cfg.loss.adaptive,
                 autocast=autocast(hardware.device.type, hardware.precision),
             )
 

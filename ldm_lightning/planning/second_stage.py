@@ -16,6 +16,7 @@ from ldm_lightning.builders.meta_networks import count_parameters
 from ldm_lightning.builders.second_stage import stored_second_stage
 from ldm_lightning.data.transforms import as_size
 from ldm_lightning.metrics.efficiency import bits_per_pixel
+from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.nn.condition import Condition
 from ldm_lightning.planning.counter import without_memory
 from ldm_lightning.planning.price import (
@@ -29,8 +30,9 @@ from ldm_lightning.planning.price import (
     state_bytes,
     three,
 )
-from ldm_lightning.planning.update_cost import UpdateCost, count_denoiser_update, count_forward
-from ldm_lightning.restore.first_stage import build_autoencoder, open_first_stage
+from ldm_lightning.planning.untrained import NullConditioner, untrained_second_stage
+from ldm_lightning.planning.update_cost import UpdateCost, count_forward, count_second_stage_update
+from ldm_lightning.restore.first_stage import open_first_stage
 from ldm_lightning.restore.second_stage import build_process
 
 
@@ -77,69 +79,44 @@ def price_second_stage(
     Args:
         cfg: The composed configuration, after ``resolve_condition``.
         hardware: What it would run on.
-        parts: Of ``networks_without_memory``; their weights are replaced.
+        parts: Of ``networks_without_memory``, whose parameters are told by name.
         first_stage: Description of the first stage.
         encodes: Whether every update encodes images, instead of reading latents.
     """
-    stored = stored_second_stage(cfg)
+    module = untrained_second_stage(cfg, first_stage, device="meta")
+    conditioner = NullConditioner(module.model["conditioner"])  # type: ignore[arg-type]
+    module.model["conditioner"] = conditioner
     with torch.device("meta"):
-        autoencoder = build_autoencoder(first_stage)
-        in_pixels = instantiate(_in_pixel_space(cfg, stored["denoiser"]))
-    denoiser, conditioner = parts["denoiser"], parts["conditioner"]
-    num_moments = moments_of(cfg)
+        in_pixels = instantiate(_in_pixel_space(cfg, module.stored_config["denoiser"]))
+    autoencoder, num_moments = module.first_stage.autoencoder, moments_of(cfg)
     with without_memory():
-        for network in (autoencoder, in_pixels, denoiser, conditioner):
+        for network in (module, module.first_stage, in_pixels):
             put(network, hardware)
-        autoencoder.eval()
         image = empty((1, *image_shape_of(cfg)), hardware)
         latent = empty(autoencoder.latent_shape(image.shape), hardware)
-
-        def condition(noisy: Tensor) -> Condition:
-            null: Condition = conditioner.null(len(noisy), noisy.device)  # type: ignore[operator]
-            if null.concat is None:
-                return null
-            concat = noisy.new_empty(len(noisy), null.concat.shape[1], *noisy.shape[2:])
-            return replace(null, concat=concat)
-
-        images = empty((cfg.data.batch_size, *image.shape[1:]), hardware)
-        noisy = empty((cfg.data.batch_size, *latent.shape[1:]), hardware)
-
-        encoding = None
-        if encodes:
-            with torch.no_grad(), autocast(hardware.device.type, hardware.precision):
-                encoding = count_forward(lambda: autoencoder.encode(images), autoencoder)
-
-        def update(gradient_checkpointing: bool) -> UpdateCost:
-            denoiser.gradient_checkpointing = gradient_checkpointing  # type: ignore[assignment]
-            return count_denoiser_update(
-                denoiser,
-                noisy,
-                condition(noisy),
-                autocast=autocast(hardware.device.type, hardware.precision),
-                encoding=encoding,
-            )
-
-        def alone(network: nn.Module, noisy: Tensor) -> DenoiserPrice:
-            """In float32, where nothing but activations is kept: no copies of weights."""
-            time = noisy.new_empty(1)
-            network.gradient_checkpointing = False  # type: ignore[assignment]
-            cost = count_forward(lambda: network(noisy, time, condition(noisy)), network)
-            return DenoiserPrice(three(noisy.shape[1:]), cost.flops, cost.kept_bytes)
-
-        configured = cfg.denoiser.get("gradient_checkpointing")  # parts of others may have none
-        denoisers = {"pixels": alone(in_pixels, image), "latents": alone(denoiser, latent)}
-        costs = update(bool(configured)), update(True) if configured is False else None
+        denoisers = {
+            "pixels": _denoiser_price(in_pixels, image, conditioner),
+            "latents": _denoiser_price(module.denoiser, latent, conditioner),
+        }
         flops = {
             "denoiser": denoisers["latents"].flops,
-            "encoder": encoding.flops // len(images)
-            if encoding
-            else count_forward(lambda: autoencoder.encode(image)).flops,
+            "encoder": count_forward(lambda: autoencoder.encode(image)).flops,
             "decoder": count_forward(lambda: autoencoder.decode(latent)).flops,
         }
-        own = bytes_of(denoiser) + bytes_of(conditioner)
-        weights = own + bytes_of(autoencoder)
+        batch = _batch(cfg, hardware, module, encodes=encodes)
+        configured = cfg.denoiser.get("gradient_checkpointing")  # parts of others may have none
+        update = _update_cost(module, batch, hardware, gradient_checkpointing=bool(configured))
+        recomputed = None
+        if configured is False:
+            recomputed = _update_cost(module, batch, hardware, gradient_checkpointing=True)
+        own = bytes_of(module)
         state = state_bytes(
-            cfg, num_moments=num_moments, weights=weights, stored=own, trained=own, averaged=own
+            cfg,
+            num_moments=num_moments,
+            weights=own + bytes_of(autoencoder),
+            stored=own,
+            trained=own,
+            averaged=own,
         )
     law_flops = 3 * flops["denoiser"] + (flops["encoder"] if encodes else 0)
     return Price(
@@ -153,10 +130,48 @@ def price_second_stage(
         law_flops=law_flops,
         quiet_flops=law_flops,
         state=state,
-        update=costs[0],
-        recomputed=costs[1],
+        update=update,
+        recomputed=recomputed,
         denoisers=denoisers,
     )
+
+
+def _batch(
+    cfg: DictConfig, hardware: Hardware, module: DiffusionModule, *, encodes: bool
+) -> dict[str, Tensor]:
+    """What one process trains on in an update: images, or the latents a cache holds of them."""
+    images = empty((cfg.data.batch_size, *image_shape_of(cfg)), hardware)
+    if encodes:
+        return {"image": images}
+    names = ("mean", "variance") if module.first_stage.is_stochastic else ("mean",)
+    shape = module.first_stage.latent_shape(images.shape)
+    return {name: empty(shape, hardware) for name in names}
+
+
+def _update_cost(
+    module: DiffusionModule,
+    batch: Mapping[str, Tensor],
+    hardware: Hardware,
+    *,
+    gradient_checkpointing: bool,
+) -> UpdateCost:
+    module.denoiser.gradient_checkpointing = gradient_checkpointing  # type: ignore[assignment]
+    precision = autocast(hardware.device.type, hardware.precision)
+    return count_second_stage_update(module, batch, autocast=precision)
+
+
+def _denoiser_price(
+    denoiser: nn.Module, noisy: Tensor, conditioner: NullConditioner
+) -> DenoiserPrice:
+    """Count a denoiser in float32, where nothing but activations is kept: no copies of weights."""
+    condition = conditioner({"image": noisy}, drop=None)
+    if condition.concat is not None:  # has the latents' size
+        concat = noisy.new_empty(len(noisy), condition.concat.shape[1], *noisy.shape[2:])
+        condition = replace(condition, concat=concat)
+    denoiser.gradient_checkpointing = False  # type: ignore[assignment]
+    time = noisy.new_empty(len(noisy))
+    cost = count_forward(lambda: denoiser(noisy, time, condition), denoiser)
+    return DenoiserPrice(three(noisy.shape[1:]), cost.flops, cost.kept_bytes)
 
 
 def _in_pixel_space(cfg: DictConfig, denoiser: Mapping[str, Any]) -> dict[str, Any]:

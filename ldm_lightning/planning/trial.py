@@ -3,7 +3,6 @@
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,19 +12,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ldm_lightning.autoencoder.frozen import FrozenFirstStage
-from ldm_lightning.autoencoder.normalizer import LatentNormalizer
-from ldm_lightning.builders.first_stage import build_first_stage_module, build_reconstruction_loss
+from ldm_lightning.builders.first_stage import build_reconstruction_loss
 from ldm_lightning.builders.hardware import Hardware, autocast
-from ldm_lightning.builders.second_stage import stored_second_stage
-from ldm_lightning.builders.training import build_optimization
 from ldm_lightning.config import PRECISIONS
-from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.planning.price import image_shape_of
-from ldm_lightning.restore.first_stage import build_autoencoder
-from ldm_lightning.restore.second_stage import build_networks, build_process
+from ldm_lightning.planning.untrained import untrained_first_stage, untrained_second_stage
 from ldm_lightning.utils.provenance import peak_memory
 
 MAX_UPDATES = 20
@@ -89,7 +82,7 @@ def time_updates(
     if first_stage is None:
         module = _first_stage_module(cfg)
     else:
-        module = _second_stage_module(cfg, first_stage)
+        module = untrained_second_stage(cfg, first_stage, device="cpu")
         if not encodes:
             batch = _random_latents(module, batch["image"])
         if "num_classes" in cfg.conditioner:
@@ -161,36 +154,7 @@ def _first_stage_module(cfg: DictConfig) -> AutoencoderModule:
         loss.perceptual.network.to_empty(device="cpu")
         for parameter in loss.perceptual.network.parameters():
             nn.init.normal_(parameter, std=0.01)
-    return build_first_stage_module(
-        cfg,
-        protocol={"num_images": 0},
-        num_devices=1,
-        features=tiny_features(),
-        reconstruction_loss=loss,
-    )
-
-
-def _second_stage_module(cfg: DictConfig, first_stage: dict[str, Any]) -> DiffusionModule:
-    """The module of the run around an untrained first stage."""
-    stored = stored_second_stage(cfg)
-    networks = build_networks(stored)
-    return DiffusionModule(
-        networks.denoiser,
-        networks.conditioner,
-        build_process(stored),
-        FrozenFirstStage(
-            build_autoencoder(first_stage),
-            LatentNormalizer.identity(cfg.latent_channels),
-            weights_hash="",
-            path=Path("untrained"),
-            weights="raw",
-        ),
-        optimization=build_optimization(cfg, num_devices=1),
-        seed=cfg.seed,
-        log_every_steps=cfg.log_every_steps,
-        stored_config=stored,
-        protocol={},
-    )
+    return untrained_first_stage(cfg, loss, device="cpu")
 
 
 def _random_latents(module: DiffusionModule, images: Tensor) -> dict[str, Tensor]:

@@ -1,20 +1,18 @@
-"""Cost of one update, counted by running its forward and backward passes.
+"""Cost of one update, counted by running the module's own losses and their backward passes.
 
-Written for tensors without memory (``counter.without_memory``), so that a network of any size is
+Made for tensors without memory (``counter.without_memory``), so that a network of any size is
 counted in a second; on real tensors it counts the same.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ldm_lightning.autoencoder.autoencoder import Autoencoder
-from ldm_lightning.loss.adversarial import mean_logit
-from ldm_lightning.loss.reconstruction import ReconstructionLoss
-from ldm_lightning.module.precision import at_least_float32, gradient_at_layer, loss_precision
-from ldm_lightning.nn.condition import Condition
+from ldm_lightning.module.autoencoder import AutoencoderModule
+from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.planning.counter import Counter
 
 
@@ -60,88 +58,62 @@ def count_forward(run: Callable[[], object], *beside: nn.Module) -> ForwardCost:
 
 
 def count_first_stage_update(
-    autoencoder: Autoencoder,
-    reconstruction_loss: ReconstructionLoss,
-    discriminator: nn.Module | None,
-    images: Tensor,
-    *,
-    adaptive: bool,
-    autocast: torch.autocast,
+    module: AutoencoderModule, images: Tensor, *, autocast: torch.autocast
 ) -> UpdateCost:
-    """Count an update in the order of ``module/autoencoder.py``, the discriminator fully on.
+    """Count an update of a first stage with the adversarial weight fully on.
 
     Args:
-        autoencoder: In training mode.
-        reconstruction_loss: Its loss.
-        discriminator: None where there is none.
+        module: In training mode.
         images: Batch of one process, [B, C, H, W].
-        adaptive: Whether the adversarial weight compares gradients at the last layer.
         autocast: Of the run's precision.
     """
-    noise = None
-    if autoencoder.bottleneck.is_stochastic:
-        noise = images.new_empty(autoencoder.latent_shape(images.shape))
-    counter = _counter_beside(autoencoder, reconstruction_loss, discriminator)
-    with counter, autocast:
-        output = autoencoder(images, noise)
-        kept_bytes = counter.live_bytes
-        outputs = at_least_float32(output.outputs.detach()).requires_grad_()
-        with loss_precision(images):
-            terms = reconstruction_loss(outputs, autoencoder.to_images(outputs), images)
-        gradients = list(torch.autograd.grad(terms.total, [outputs]))
-        if discriminator is not None:
-            with loss_precision(outputs):
-                logits = discriminator(autoencoder.to_images(outputs))
-            gradients += torch.autograd.grad(mean_logit(logits), [outputs])
-            if adaptive:
-                for gradient in gradients:
-                    gradient_at_layer(output.outputs, autoencoder.last_layer, gradient)
-            gradients = [gradients[0] + gradients[1]]
-        scalar = (output.outputs * gradients[0]).sum()
-        for term in output.bottleneck.terms.values():
-            scalar = scalar + term.mean()
-        scalar.backward()
-        reconstructions = at_least_float32(output.reconstructions.detach())
-        del output, outputs, terms, gradients, scalar
-        autoencoder.zero_grad(set_to_none=True)
-        if discriminator is not None:
-            with loss_precision(images):
-                real, fake = discriminator(images), discriminator(reconstructions)
-            (mean_logit(real) + mean_logit(fake)).backward()
-            discriminator.zero_grad(set_to_none=True)
-    return UpdateCost(counter.flops, kept_bytes, counter.peak_bytes)
+    draws, step = module.draws(0, len(images)), module.adversarial_fully_on_step
+    counter = _counter_beside(module, *module.reconstruction_loss.frozen_networks)
+    with counter, autocast, _kept_by(module.autoencoder, counter) as kept_bytes:
+        generated = module.generator_loss(images, draws, step=step)
+        generated.loss.backward()
+        reconstructions = generated.reconstructions
+        del generated
+        module.zero_grad(set_to_none=True)
+        if module.discriminator is not None:
+            module.discriminator_loss(images, reconstructions).loss.backward()
+            module.zero_grad(set_to_none=True)
+    return UpdateCost(counter.flops, sum(kept_bytes), counter.peak_bytes)
 
 
-def count_denoiser_update(
-    denoiser: nn.Module,
-    noisy: Tensor,
-    condition: Condition,
-    *,
-    autocast: torch.autocast,
-    encoding: ForwardCost | None = None,
+def count_second_stage_update(
+    module: DiffusionModule, batch: Mapping[str, Tensor], *, autocast: torch.autocast
 ) -> UpdateCost:
-    """Count an update of a diffusion model.
+    """Count an update of a diffusion model, encoding included where the batch holds images.
 
     Args:
-        denoiser: In training mode.
-        noisy: Batch of one process, [B, c, h, w].
-        condition: Of that batch.
+        module: In training mode.
+        batch: Of one process.
         autocast: Of the run's precision.
-        encoding: Of the batch's images, without gradients; None where a latent cache is read.
     """
-    time = noisy.new_empty(len(noisy))
-    counter = _counter_beside(denoiser)
-    with counter, autocast:
-        output = denoiser(noisy, time, condition)
-        loss = (output - noisy).square().mean()
-        kept_bytes = counter.live_bytes
-        loss.backward()
-        del output, loss
-        denoiser.zero_grad(set_to_none=True)
-    flops, peak_bytes = counter.flops, counter.peak_bytes
-    if encoding is not None:  # over before the denoiser begins
-        flops, peak_bytes = flops + encoding.flops, max(peak_bytes, encoding.peak_bytes)
-    return UpdateCost(flops, kept_bytes, peak_bytes)
+    num_rows = len(next(iter(batch.values())))
+    counter = _counter_beside(module, module.first_stage)
+    with counter, autocast, _kept_by(module.denoiser, counter) as kept_bytes:
+        module.denoising_loss(batch, module.draws(0, num_rows)).backward()
+        module.zero_grad(set_to_none=True)
+    return UpdateCost(counter.flops, sum(kept_bytes), counter.peak_bytes)
+
+
+@contextmanager
+def _kept_by(network: nn.Module, counter: Counter) -> Iterator[list[int]]:
+    """Note how many bytes each forward pass of a network leaves alive."""
+    kept_bytes: list[int] = []
+    before = network.register_forward_pre_hook(
+        lambda *_: kept_bytes.append(-counter.live_bytes),
+    )
+    after = network.register_forward_hook(
+        lambda *_: kept_bytes.append(counter.live_bytes),
+    )
+    try:
+        yield kept_bytes
+    finally:
+        before.remove()
+        after.remove()
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
@@ -149,19 +121,10 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _counter_beside(*modules: nn.Module | None) -> Counter:
+def _counter_beside(*modules: nn.Module) -> Counter:
     """A counter that leaves out what modules hold."""
-
-    def held() -> Iterator[Tensor]:
-        for module in modules:
-            if module is not None:
-                yield from module.parameters()
-                yield from module.buffers()
-            if isinstance(module, ReconstructionLoss):
-                for network in module.frozen_networks:
-                    yield from network.parameters()
-                    yield from network.buffers()
-
     counter = Counter()
-    counter.know(held())
+    for module in modules:
+        counter.know(module.parameters())
+        counter.know(module.buffers())
     return counter
