@@ -80,8 +80,8 @@ class Autoencoder(nn.Module):
         """
         if len(image_shape) != 4:
             raise ValueError(
-                f"Images must be [B, C, H, W], got {list(image_shape)}; "
-                "give one image as images[None]."
+                f"Images must be [B, C, H, W], got {list(image_shape)}; give one image as "
+                "images[None]."
             )
         batch, _, height, width = image_shape
         factor = self.downsampling_factor

@@ -139,7 +139,7 @@ def price_second_stage(
 def _batch(
     cfg: DictConfig, hardware: Hardware, module: DiffusionModule, *, encodes: bool
 ) -> dict[str, Tensor]:
-    """What one process trains on in an update: images, or the latents a cache holds of them."""
+    """Inputs of one process in an update: images, or the latents a cache holds of them."""
     images = empty((cfg.data.batch_size, *image_shape_of(cfg)), hardware)
     if encodes:
         return {"image": images}
