@@ -54,7 +54,7 @@ def report(cfg: DictConfig) -> Path:
     from ldm_lightning.reporting.page.write import write_report
 
     written = write_report(patterns, output, pictured=str(cfg.pictured))
-    log.info("%d runs, %d figures.", written.num_runs, written.num_figures)
+    log.info("Runs: %d. Figures: %d.", written.num_runs, written.num_figures)
     log.info("Numbers: %s", written.results)
     if written.num_figures:
         log.info("Figures: %s", written.figures)
