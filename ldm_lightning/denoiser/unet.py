@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm_lightning.denoiser.unet_attention import AttentionBlock, SpatialTransformer
-from ldm_lightning.denoiser.unet_blocks import BlockList, Downsample, ResidualBlock
+from ldm_lightning.denoiser.unet_blocks import BlockList
 from ldm_lightning.denoiser.unet_layers import group_norm, zeroed
-from ldm_lightning.nn.blocks import NearestUpsample
+from ldm_lightning.denoiser.unet_levels import Level, LevelBuilder
 from ldm_lightning.nn.condition import Condition, check_inputs
 from ldm_lightning.nn.time_embedding import TimeEmbedding
 
@@ -81,69 +80,40 @@ class UNet(nn.Module):
         self.downsampling_factor = 2 ** (len(width_multipliers) - 1)
         self._embedding_width = embedding_width = EMBEDDING_RATIO * base_width
 
-        def residual(
-            in_width: int, out_width: int, resample: nn.Module | None = None
-        ) -> ResidualBlock:
-            return ResidualBlock(
-                in_width,
-                out_width,
-                embedding_width=embedding_width,
-                scale_shift_norm=scale_shift_norm,
-                dropout=dropout,
-                resample=resample,
-            )
-
-        def attention(width: int) -> nn.Module:
-            heads = _num_heads(width, num_heads=num_heads, head_width=head_width)
-            if context_width is None:
-                return AttentionBlock(width, num_heads=heads)
-            return SpatialTransformer(
-                width, context_width=context_width, num_heads=heads, depth=transformer_depth
-            )
-
-        def attention_after(level: int) -> list[nn.Module]:
-            return [attention(widths[level])] if 2**level in attention_at else []
-
-        def halving(width: int) -> nn.Module:
-            return residual(width, width, nn.AvgPool2d(2)) if resblock_updown else Downsample(width)
-
-        def doubling(width: int) -> nn.Module:
-            if resblock_updown:
-                return residual(width, width, nn.Upsample(scale_factor=2.0))
-            return NearestUpsample(width)
-
-        widths = [base_width * multiplier for multiplier in width_multipliers]
+        build = LevelBuilder(
+            embedding_width=embedding_width,
+            num_heads=num_heads,
+            head_width=head_width,
+            context_width=context_width,
+            transformer_depth=transformer_depth,
+            scale_shift_norm=scale_shift_norm,
+            resblock_updown=resblock_updown,
+            dropout=dropout,
+        )
+        levels = [
+            Level(base_width * multiplier, has_attention=2**index in attention_at)
+            for index, multiplier in enumerate(width_multipliers)
+        ]
         self.time_embed = TimeEmbedding(width=base_width, out_width=embedding_width)
-
         self.input_blocks = nn.ModuleList(
             [BlockList([nn.Conv2d(in_channels, base_width, kernel_size=3, padding=1)])]
         )
-        skip_widths = [base_width]  # of the output of each input block
-        for level, level_width in enumerate(widths):
-            if level > 0:
-                self.input_blocks.append(BlockList([halving(skip_widths[-1])]))
-                skip_widths.append(skip_widths[-1])
-            for _ in range(num_res_blocks):
-                self.input_blocks.append(
-                    BlockList([residual(skip_widths[-1], level_width), *attention_after(level)])
-                )
-                skip_widths.append(level_width)
-
-        width = skip_widths[-1]
-        self.middle_block = BlockList(
-            [residual(width, width), attention(width), residual(width, width)]
-        )
-
+        width, skip_widths = base_width, [base_width]  # of the output of each input block
+        for index, level in enumerate(levels):
+            if index > 0:
+                self.input_blocks.append(build.halving(width))
+                skip_widths.append(width)
+            self.input_blocks.extend(build.down(width, level, num_blocks=num_res_blocks))
+            skip_widths += [level.width] * num_res_blocks
+            width = skip_widths[-1]
+        self.middle_block = build.middle(width)
         self.output_blocks = nn.ModuleList()
-        for level, level_width in reversed(list(enumerate(widths))):
-            for index in range(num_res_blocks + 1):
-                layers: list[nn.Module] = [residual(width + skip_widths.pop(), level_width)]
-                layers += attention_after(level)
-                width = level_width
-                if level > 0 and index == num_res_blocks:
-                    layers.append(doubling(width))
-                self.output_blocks.append(BlockList(layers))
-
+        for index, level in reversed(list(enumerate(levels))):
+            skipped = [skip_widths.pop() for _ in range(num_res_blocks + 1)]
+            self.output_blocks.extend(
+                build.up(width, level, skip_widths=skipped, doubles=index > 0)
+            )
+            width = level.width
         self.out = nn.Sequential(
             group_norm(width),
             nn.SiLU(),
@@ -225,15 +195,3 @@ class UNet(nn.Module):
                 f"{self.downsampling_factor}; give images whose size is, or fewer "
                 "denoiser.width_multipliers."
             )
-
-
-def _num_heads(width: int, *, num_heads: int | None, head_width: int | None) -> int:
-    """Attention heads of a block of ``width`` channels."""
-    name, divisor = ("num_heads", num_heads) if head_width is None else ("head_width", head_width)
-    assert divisor is not None  # one of the two is given
-    if width % divisor:
-        raise ValueError(
-            f"Attention over {width} channels is not divisible by {name}={divisor}; change it, "
-            "base_width or width_multipliers."
-        )
-    return divisor if head_width is None else width // divisor
