@@ -43,7 +43,7 @@ def test_adam_is_torchs_fused_adamw_to_the_last_bit():
     assert torch.equal(stepped(factory), stepped(reference))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "optim").glob("*")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "optim").glob("*.yaml")))
 def test_each_file_builds_an_optimizer_whose_state_is_known(name):
     cfg = optim(name)
     factory = build_optimizer_factory(cfg, rate=0.5)

@@ -74,6 +74,7 @@ def test_what_the_model_never_saw_is_refused_by_name(chain, tmp_path, words, nam
     assert named in ended.said
 
 
+@pytest.mark.slow
 def test_ids_stay_those_of_training_when_the_folder_changes(chain, tmp_path):
     run = shutil.copytree(run_folder(chain, "ldm_kl_f4"), tmp_path / "run")
     write_classes(tmp_path / "new", "bee", "dog", first=9)

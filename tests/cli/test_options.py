@@ -33,6 +33,7 @@ def test_every_experiment_trains_and_validates(tmp_path, experiment):
     assert len(losses) == 2
 
 
+@pytest.mark.slow
 def test_precisions_differ_but_agree_and_keep_weights_of_full_precision(tmp_path):
     kept = {"32": torch.float32, "64": torch.float64, "bf16": torch.float32}
     values = {}

@@ -104,6 +104,7 @@ def test_a_dry_run_says_all_commands_and_runs_the_trainings_dry(start, tmp_path)
     assert "experiment=kl_f4" in stand_in.steps[0].words
 
 
+@pytest.mark.slow
 def test_every_step_finds_the_configurations_of_the_user(start, tmp_path):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)

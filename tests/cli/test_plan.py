@@ -99,6 +99,7 @@ def test_512_px_are_48_times_fewer_numbers_in_latent_space(planned_512):
     assert "786,432 -> 16,384" in ended.said
 
 
+@pytest.mark.slow
 def test_a_batch_that_fits_is_named_where_the_given_one_does_not(tmp_path, free_memory):
     words = [*tiny("kl_f4", data__batch_size=64, trainer__precision="bf16"), "measure=false"]
     memory = plan_of(tmp_path, words)[0]["memory"]
@@ -115,6 +116,7 @@ def test_a_batch_that_fits_is_named_where_the_given_one_does_not(tmp_path, free_
     assert "autoencoder.gradient_checkpointing=true" not in ended.said
 
 
+@pytest.mark.slow
 def test_updates_are_timed_and_a_checkpoint_is_as_large_as_planned(tmp_path, short_trial):
     words = tiny("kl_f4", autoencoder__base_width=16, callbacks__ema__decay=0.9)
     (tmp_path / "plan").mkdir()

@@ -29,7 +29,7 @@ def test_needs_no_torch(tmp_path):
         write_run(tmp_path / "outputs" / str(weight), kl_weight=weight)
     ended = process(["-c", NO_TORCH], tmp_path)
     assert ended.code == 0, ended.output
-    assert "2 runs" in ended.output
+    assert "Runs: 2" in ended.output
     assert any((tmp_path / "figures").iterdir())
 
 
@@ -37,9 +37,9 @@ def test_takes_globs_and_lists(tmp_path):
     for name in ("a1", "a2", "b"):
         write_run(tmp_path / "runs" / name)
     ended = command("report", ["runs=[runs/a*,runs/b]", "output=all.html"], tmp_path)
-    assert "3 runs" in ended.output, ended.output
+    assert "Runs: 3" in ended.output, ended.output
     ended = command("report", ["runs=runs/a?", "output=a.html"], tmp_path)
-    assert "2 runs" in ended.output, ended.output
+    assert "Runs: 2" in ended.output, ended.output
 
 
 @pytest.mark.parametrize(

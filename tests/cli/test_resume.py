@@ -115,8 +115,9 @@ def assert_same_end(one, other):
 
 @pytest.mark.parametrize(
     ("experiment", "num_workers", "after"),
-    [("kl_f4", 2, 8), pytest.param("vq_f4", 0, 9, marks=pytest.mark.slow)],
+    [("kl_f4", 2, 8), ("vq_f4", 0, 9)],
 )
+@pytest.mark.slow
 def test_ctrl_c_and_resume_equal_the_uninterrupted_run(
     tmp_path, images, uninterrupted, experiment, num_workers, after
 ):
@@ -148,6 +149,7 @@ def test_ctrl_c_between_the_batches_of_an_update_loses_nothing(tmp_path, images)
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_made_longer(tmp_path, images, uninterrupted):
     assert command("train", words_for(images, max_steps=6), tmp_path).code == 0
     run = run_folder(tmp_path, "kl_f4")

@@ -137,12 +137,9 @@ def compare_first_update(one: dict, processes: list[dict], folders: list[Path]) 
 
 @pytest.mark.parametrize(
     "experiment",
-    [
-        pytest.param("kl_f8", marks=pytest.mark.slow),
-        pytest.param("vqgan_f16", marks=pytest.mark.slow),
-        "vae_f8",
-    ],
+    ["kl_f8", "vqgan_f16", "vae_f8"],
 )
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, experiment):
     names = [name for name in SCENARIOS if name.startswith(experiment)]
     folders = [tmp_path / "one", tmp_path / "two"]

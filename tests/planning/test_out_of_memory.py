@@ -47,6 +47,7 @@ def test_a_first_stage_names_its_keys_with_the_numbers_of_plan(tmp_path, monkeyp
     assert "20.00 MiB" in line
 
 
+@pytest.mark.slow
 def test_a_second_stage_names_its_own(tmp_path, monkeypatch):
     first = trained_first_stage(tmp_path, max_steps=2)
     monkeypatch.setattr(DiffusionModule, "training_step", fails)
