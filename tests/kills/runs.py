@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -225,6 +226,9 @@ def run_forked(
             if counts:
                 (folder / "counts.json").write_text(json.dumps(asdict(saboteur.counts())))
             code = ended.code
+        except BaseException:
+            (folder / "said.txt").write_text(traceback.format_exc())
+            raise
         finally:
             os._exit(code)
     deadline = time.monotonic() + SECONDS
