@@ -39,7 +39,7 @@ test-browser: install  ## Open a report in headless Chromium, which must be inst
 test-full: install  ## Run every test this machine can run
 	$(BIN)/python -m pytest -n 2 $(if $(shell sh -c 'command -v chromium'),,-m "not browser")
 
-gpu-check: install  ## Test, train, profile and time on one GPU in ten minutes; writes outputs/gpu_check
+gpu-check: install  ## Test, train, profile and time on one GPU, meant for ten minutes; writes outputs/gpu_check
 	$(BIN)/python -m benchmarks.gpu_check
 
 lint: install  ## Check style, prose, types, the direction of imports and known weaknesses

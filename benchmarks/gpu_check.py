@@ -1,4 +1,4 @@
-"""Ten minutes on one GPU: does it compute what the CPU does, and how fast?
+"""One GPU: does it compute what the CPU does, and how fast? Sized for ten minutes.
 
     make gpu-check
     python -m benchmarks.gpu_check --device cpu --minutes 0.2   # tries the script itself

@@ -139,7 +139,7 @@ class PlainImages(ABC):
 
     def label(self, index: int) -> int:
         """Class of an image, where there are classes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has class names and needs a label().")
 
     @abstractmethod
     def digest(self) -> str:

@@ -20,13 +20,12 @@ def report(finished: FinishedRun) -> float | None:
     Returns:
         The final value of ``monitor``; None where nothing was validated.
     """
-    loaded = finished.prepared.loaded
-    built, checked = loaded.built, loaded.built.checked
+    built, checked = finished.built, finished.built.checked
     cfg, run_folder = checked.cfg, checked.run_folder
     last: Any = built.module.report
     if built.trainer.is_global_zero:
         if last is not None:
-            told = {} if cfg.train else {"weights": loaded.weights}
+            told = {} if cfg.train else {"weights": finished.weights}
             protocol = {
                 name if "/" in name else f"val/{name}": {**entry, **told}
                 for name, entry in last.protocol.items()

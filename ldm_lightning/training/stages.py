@@ -23,7 +23,10 @@ from ldm_lightning.runs.run_folder import RunFolder
 
 
 class Stage(Protocol):
-    """Interface of a stage: all that differs between the two in a run."""
+    """Interface of a stage: all that differs between the two in a run.
+
+    The last three methods do nothing where a stage does not define them.
+    """
 
     def build_data(self, cfg: DictConfig, start: Path | None) -> MapDataModule:
         """Build the data.
@@ -40,6 +43,7 @@ class Stage(Protocol):
 
     def continue_from(self, module: ManualOptimizationModule, content: Mapping[str, Any]) -> None:
         """Take from the checkpoint of a continued run what a new run measures."""
+        return
 
     def judge(
         self,
@@ -49,11 +53,13 @@ class Stage(Protocol):
         run_folder: RunFolder,
     ) -> None:
         """Refuse what is not worth training on; one process does it."""
+        return
 
     def measure(
         self, cfg: DictConfig, module: ManualOptimizationModule, data: MapDataModule
     ) -> None:
         """Measure what a new run needs to know of its training data."""
+        return
 
 
 class FirstStage(Stage):
@@ -70,23 +76,6 @@ class FirstStage(Stage):
         return build_first_stage_module(
             cfg, protocol=data.protocol("val"), num_devices=num_devices, features=features
         )
-
-    def continue_from(self, module: ManualOptimizationModule, content: Mapping[str, Any]) -> None:
-        """Take nothing: Lightning restores all that a first stage has."""
-
-    def judge(
-        self,
-        cfg: DictConfig,
-        module: ManualOptimizationModule,
-        data: MapDataModule,
-        run_folder: RunFolder,
-    ) -> None:
-        """Refuse nothing: a first stage stands on images alone."""
-
-    def measure(
-        self, cfg: DictConfig, module: ManualOptimizationModule, data: MapDataModule
-    ) -> None:
-        """Measure nothing: images are in [-1, 1] already."""
 
 
 class SecondStage(Stage):

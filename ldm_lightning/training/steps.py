@@ -6,6 +6,7 @@ The quick ones come first: ``prepare`` may read every image, and only takes a ru
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NewType
 
 import lightning.pytorch as pl
 import torch
@@ -59,18 +60,11 @@ class LoadedRun:
     weights: str | None
 
 
-@dataclass(frozen=True)
-class PreparedRun:
-    """A run that can begin: judged, measured, its networks laid out in memory."""
+PreparedRun = NewType("PreparedRun", LoadedRun)
+"""A run that can begin: judged, measured, its networks laid out in memory."""
 
-    loaded: LoadedRun
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run that trained or validated to its end."""
-
-    prepared: PreparedRun
+FinishedRun = NewType("FinishedRun", LoadedRun)
+"""A run that trained or validated to its end."""
 
 
 def build(checked: CheckedRun) -> BuiltRun:
@@ -142,7 +136,7 @@ def prepare(loaded: LoadedRun) -> PreparedRun:
 
 def fit(prepared: PreparedRun) -> FinishedRun:
     """Write down what the run is, then train, or validate with ``train=false``."""
-    built = prepared.loaded.built
+    built = prepared.built
     checked, trainer, module = built.checked, built.trainer, built.module
     if trainer.is_global_zero:
         _write_start(built)

@@ -5,6 +5,7 @@ from torch.utils.data import Dataset
 
 from ldm_lightning.data.bad_files import BadFileLog
 from ldm_lightning.data.images.decoding import UnreadableImageError, decode_image
+from ldm_lightning.data.images.settings import ImageSettings
 from ldm_lightning.data.images.source import ImageSource
 from ldm_lightning.data.order.sampling import SampleKey
 from ldm_lightning.data.samples import Sample
@@ -13,7 +14,6 @@ from ldm_lightning.data.transforms import (
     TrainTransform,
     augmentation_generator,
 )
-from ldm_lightning.data.value_range import ValueRange
 from ldm_lightning.utils.random import derive_seed
 
 # A training sample that cannot be read is replaced by another, which may be damaged too.
@@ -26,10 +26,8 @@ class EncodedImages(Dataset[Sample | None]):
 
     Args:
         source: Where the encoded images come from.
-        transform: Crop to the size of the samples.
-        image_channels: Channels of the samples.
-        value_range: Of gray files of more than 8 bits; None: the full range of their type.
-        max_bad_fraction: Share of the source that may be unreadable before the run is stopped.
+        settings: Decoding and crops.
+        transform: That of ``settings`` for this split.
     """
 
     windows_per_image = 1
@@ -37,18 +35,16 @@ class EncodedImages(Dataset[Sample | None]):
     def __init__(
         self,
         source: ImageSource,
-        *,
+        settings: ImageSettings,
         transform: TrainTransform | EvalTransform,
-        image_channels: int,
-        value_range: ValueRange | None,
-        max_bad_fraction: float,
     ) -> None:
         self.source = source
+        self.settings = settings
         self.resolution = transform.size
         self.crop = transform.description
         self._least_side = transform.least_side
-        self.image_channels = image_channels
-        self.value_range = value_range
+        self.image_channels = settings.image_channels
+        self.value_range = settings.value_range
         self.data_name = source.data_name
         self.root = source.root
         self.split = source.split
@@ -57,7 +53,9 @@ class EncodedImages(Dataset[Sample | None]):
         self.label_gap = source.label_gap
         self.identified_by = source.identified_by
         self.bad_file_log = BadFileLog(
-            split=source.split, num_files=len(source), max_bad_fraction=max_bad_fraction
+            split=source.split,
+            num_files=len(source),
+            max_bad_fraction=settings.max_bad_fraction,
         )
 
     def class_counts(self) -> list[int] | None:
@@ -98,34 +96,13 @@ class TrainImages(EncodedImages):
 
     Args:
         source: Where the encoded images come from.
-        transform: Crop and flip.
-        eval_transform: Crop of ``without_augmentation``.
+        settings: Decoding and crops.
         seed: The run's seed.
-        image_channels: Channels of the samples.
-        value_range: Of gray files of more than 8 bits; None: the full range of their type.
-        max_bad_fraction: Share of the source that may be unreadable before the run is stopped.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        *,
-        transform: TrainTransform,
-        eval_transform: EvalTransform,
-        seed: int,
-        image_channels: int,
-        value_range: ValueRange | None,
-        max_bad_fraction: float,
-    ) -> None:
-        super().__init__(
-            source,
-            transform=transform,
-            image_channels=image_channels,
-            value_range=value_range,
-            max_bad_fraction=max_bad_fraction,
-        )
-        self.transform = transform
-        self.eval_transform = eval_transform
+    def __init__(self, source: ImageSource, settings: ImageSettings, *, seed: int) -> None:
+        self.transform = settings.train_transform
+        super().__init__(source, settings, self.transform)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -137,13 +114,7 @@ class TrainImages(EncodedImages):
 
     def without_augmentation(self) -> "EvalImages":
         """The same images cut as for evaluation; one that cannot be read is left out."""
-        return EvalImages(
-            self.source,
-            transform=self.eval_transform,
-            image_channels=self.image_channels,
-            value_range=self.value_range,
-            max_bad_fraction=self.bad_file_log.max_bad_fraction,
-        )
+        return EvalImages(self.source, self.settings)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         epoch, index = key.epoch, key.index
@@ -173,30 +144,13 @@ class EvalImages(EncodedImages):
 
     Args:
         source: Where the encoded images come from.
-        transform: Crop, one or several an image.
-        image_channels: Channels of the samples.
-        value_range: Of gray files of more than 8 bits; None: the full range of their type.
-        max_bad_fraction: Share of the source that may be unreadable before the run is stopped.
+        settings: Decoding and crops, one or several an image.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        *,
-        transform: EvalTransform,
-        image_channels: int,
-        value_range: ValueRange | None,
-        max_bad_fraction: float,
-    ) -> None:
-        super().__init__(
-            source,
-            transform=transform,
-            image_channels=image_channels,
-            value_range=value_range,
-            max_bad_fraction=max_bad_fraction,
-        )
-        self.transform = transform
-        self.windows_per_image = transform.crops_per_image
+    def __init__(self, source: ImageSource, settings: ImageSettings) -> None:
+        self.transform = settings.eval_transform
+        super().__init__(source, settings, self.transform)
+        self.windows_per_image = self.transform.crops_per_image
         # Windows of one image follow one another: keep the image instead of decoding it for each.
         self._latest: tuple[int, Tensor | None] | None = None
 

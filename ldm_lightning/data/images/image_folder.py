@@ -10,7 +10,7 @@ import numpy as np
 from ldm_lightning.data.class_names import check_class_names, class_names_of, shortened
 from ldm_lightning.data.images.decoding import MAX_FILE_BYTES
 from ldm_lightning.data.images.folder_listing import FolderListing, list_images
-from ldm_lightning.data.images.module import ImageSettings, encoded_data_module
+from ldm_lightning.data.images.module import encoded_data_module
 from ldm_lightning.data.images.separation import (
     check_no_splits_inside,
     check_separate,
@@ -18,6 +18,7 @@ from ldm_lightning.data.images.separation import (
     first_names,
     is_validation_name,
 )
+from ldm_lightning.data.images.settings import ImageSettings
 from ldm_lightning.data.left_out import say_what_is_not_read
 from ldm_lightning.data.module import ImageDataModule, LoadingSettings
 from ldm_lightning.data.value_range import ValueRange

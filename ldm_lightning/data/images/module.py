@@ -1,68 +1,17 @@
-"""Data module of encoded images: settings that folders and tars share, and what they build."""
+"""Data module of two sources of encoded images."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from ldm_lightning.data.images.encoded import EvalImages, TrainImages
+from ldm_lightning.data.images.settings import ImageSettings
 from ldm_lightning.data.images.source import ImageSource
 from ldm_lightning.data.images.trial_reading import found_in_some
 from ldm_lightning.data.module import ImageDataModule, LoadingSettings
 from ldm_lightning.data.order.shard_order import ShardShuffle
-from ldm_lightning.data.transforms import (
-    EvalTransform,
-    TrainTransform,
-    as_size,
-)
-from ldm_lightning.data.value_range import ValueRange
 from ldm_lightning.utils.launch import launched
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """Decoding and crops of encoded images; the keys of ``data`` have the same names.
-
-    Attributes:
-        resolution: Height and width of the samples, or one number for both.
-        image_channels: Channels of the samples.
-        value_range: Of gray files of more than 8 bits; None: the full range of their type.
-        train_crop: ``random``, ``random_resized`` or ``center``.
-        crop_scale: Least and largest fraction of an image's area that ``random_resized`` cuts.
-        flip: Mirror half of the training samples.
-        eval_crop: ``center``, or ``crops`` for fixed windows at native scale.
-        val_crops_per_image: Windows of each image with ``eval_crop=crops``.
-        max_bad_fraction: Fraction of a source that may be unreadable before the run is stopped.
-    """
-
-    resolution: int | tuple[int, int]
-    image_channels: int
-    value_range: ValueRange | None
-    train_crop: str
-    crop_scale: tuple[float, float]
-    flip: bool
-    eval_crop: str
-    val_crops_per_image: int
-    max_bad_fraction: float
-
-    @property
-    def train_transform(self) -> TrainTransform:
-        """Crop and flip of training samples."""
-        return TrainTransform(
-            size=as_size(self.resolution),
-            crop=self.train_crop,
-            scale=(self.crop_scale[0], self.crop_scale[-1]),
-            flip=self.flip,
-        )
-
-    @property
-    def eval_transform(self) -> EvalTransform:
-        """Crop of evaluation samples."""
-        return EvalTransform(
-            size=as_size(self.resolution),
-            crop=self.eval_crop,
-            crops_per_image=self.val_crops_per_image if self.eval_crop == "crops" else 1,
-        )
 
 
 def encoded_data_module(
@@ -85,24 +34,9 @@ def encoded_data_module(
     if launched().is_first:
         for warning in found_in_some(train_source, images.value_range):
             log.warning(warning)
-    train, evaluation = images.train_transform, images.eval_transform
     return ImageDataModule(
-        TrainImages(
-            train_source,
-            transform=train,
-            eval_transform=evaluation,
-            seed=loading.seed,
-            image_channels=images.image_channels,
-            value_range=images.value_range,
-            max_bad_fraction=images.max_bad_fraction,
-        ),
-        EvalImages(
-            val_source,
-            transform=evaluation,
-            image_channels=images.image_channels,
-            value_range=images.value_range,
-            max_bad_fraction=images.max_bad_fraction,
-        ),
+        TrainImages(train_source, images, seed=loading.seed),
+        EvalImages(val_source, images),
         shuffle=shuffle,
         **asdict(loading),
     )

@@ -17,12 +17,13 @@ import numpy as np
 
 from ldm_lightning.data.images.decoding import MAX_FILE_BYTES, UnreadableImageError
 from ldm_lightning.data.images.formats import IMAGE_SUFFIXES
-from ldm_lightning.data.images.module import ImageSettings, encoded_data_module
+from ldm_lightning.data.images.module import encoded_data_module
 from ldm_lightning.data.images.separation import (
     check_separate_shards,
     check_split,
     is_validation_name,
 )
+from ldm_lightning.data.images.settings import ImageSettings
 from ldm_lightning.data.left_out import say_what_is_not_read
 from ldm_lightning.data.module import ImageDataModule, LoadingSettings
 from ldm_lightning.data.order.shard_order import ShardShuffle
