@@ -113,7 +113,8 @@ class ShardCache:
                 time.sleep(ROOM_POLL_S)
             try:
                 _copy(shard, part)
-                os.replace(part, path)
+                with self.locked("room"):  # else it could be counted under both names
+                    os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
 

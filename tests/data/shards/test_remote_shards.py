@@ -276,6 +276,40 @@ def test_a_lost_shard_in_training_is_no_bad_image(tmp_path, shards):
     assert module.bad_files() == []
 
 
+def test_a_shard_that_arrives_while_room_is_made_is_counted_once(tmp_path, shards, monkeypatch):
+    filesystem = FailingFileSystem()
+    names = sorted(filesystem.glob("/set/train-*.tar"))[:4]
+    kept, other, arriving, last = (
+        RemoteShard(f"failing:/{name}", filesystem.size(name), "", "size") for name in names
+    )
+    cache = ShardCache(tmp_path / "cache", max_bytes=3 * kept.num_bytes)
+    for shard in (other, kept):  # the other one was read first, and goes first
+        cache.open(shard).close()
+        time.sleep(0.01)
+    copied, may_end = threading.Event(), threading.Event()
+    copy, list_kept = shard_cache._copy, cache._kept
+
+    def copy_slowly(shard, path):
+        copy(shard, path)
+        if shard is arriving:
+            copied.set()
+            may_end.wait(10)
+
+    def list_late():
+        may_end.set()  # parts were listed; let the shard arrive now
+        time.sleep(0.3)
+        return list_kept()
+
+    monkeypatch.setattr(shard_cache, "_copy", copy_slowly)
+    thread = threading.Thread(target=cache.fetch, args=(arriving,))
+    thread.start()
+    assert copied.wait(10)
+    monkeypatch.setattr(cache, "_kept", list_late)
+    cache.fetch(last)
+    thread.join()
+    assert [(cache.folder / shard.stem).exists() for shard in (other, kept)] == [False, True]
+
+
 def test_many_threads_share_one_copy_and_one_bound(tmp_path, shards):
     filesystem = FailingFileSystem()
     names = sorted(filesystem.glob("/set/train-*.tar"))
