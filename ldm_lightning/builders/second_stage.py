@@ -156,7 +156,8 @@ def _stored_or_measured(first_stage: FrozenFirstStage, data: ImageDataModule) ->
     Other images, transforms and weights have files of their own.
     """
     loader = data.unaugmented_dataloader()
-    facts = image_facts(data.train_dataset.without_augmentation(), data.indices("train"))
+    dataset = data.train_dataset.without_augmentation()
+    facts = image_facts(dataset, list(range(len(dataset))))
     protocol = {name: value for name, value in facts.items() if name != "root"}
     path = statistics_path(
         first_stage.path, first_stage_hash=first_stage.weights_hash, protocol=protocol

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from ldm_lightning.data.evaluation_loader import EvaluationLoader
 from ldm_lightning.data.order.sampling import (
     EpochCounts,
     EvaluationSampler,
+    SampleKey,
     TrainBatchSampler,
     evaluated_indices,
 )
@@ -24,6 +27,7 @@ from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_
 from ldm_lightning.data.train_loader import TrainLoader
 from ldm_lightning.data.workers import TIMEOUT_SECONDS, check_shared_memory
 from ldm_lightning.utils.collectives import num_processes, process_rank
+from ldm_lightning.utils.image import to_uint8
 
 
 @dataclass(frozen=True)
@@ -328,12 +332,13 @@ class ImageDataModule(MapDataModule[ImageDataset]):
         return self.train_dataset.image_channels
 
     def unaugmented_dataloader(self) -> EvaluationLoader:
-        """Each training image once, cut as for evaluation, in this process."""
+        """All windows of each training image once, cut as for evaluation, in this process."""
         self._prepare_workers()
+        dataset = self.train_dataset.without_augmentation()
         return EvaluationLoader(
-            self.train_dataset.without_augmentation(),  # type: ignore[arg-type]
+            dataset,  # type: ignore[arg-type]
             batch_sampler=BatchSampler(
-                EvaluationSampler(self.indices("train"), rank=0, num_processes=1),  # type: ignore[arg-type]
+                EvaluationSampler(list(range(len(dataset)))),  # type: ignore[arg-type]
                 self.val_batch_size,
                 drop_last=False,
             ),
@@ -342,6 +347,37 @@ class ImageDataModule(MapDataModule[ImageDataset]):
             timeout_seconds=self.worker_timeout_seconds,
             persistent=False,
         )
+
+    def training_sample(self, num_images: int) -> Tensor:
+        """Images as the first updates see them, the same in every process.
+
+        Small data sets are gone through several times, each time cut anew.
+
+        Args:
+            num_images: How many.
+
+        Returns:
+            uint8 [num_images, C, H, W].
+        """
+        self._prepare_workers()
+        sampler = self._train_sampler(0, rank=0, num_processes=1)
+        keys: list[SampleKey] = []
+        while len(keys) < num_images:
+            epoch = len(keys) // len(self.train_dataset)
+            keys += [SampleKey(epoch, index) for index in sampler.order(epoch)]
+        loader = EvaluationLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=BatchSampler(
+                keys[:num_images],  # type: ignore[arg-type]
+                min(self.val_batch_size, num_images),
+                drop_last=False,
+            ),
+            collate=self.collate_fn,
+            num_workers=self.num_workers,
+            timeout_seconds=self.worker_timeout_seconds,
+            persistent=False,
+        )
+        return torch.cat([to_uint8(batch["image"]) for batch in loader])
 
     def protocol(self, split: str) -> dict[str, str | int | float]:
         """Describe what a figure on this split was measured on; see ``MapDataModule``."""

@@ -311,3 +311,19 @@ def test_a_split_with_an_empty_side_is_refused(tmp_path):
 def test_numbers_out_of_range_are_named(tmp_path, name):
     with pytest.raises(ValueError, match=rf"data\.{name}\b.*\b0\b"):
         data_module(write_images(tmp_path, 20), **{name: 0})
+
+
+def test_all_windows_of_all_training_images_are_measured(tmp_path):
+    module = data_module(
+        write_images(tmp_path, 12), val_fraction=0.25, eval_crop="crops", val_crops_per_image=4
+    )
+    keys = keys_of(module.unaugmented_dataloader())
+    assert len(set(keys)) == len(keys) == 4 * len(module.train_dataset)
+
+
+def test_a_training_sample_goes_on_with_other_crops_where_images_are_few(tmp_path):
+    sample = data_module(write_images(tmp_path, 20)).training_sample(50)
+    assert sample.shape == (50, 3, 16, 16)
+    assert sample.dtype == torch.uint8
+    assert len(sample.flatten(1).unique(dim=0)) == 50
+    assert torch.equal(sample, data_module(tmp_path).training_sample(50))
