@@ -42,14 +42,20 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "
 # Resolvers
 
 
-def _width_multipliers(factor: int, family: str = "kl") -> ListConfig:
+def _width_multipliers(factor: int, patch_size: int, family: str = "kl") -> ListConfig:
+    """Multipliers of the levels from ``patch_size`` pixels a position on."""
     widths = PUBLISHED_WIDTHS[family]
     if factor not in widths:
         raise ValueError(
             f"autoencoder.downsampling_factor must be one of {sorted(widths)}, got {factor}; for "
             "another factor give autoencoder.width_multipliers, one a level."
         )
-    return OmegaConf.create(widths[factor])
+    if patch_size not in widths or patch_size > factor:
+        raise ValueError(
+            "autoencoder.patch_size must be a power of two up to the downsampling factor "
+            f"{factor}, got {patch_size}."
+        )
+    return OmegaConf.create(widths[factor][patch_size.bit_length() - 1 :])
 
 
 def _higher_is_better(name: str, *, _root_: DictConfig) -> bool:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ldm_lightning.autoencoder.decoder import Decoder
 from ldm_lightning.autoencoder.encoder import Encoder
+from ldm_lightning.autoencoder.linear import LinearMaps
+from ldm_lightning.autoencoder.linear_fit import fit_linear_maps
 from ldm_lightning.bottleneck.base import Bottleneck, BottleneckOutput
 
 
@@ -38,6 +40,7 @@ class Autoencoder(nn.Module):
         downsampling_factor: Ratio of image size to latent size.
         output: ``images``, or ``logits`` where the decoder's output is the logit of a Bernoulli
             likelihood.
+        linear: Maps that encoder and decoder are added to; both then start at zero.
 
     Raises:
         ValueError: If ``output`` is unknown.
@@ -52,6 +55,7 @@ class Autoencoder(nn.Module):
         latent_channels: int,
         downsampling_factor: int,
         output: str = "images",
+        linear: LinearMaps | None = None,
     ) -> None:
         super().__init__()
         if output not in ("images", "logits"):
@@ -65,6 +69,11 @@ class Autoencoder(nn.Module):
         encoded_channels = latent_channels * bottleneck.inputs_per_channel
         self.quant_conv = nn.Conv2d(encoded_channels, encoded_channels, kernel_size=1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, kernel_size=1)
+        self.linear = linear
+        if linear is not None:
+            for layer in (self.quant_conv, decoder.conv_out):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -93,14 +102,37 @@ class Autoencoder(nn.Module):
             )
         return batch, self.latent_channels, height // factor, width // factor
 
+    def start_linearly(self, images: Tensor, *, seed: int) -> None:
+        """Fit the linear maps, and the bottleneck's codes, to uint8 images [N, C, H, W].
+
+        Raises:
+            ValueError: If it was built without linear maps.
+        """
+        if self.linear is None:
+            raise ValueError("Build the autoencoder with linear_start=True.")
+        fit_linear_maps(
+            self.linear, self.bottleneck, images, seed=seed, logits=self.output == "logits"
+        )
+
     def encode(self, images: Tensor, noise: Tensor | None = None) -> BottleneckOutput:
         """Encode images; without ``noise`` ([B, c, h, w], standard normal) nothing is sampled."""
         self.latent_shape(images.shape)
-        return self.bottleneck(self.quant_conv(self.encoder(images)), noise=noise)
+        encoded = self.quant_conv(self.encoder(images))
+        if self.linear is not None:
+            own, rest = encoded.split(
+                [self.latent_channels, encoded.shape[1] - self.latent_channels], dim=1
+            )
+            encoded = torch.cat([self.linear.encode(images) + own, rest], dim=1)
+        return self.bottleneck(encoded, noise=noise)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [B, c, h, w] to images [B, C, H, W], nominally in [-1, 1], not clamped."""
-        return self.to_images(self.decoder(self.post_quant_conv(latents)))
+        return self.to_images(self._decoded(latents))
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """The decoder's output: images, or logits."""
+        outputs = self.decoder(self.post_quant_conv(latents))
+        return outputs if self.linear is None else outputs + self.linear.decode(latents)
 
     def to_images(self, outputs: Tensor) -> Tensor:
         """Map the decoder's output to the scale of images."""
@@ -109,7 +141,7 @@ class Autoencoder(nn.Module):
     def forward(self, images: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
         """Encode and decode images [B, C, H, W] in [-1, 1]."""
         bottleneck = self.encode(images, noise)
-        outputs = self.decoder(self.post_quant_conv(bottleneck.latents))
+        outputs = self._decoded(bottleneck.latents)
         return AutoencoderOutput(outputs, self.to_images(outputs), bottleneck)
 
 
@@ -127,13 +159,15 @@ def convolutional_autoencoder(
     upsampling: str,
     gradient_checkpointing: bool,
     output: str,
+    linear_start: bool = False,
+    patch_size: int = 1,
 ) -> Autoencoder:
     """Build the autoencoder of Rombach et al. 2022 from numbers; see ``Encoder`` and ``Decoder``.
 
     Raises:
         ValueError: If the number of width multipliers does not give the downsampling factor.
     """
-    levels_factor = 2 ** (len(width_multipliers) - 1)
+    levels_factor = patch_size * 2 ** (len(width_multipliers) - 1)
     if levels_factor != downsampling_factor:
         raise ValueError(
             f"autoencoder.width_multipliers={list(width_multipliers)} has {len(width_multipliers)} "
@@ -149,6 +183,7 @@ def convolutional_autoencoder(
         attention_at=attention_at,
         middle_attention=middle_attention,
         out_channels=latent_channels * bottleneck.inputs_per_channel,
+        patch_size=patch_size,
         gradient_checkpointing=gradient_checkpointing,
     )
     decoder = Decoder(
@@ -160,6 +195,7 @@ def convolutional_autoencoder(
         middle_attention=middle_attention,
         in_channels=latent_channels,
         upsampling=upsampling,
+        patch_size=patch_size,
         gradient_checkpointing=gradient_checkpointing,
     )
     return Autoencoder(
@@ -169,4 +205,11 @@ def convolutional_autoencoder(
         latent_channels=latent_channels,
         downsampling_factor=downsampling_factor,
         output=output,
+        linear=LinearMaps(
+            image_channels=image_channels,
+            latent_channels=latent_channels,
+            downsampling_factor=downsampling_factor,
+        )
+        if linear_start
+        else None,
     )

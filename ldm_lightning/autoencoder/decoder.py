@@ -74,6 +74,7 @@ class Decoder(nn.Module):
         in_channels: Channels of the latents.
         upsampling: ``nearest`` (repeat, then convolve) or ``transposed`` (see
             ``TransposedUpsample``).
+        patch_size: Pixels a side that the first level takes as one position; a power of two.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
 
     Raises:
@@ -91,9 +92,11 @@ class Decoder(nn.Module):
         middle_attention: bool,
         in_channels: int,
         upsampling: str = "nearest",
+        patch_size: int = 1,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.patch_size = patch_size
         if upsampling not in UPSAMPLERS:
             raise ValueError(f"upsampling must be one of {sorted(UPSAMPLERS)}, got {upsampling!r}.")
         self.gradient_checkpointing = gradient_checkpointing
@@ -106,13 +109,15 @@ class Decoder(nn.Module):
                 widths[min(level + 1, len(widths) - 1)],
                 width,
                 num_blocks=num_res_blocks + 1,
-                attention=2**level in attention_at,
+                attention=patch_size * 2**level in attention_at,
                 upsampler=UPSAMPLERS[upsampling] if level else None,
             )
             for level, width in enumerate(widths)
         )
         self.norm_out = group_norm(base_width * width_multipliers[0])
-        self.conv_out = nn.Conv2d(widths[0], image_channels, kernel_size=3, padding=1)
+        self.conv_out = nn.Conv2d(
+            widths[0], image_channels * patch_size**2, kernel_size=3, padding=1
+        )
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode [B, in_channels, h, w] to [B, image_channels, h * f, w * f], unbounded."""
@@ -127,4 +132,5 @@ class Decoder(nn.Module):
         # weight's gradients with respect to this layer, would lose digits (bf16) or vanish (fp16)
         # otherwise. It is one convolution.
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.conv_out(hidden.to(self.conv_out.weight.dtype))
+            outputs = self.conv_out(hidden.to(self.conv_out.weight.dtype))
+        return F.pixel_shuffle(outputs, self.patch_size)

@@ -59,6 +59,7 @@ class Encoder(nn.Module):
             one that no level reaches is ignored.
         middle_attention: Whether the middle block has attention.
         out_channels: Channels the bottleneck takes.
+        patch_size: Pixels a side that the first level takes as one position; a power of two.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
     """
 
@@ -72,18 +73,22 @@ class Encoder(nn.Module):
         attention_at: Sequence[int],
         middle_attention: bool,
         out_channels: int,
+        patch_size: int = 1,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.gradient_checkpointing = gradient_checkpointing
         widths = [base_width * multiplier for multiplier in width_multipliers]
-        self.conv_in = nn.Conv2d(image_channels, base_width, kernel_size=3, padding=1)
+        self.conv_in = nn.Conv2d(
+            image_channels * patch_size**2, base_width, kernel_size=3, padding=1
+        )
         self.down = nn.ModuleList(
             EncoderLevel(
                 widths[level - 1] if level else base_width,
                 width,
                 num_blocks=num_res_blocks,
-                attention=2**level in attention_at,
+                attention=patch_size * 2**level in attention_at,
                 last=level == len(widths) - 1,
             )
             for level, width in enumerate(widths)
@@ -95,7 +100,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, C, H, W] in [-1, 1] to [B, out_channels, H/f, W/f], unbounded."""
         gradient_checkpointing = self.gradient_checkpointing and self.training
-        hidden = self.conv_in(images)
+        hidden = self.conv_in(F.pixel_unshuffle(images, self.patch_size))
         for level in self.down:
             hidden = level(hidden, gradient_checkpointing=gradient_checkpointing)
         hidden = run_block(self.mid, hidden, gradient_checkpointing=gradient_checkpointing)

@@ -36,25 +36,37 @@ class Bottleneck(nn.Module, ABC):
         num_codes: Size of the codebook; None where there is none.
         term_names: Names of the terms it returns, which the loss must weight.
         is_stochastic: Whether it samples when it is given noise.
+        compares_vectors: Whether it measures distances between the vectors of positions, so that
+            channels keep their relative scales.
     """
 
     inputs_per_channel: int = 1
     num_codes: int | None = None
     term_names: tuple[str, ...] = ()
     is_stochastic: bool = False
+    compares_vectors: bool = False
 
     @abstractmethod
     def forward(self, encoded: Tensor, *, noise: Tensor | None = None) -> BottleneckOutput:
         """Turn the encoder's output into latents.
 
         Args:
-            encoded: [B, c * inputs_per_channel, h, w], unbounded.
+            encoded: [B, c * inputs_per_channel, h, w], unbounded; the first c are the latents' own
+                where the bottleneck changes nothing else about them.
             noise: Standard normal, [B, c, h, w]; None takes the mean. Ignored where nothing is
                 sampled.
         """
 
     def after_update(self, *, step: int, seed: int) -> None:  # noqa: B027 - most bottlenecks need nothing
         """Keep house after generator update ``step``, counted from 0; alike on every process."""
+
+    def start_from(self, vectors: Tensor, *, seed: int) -> None:  # noqa: B027 - most have no codes
+        """Start on the vectors of linear latents: place codes on them, for instance.
+
+        Args:
+            vectors: [N, c], of a sample of training images; alike on every process.
+            seed: The run's seed.
+        """
 
     def take_assigned(self) -> dict[str, Tensor]:
         """Return which rows ``after_update`` has set since the last call, past the optimizer.

@@ -16,6 +16,7 @@ from ldm_lightning.utils.collectives import all_gather_rows, all_reduce_sum, bro
 from ldm_lightning.utils.random import generator_for
 
 KMEANS_VECTORS_PER_CODE = 8
+MAX_START_VECTORS_PER_CODE = 64
 
 
 class VectorQuantizer(Bottleneck):
@@ -36,6 +37,7 @@ class VectorQuantizer(Bottleneck):
     """
 
     term_names = ("codebook", "commitment")
+    compares_vectors = True
 
     def __init__(
         self,
@@ -131,6 +133,18 @@ class VectorQuantizer(Bottleneck):
             if (step + 1) % self.restart_every_steps == 0:
                 self._restart_dead_codes(all_gather_rows(vectors), step=step, seed=seed)
                 self.counts.zero_()
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor, *, seed: int) -> None:
+        """Place the codes by k-means and quantize from the first update."""
+        limit = MAX_START_VECTORS_PER_CODE * self.num_codes
+        if len(vectors) > limit:
+            order = torch.randperm(len(vectors), generator=generator_for(seed, "start"))
+            vectors = vectors[order[:limit].to(vectors.device)]
+        vectors = F.normalize(vectors, dim=1) if self.normalize else vectors
+        centers = kmeans(vectors, self.num_codes, generator=generator_for(seed, "kmeans", "start"))
+        self.embedding.weight.copy_(broadcast_from_first(centers))
+        self.is_quantizing.fill_(True)
 
     def _add_to_pool(self, vectors: Tensor, *, step: int, seed: int) -> None:
         """Keep the newest encoder outputs, at most half the pool from one update."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
+from ldm_lightning.autoencoder.linear_fit import sample_size
 from ldm_lightning.builders.data import build_images, build_labeled_data, check_labels
 from ldm_lightning.builders.first_stage import build_first_stage_module
 from ldm_lightning.builders.second_stage import (
@@ -17,6 +18,7 @@ from ldm_lightning.builders.second_stage import (
 from ldm_lightning.data.module import ImageDataModule, MapDataModule
 from ldm_lightning.evaluation.gate import run_gate
 from ldm_lightning.metrics.features import FeatureSet
+from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.updating import ManualOptimizationModule
 from ldm_lightning.runs.run_folder import RunFolder
@@ -76,6 +78,17 @@ class FirstStage(Stage):
         return build_first_stage_module(
             cfg, protocol=data.protocol("val"), num_devices=num_devices, features=features
         )
+
+    def measure(
+        self, cfg: DictConfig, module: ManualOptimizationModule, data: MapDataModule
+    ) -> None:
+        """Fit the linear maps that the autoencoder starts on, where it has them."""
+        assert isinstance(module, AutoencoderModule)
+        assert isinstance(data, ImageDataModule)
+        if cfg.checkpoint is None and module.autoencoder.linear is not None:
+            module.autoencoder.start_linearly(
+                data.training_sample(sample_size(data.resolution)), seed=cfg.seed
+            )
 
 
 class SecondStage(Stage):

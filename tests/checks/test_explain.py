@@ -77,7 +77,7 @@ def test_a_group_without_a_key_of_its_name():
 def test_an_interpolation_is_shown_with_its_value():
     words = ["experiment=vq_f8", "scale=gpu"]
     table, last = told("autoencoder.width_multipliers", *words)
-    raw = "${width_multipliers:${.downsampling_factor},vq}"
+    raw = "${width_multipliers:${.downsampling_factor},${.patch_size},vq}"
     assert table[-1] == ["conf/experiment/vq_f8.yaml", raw]
     assert last.startswith("autoencoder.width_multipliers=[1,2,2,4], ")
     assert last.endswith(raw)

@@ -1,0 +1,209 @@
+"""Fit the two linear maps of ``linear`` to a sample of images, in seconds.
+
+The encoder keeps the principal components of f x f patches. The decoder is the least-squares map
+from 3x3 latents, as they leave the bottleneck, to the patch in their middle: neighbors tell what
+continues across a patch's edge, so no blocks appear.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_lightning.autoencoder.linear import LinearMaps
+from ldm_lightning.bottleneck.base import Bottleneck
+from ldm_lightning.utils.image import from_uint8
+from ldm_lightning.utils.random import generator_for
+
+MAX_EXACT_SIZE = 1024
+"""Values of a patch up to which all its components are computed; larger patches by iteration."""
+
+NUM_ITERATIONS = 24
+NUM_SPARE = 16
+"""Rounds of the iteration, and directions it carries beyond those that are kept."""
+
+MAX_LAPPED_CHANNELS = 32
+"""Channels whose neighbors are fitted; later ones hold too little for their many weights."""
+
+RIDGE = 1e-6
+"""Added to the diagonal of the least-squares system, as a fraction of its mean."""
+
+LARGEST_LOGIT_INPUT = 0.95
+"""Images are shrunk into this range before their logit is taken, which has no end at 1."""
+
+PIXELS_A_CHUNK = 2**20
+
+MAX_SAMPLE_PIXELS, MAX_SAMPLE_IMAGES = 2**23, 2048
+"""Size of the sample of training images; reading it takes longer than the fit."""
+
+
+def sample_size(resolution: tuple[int, int]) -> int:
+    """Images of height and width that the fit takes."""
+    return max(1, min(MAX_SAMPLE_IMAGES, MAX_SAMPLE_PIXELS // math.prod(resolution)))
+
+
+@dataclass(frozen=True)
+class PatchComponents:
+    """Principal components of patches.
+
+    Attributes:
+        mean: Of all patches, [D] with D = C * f * f.
+        directions: Of unit length, by falling variance, [n, D]; n is at most D.
+        variances: Along each, [n].
+    """
+
+    mean: Tensor
+    directions: Tensor
+    variances: Tensor
+
+
+def patches_of(images: Tensor, size: int) -> Tensor:
+    """Cut images [B, C, H, W] into patches [B, h, w, C * size * size] that do not overlap."""
+    return F.pixel_unshuffle(images, size).movedim(1, -1)
+
+
+def fit_components(images: Tensor, *, size: int, num_components: int) -> PatchComponents:
+    """Fit principal components of the patches of images.
+
+    Args:
+        images: uint8 [N, C, H, W]; height and width are divisible by ``size``.
+        size: Height and width of a patch, f.
+        num_components: Components to keep; all D where there are fewer.
+    """
+    length = images.shape[1] * size**2
+    kept = min(num_components, length)
+    total = torch.zeros(length, dtype=torch.float64)
+    count = 0
+    for chunk in _chunks(images):
+        patches = patches_of(chunk, size).flatten(0, 2)
+        total += patches.double().sum(dim=0)
+        count += len(patches)
+    mean = (total / count).float()
+
+    if length <= MAX_EXACT_SIZE:
+        covariance = torch.zeros(length, length, dtype=torch.float64)
+        for chunk in _chunks(images):
+            centered = patches_of(chunk, size).flatten(0, 2) - mean
+            covariance += (centered.T @ centered).double()
+        values, vectors = torch.linalg.eigh(covariance / count)
+        values, directions = values.flip(0)[:kept], vectors.flip(1)[:, :kept].T
+    else:
+        values, directions = _iterated(images, mean, size=size, kept=kept, count=count)
+    # An eigenvector's sign is free: the largest entry is positive, so that every machine agrees.
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    return PatchComponents(mean, (directions * largest.sign()).float(), values.clamp(min=0).float())
+
+
+def _iterated(
+    images: Tensor, mean: Tensor, *, size: int, kept: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """Leading variances and directions by orthogonal iteration; no [D, D] table is held."""
+    basis = torch.randn(len(mean), kept + NUM_SPARE, generator=generator_for("components", size))
+    for _ in range(NUM_ITERATIONS):
+        basis, _ = torch.linalg.qr(basis)
+        product = torch.zeros_like(basis)
+        for chunk in _chunks(images):
+            centered = patches_of(chunk, size).flatten(0, 2) - mean
+            product += centered.T @ (centered @ basis)
+        basis = product
+    basis, _ = torch.linalg.qr(basis)
+    within = torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64)
+    for chunk in _chunks(images):
+        coordinates = (patches_of(chunk, size).flatten(0, 2) - mean) @ basis
+        within += (coordinates.T @ coordinates).double()
+    values, rotation = torch.linalg.eigh(within / count)
+    return values.flip(0)[:kept], (basis.double() @ rotation.flip(1)[:, :kept]).T
+
+
+def fit_linear_maps(
+    maps: LinearMaps, bottleneck: Bottleneck, images: Tensor, *, seed: int, logits: bool = False
+) -> None:
+    """Fit both maps to images, and place the bottleneck's codes on the components.
+
+    Channels beyond a patch's values stay zero. Channels have unit variance each, or, where the
+    bottleneck compares vectors, together: a code then stands for the patches nearest to it.
+
+    Args:
+        maps: Is changed.
+        bottleneck: Is changed where it has codes; see ``Bottleneck.start_from``.
+        images: uint8 [N, C, H, W]; height and width are divisible by the downsampling factor.
+        seed: Of the codes.
+        logits: Fit the logits of a Bernoulli likelihood instead of images.
+    """
+    size, num_channels = maps.downsampling_factor, maps.to_latents.out_channels
+    components = fit_components(images, size=size, num_components=num_channels)
+    kept = len(components.variances)
+    variances = components.variances.clamp(min=1e-12)
+    scales = (
+        variances.mean().sqrt().expand(kept) if bottleneck.compares_vectors else variances.sqrt()
+    )
+    with torch.no_grad():
+        encoder = components.directions / scales[:, None]
+        maps.to_latents.weight.zero_()
+        maps.to_latents.weight[:kept] = encoder.view(kept, *maps.to_latents.weight.shape[1:])
+        assert maps.to_latents.bias is not None
+        maps.to_latents.bias.zero_()
+        maps.to_latents.bias[:kept] = -encoder @ components.mean
+        vectors = [maps.encode(chunk).movedim(1, -1).flatten(0, 2) for chunk in _chunks(images)]
+        bottleneck.start_from(torch.cat(vectors), seed=seed)
+        _fit_decoder(maps, bottleneck, images, components, scales, logits=logits)
+
+
+def _fit_decoder(
+    maps: LinearMaps,
+    bottleneck: Bottleneck,
+    images: Tensor,
+    components: PatchComponents,
+    scales: Tensor,
+    *,
+    logits: bool,
+) -> None:
+    """Least squares from 3x3 latents to what the transposed encoder leaves of a patch."""
+    size, kept = maps.downsampling_factor, len(scales)
+    lapped = min(kept, MAX_LAPPED_CHANNELS)
+    transposed = components.directions.T * scales  # [D, n]
+    num_inputs = 9 * lapped + 1
+    gram = torch.zeros(num_inputs, num_inputs, dtype=torch.float64)
+    moment = torch.zeros(num_inputs, len(components.mean), dtype=torch.float64)
+    was_training = bottleneck.training
+    bottleneck.eval()
+    for chunk in _chunks(images):
+        latents = bottleneck(_as_encoded(maps.encode(chunk), bottleneck)).latents
+        target = _logit(chunk) if logits else chunk
+        own = latents[:, :kept].movedim(1, -1).flatten(0, 2)
+        rest = patches_of(target, size).flatten(0, 2) - components.mean - own @ transposed.T
+        neighbors = F.unfold(F.pad(latents[:, :lapped], (1, 1, 1, 1), mode="replicate"), 3)
+        inputs = neighbors.movedim(1, -1).flatten(0, 1)  # [B * h * w, lapped * 9]
+        inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+        gram += (inputs.T @ inputs).double()
+        moment += (inputs.T @ rest).double()
+    bottleneck.train(was_training)
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(num_inputs, dtype=torch.float64)
+    solution = torch.linalg.solve(gram, moment).float()  # [num_inputs, D]
+    weight, bias = maps.to_patches.weight, maps.to_patches.bias
+    assert bias is not None
+    weight.zero_()
+    weight[:, :lapped] = solution[:-1].T.view(-1, lapped, 3, 3)
+    weight[:, :kept, 1, 1] += transposed
+    bias.copy_(components.mean + solution[-1])
+
+
+def _as_encoded(latents: Tensor, bottleneck: Bottleneck) -> Tensor:
+    """Latents as a bottleneck takes them from an encoder; its further inputs are zero."""
+    extra = [torch.zeros_like(latents)] * (bottleneck.inputs_per_channel - 1)
+    return torch.cat([latents, *extra], dim=1)
+
+
+def _logit(images: Tensor) -> Tensor:
+    """Logit of a pixel's probability (x + 1) / 2."""
+    return 2 * torch.atanh(images * LARGEST_LOGIT_INPUT)
+
+
+def _chunks(images: Tensor) -> Iterator[Tensor]:
+    """Images in [-1, 1], a bounded number of pixels at a time."""
+    count = max(1, PIXELS_A_CHUNK // images[0].numel())
+    for part in images.split(count):
+        yield from_uint8(part)
