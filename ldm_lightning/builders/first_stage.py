@@ -147,6 +147,7 @@ def build_metrics(
     return FirstStageMetrics(
         features,
         latent_channels=autoencoder.latent_channels,
+        downsampling_factor=autoencoder.downsampling_factor,
         num_codes=autoencoder.bottleneck.num_codes,
         protocol=protocol,
         cache_dir=cfg.cache_dir,

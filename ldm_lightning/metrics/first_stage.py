@@ -1,5 +1,6 @@
 """Everything that is measured on a first stage, for validation and for `evaluate` alike."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ from torchmetrics import Metric
 from ldm_lightning.bottleneck.base import BottleneckOutput
 from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.codebook import CodebookUsage
+from ldm_lightning.metrics.color_and_blocks import (
+    BLOCKS_NAME,
+    COLOR_NAME,
+    BlockEdgeRatio,
+    ColorExplained,
+)
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.latents import LatentStatistics
 from ldm_lightning.metrics.reconstruction import Protocol, ReconstructionMetrics
@@ -26,7 +33,8 @@ class FirstStageReport:
 
     Attributes:
         scalars: Value by metric name, without the ``val/`` or ``test/`` that belongs in front:
-            ``psnr``, ``ssim``, ``high_frequency_deficit``, ``power_ratio_octave_1`` to ``_3``, the
+            ``psnr``, ``ssim``, ``high_frequency_deficit``, ``power_ratio_octave_1`` to ``_3``,
+            ``color_explained``, ``block_edge_ratio``, the
             perceptual and Fréchet distances of the feature set, ``kl``, ``codebook_usage``,
             ``codebook_perplexity``. What a bottleneck does not have is absent.
         latent_scalars: ``latent/mean`` and ``latent/std``, whose names are complete.
@@ -53,6 +61,8 @@ class FirstStageMetrics:
     Args:
         features: Feature networks, which also decide the metrics' names.
         latent_channels: c.
+        downsampling_factor: f, the distance of lines of the latent grid; None leaves the ratio of
+            block edges out.
         num_codes: K; ``None`` for a bottleneck without codes.
         protocol: Which images these are (`data.protocol(split)`), as plain JSON values with
             ``num_images``.
@@ -65,6 +75,7 @@ class FirstStageMetrics:
         features: FeatureSet,
         *,
         latent_channels: int,
+        downsampling_factor: int | None = None,
         num_codes: int | None = None,
         protocol: Mapping[str, str | int | float] | None = None,
         cache_dir: str | Path | None = None,
@@ -77,6 +88,10 @@ class FirstStageMetrics:
         self._protocol: Protocol = dict(protocol or {})
         self._latents = LatentStatistics(latent_channels)
         self._kl = MeanOverImages()
+        self._color = ColorExplained()
+        self._blocks = (
+            None if downsampling_factor in (None, 1) else BlockEdgeRatio(downsampling_factor)
+        )
         self._codebook = None if num_codes is None else CodebookUsage(num_codes)
 
     def names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
@@ -87,6 +102,10 @@ class FirstStageMetrics:
         names = self.reconstruction.names(num_images=num_images, size=size)
         if self._codebook is not None:
             names |= {"codebook_usage", "codebook_perplexity"}
+        if self._protocol.get("channels", 3) == 3:
+            names.add(COLOR_NAME)
+        if self._blocks is not None and min(size) > self._blocks.downsampling_factor:
+            names.add(BLOCKS_NAME)
         return names | self.own.keys()
 
     def reset(self) -> None:
@@ -94,6 +113,9 @@ class FirstStageMetrics:
         self.reconstruction.reset()
         self._latents.reset()
         self._kl.reset()
+        self._color.reset()
+        if self._blocks is not None:
+            self._blocks.reset()
         if self._codebook is not None:
             self._codebook.reset()
         for metric in self.own.values():
@@ -104,6 +126,9 @@ class FirstStageMetrics:
         self.reconstruction.to(device, dtype)
         self._latents.to(device)
         self._kl.to(device)
+        self._color.to(device)
+        if self._blocks is not None:
+            self._blocks.to(device)
         if self._codebook is not None:
             self._codebook.to(device)
         for metric in self.own.values():
@@ -133,10 +158,13 @@ class FirstStageMetrics:
         self._latents.update(output.latents, output.variance)
         if "kl" in output.terms:
             self._kl.update(output.terms["kl"].expand(images.shape[0]))
-        if self.own:
-            saved = [from_uint8(to_uint8(batch)) for batch in (images, reconstructions)]
-            for metric in self.own.values():
-                metric.update(*saved)
+        saved = [from_uint8(to_uint8(batch)) for batch in (images, reconstructions)]
+        if images.shape[1] == 3:
+            self._color.update(saved[1], saved[0])
+        if self._blocks is not None:
+            self._blocks.update(saved[1])
+        for metric in self.own.values():
+            metric.update(*saved)
         if output.indices is None:
             return
         if self._codebook is None:
@@ -163,7 +191,7 @@ class FirstStageMetrics:
             scalars["codebook_perplexity"] = codes.perplexity
             for name in ("codebook_usage", "codebook_perplexity"):
                 protocol[name] = {**self._protocol, count_fact(self._protocol): report.num_images}
-        for name, value in self._own_values().items():
+        for name, value in (self._defects() | self._own_values()).items():
             scalars[name] = value
             protocol[name] = {**self._protocol, count_fact(self._protocol): report.num_images}
         self._latents.update(torch.empty(0, self._latents.total.shape[0], 1, 1, device=device))
@@ -176,6 +204,16 @@ class FirstStageMetrics:
             num_images=report.num_images,
             codebook_histogram=histogram,
         )
+
+    def _defects(self) -> dict[str, float]:
+        """Missing color and blocks, where they are defined; all processes take part."""
+        nothing = torch.empty(0, 3, 2, 2, device=self._kl.device)
+        self._color.update(nothing, nothing)
+        values = {COLOR_NAME: self._color.compute()}
+        if self._blocks is not None:
+            self._blocks.update(nothing)
+            values[BLOCKS_NAME] = self._blocks.compute()
+        return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def _own_values(self) -> dict[str, float]:
         with warnings.catch_warnings():  # a process may have had no images

@@ -38,6 +38,12 @@ METRICS: dict[str, MetricMeaning] = {
     "power_ratio_octave_3": MetricMeaning(
         "power over the images' at 0.0625 to 0.125 cycles per pixel; 1: equal, below: blur", None
     ),
+    "color_explained": MetricMeaning(
+        "explained variance of color (Cb and Cr): 1 all of it, 0 gray images", True
+    ),
+    "block_edge_ratio": MetricMeaning(
+        "steps across the latent grid's lines over steps elsewhere; 1: no blocks", None
+    ),
     "lpips": MetricMeaning("perceptual distance, AlexNet features, mean over images", False),
     "lpips_vgg": MetricMeaning("perceptual distance, VGG features, mean over images", False),
     "perceptual_tiny": MetricMeaning(

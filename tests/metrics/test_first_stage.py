@@ -3,6 +3,7 @@ import torch
 
 from ldm_lightning.bottleneck.base import BottleneckOutput
 from ldm_lightning.bottleneck.gaussian import GaussianBottleneck
+from ldm_lightning.metrics.color_and_blocks import BLOCKS_NAME, COLOR_NAME
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
 from ldm_lightning.metrics.power_spectrum import DEFICIT_NAME, OCTAVE_NAMES
@@ -17,7 +18,9 @@ def random(*shape, seed=0):
 def test_a_gaussian_first_stage_reports_kl_and_latents(pictures):
     images = pictures(6)
     output = GaussianBottleneck()(random(6, 8, 4, 4))
-    metrics = FirstStageMetrics(tiny_features(), latent_channels=4, protocol=PROTOCOL)
+    metrics = FirstStageMetrics(
+        tiny_features(), latent_channels=4, downsampling_factor=4, protocol=PROTOCOL
+    )
     metrics.reset()
     for rows in torch.arange(6).split(4):
         part = BottleneckOutput(
@@ -29,7 +32,8 @@ def test_a_gaussian_first_stage_reports_kl_and_latents(pictures):
         metrics.update(images[rows], images[rows], part)
     report = metrics.compute()
     images_only = {"psnr", "ssim", "perceptual_tiny", "rfd_tiny", DEFICIT_NAME, *OCTAVE_NAMES}
-    assert set(report.scalars) == {*images_only, "kl"}
+    assert set(report.scalars) == {*images_only, "kl", COLOR_NAME, BLOCKS_NAME}
+    assert report.scalars[COLOR_NAME] == 1.0
     assert set(report.protocol) == set(report.scalars)
     assert report.scalars["kl"] == pytest.approx(output.terms["kl"].mean().item(), rel=1e-6)
     assert report.num_images == 6

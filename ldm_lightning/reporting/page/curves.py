@@ -23,6 +23,8 @@ CURVES = (
     "val/rfid",
     "val/rfd_tiny",
     "val/high_frequency_deficit",
+    "val/color_explained",
+    "val/block_edge_ratio",
     "val/kl",
     "val/codebook_usage",
     "val/loss",

@@ -29,7 +29,7 @@ MAX_CELL_LETTERS, MAX_REMARK_LETTERS = 40, 500
 STAGE_ORDER = ("test", "val", "gen", "prior", "latent", "perf")
 
 DECIDING = (
-    *(*RECONSTRUCTION, "high_frequency_deficit", "fid", "fd_tiny"),
+    *(*RECONSTRUCTION, "high_frequency_deficit", "color_explained", "fid", "fd_tiny"),
     *("loss", "nll", "kl", "codebook_usage"),
 )
 
