@@ -1,5 +1,7 @@
 """The numbers of one update: averaged over its batches, then over processes."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,11 @@ class UpdateLog:
         """Add a scalar of one batch; what is taken is its mean over the update's batches."""
         share = value.detach().double() / self.num_batches
         self._values[name] = self._values[name] + share if name in self._values else share
+
+    def add_all(self, values: Mapping[str, Tensor]) -> None:
+        """Add scalars of one batch by name."""
+        for name, value in values.items():
+            self.add(name, value)
 
     def set(self, name: str, value: Tensor | float) -> None:
         """Set a scalar of the whole update."""

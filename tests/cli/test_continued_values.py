@@ -116,7 +116,7 @@ def effective_values(trainer):
         "callbacks.performance.every_num_steps": callbacks["Performance"].every_num_steps,
     }
     if hasattr(module, "autoencoder"):
-        loss = module.adversarial_loss
+        loss = module.adversary.loss
         ratio = optimizers[1].param_groups[0]["initial_lr"] / group["initial_lr"]
         return values | {
             "optim.discriminator_learning_rate_ratio": ratio,

@@ -3,6 +3,8 @@
 from tests.mutations.losses import of
 
 AUTOENCODER = ("module/autoencoder.py", "module/test_autoencoder.py")
+GENERATOR = ("module/generator_loss.py", "module/test_autoencoder.py")
+DISCRIMINATOR = ("module/discriminator_loss.py", "module/test_autoencoder.py")
 UPDATING = ("module/updating.py", "module/test_diffusion.py")
 DIFFUSION = ("module/diffusion.py", "module/test_diffusion.py")
 CONDITIONER = ("conditioner/class_label.py", "module/test_diffusion.py")
@@ -12,37 +14,37 @@ PLACED = ("callbacks/ema.py", "module/test_assigned_codes.py")
 
 FIRST_STAGE = [
     of(
-        AUTOENCODER,
+        GENERATOR,
         "the ramp of the adversarial weight is lost",
-        "self._adversarial_weight(output.outputs, gradient, adversarial_gradient) * share",
-        "self._adversarial_weight(output.outputs, gradient, adversarial_gradient)",
+        "weight = fraction * _adversarial_weight(",
+        "weight = _adversarial_weight(",
     ),
     of(
-        AUTOENCODER,
+        GENERATOR,
         "the adversarial weight is ignored",
-        "return loss.weight * adaptive_weight(reconstruction_mean, adversarial_mean)",
+        "return adversary.loss.weight * adaptive_weight(reconstruction_mean, adversarial_mean)",
         "return adaptive_weight(reconstruction_mean, adversarial_mean)",
     ),
     of(
-        AUTOENCODER,
+        GENERATOR,
         "the adaptive weight takes its gradients in the wrong order",
         "reconstruction_mean, adversarial_mean = all_reduce_mean",
         "adversarial_mean, reconstruction_mean = all_reduce_mean",
     ),
     of(
-        AUTOENCODER,
+        GENERATOR,
         "the adversarial gradient is subtracted",
-        "gradient = gradient + weight * adversarial_gradient",
-        "gradient = gradient - weight * adversarial_gradient",
+        "gradient = gradient + weight * adversarial.gradient",
+        "gradient = gradient - weight * adversarial.gradient",
     ),
     of(
-        AUTOENCODER,
+        GENERATOR,
         "the generator's update leaks into the discriminator",
         "(gradient,) = torch.autograd.grad(loss, outputs)",
-        "loss.backward()\n        gradient = outputs.grad",
+        "loss.backward()\n    gradient = outputs.grad",
     ),
     of(
-        AUTOENCODER,
+        GENERATOR,
         "the discriminator's update leaks into the generator",
         "at_least_float32(output.reconstructions.detach())",
         "at_least_float32(output.reconstructions)",
@@ -60,13 +62,13 @@ FIRST_STAGE = [
         "pass",
     ),
     of(
-        AUTOENCODER,
+        GENERATOR,
         "the log-variance is not learned",
         "scalar = scalar + (parameter * parameter_gradient).sum()",
         "scalar = scalar + 0 * parameter.sum()",
     ),
     of(
-        AUTOENCODER,
+        GENERATOR,
         "weights of the bottleneck's terms are ignored",
         "scalar = scalar + weight_of_term * term\n",
         "scalar = scalar + term\n",
@@ -78,13 +80,13 @@ FIRST_STAGE = [
         "return None",
     ),
     of(
-        AUTOENCODER,
+        DISCRIMINATOR,
         "R1 is measured and not added",
         "loss = loss + settings.r1_weight * penalty",
         "loss = loss + 0 * penalty",
     ),
     of(
-        AUTOENCODER,
+        DISCRIMINATOR,
         "LeCam is measured and not added",
         "loss = loss + settings.lecam_weight * regularizer",
         "loss = loss + 0 * regularizer",
@@ -105,8 +107,8 @@ FIRST_STAGE = [
     of(
         AUTOENCODER,
         "the discriminator learns before its start",
-        "if others and self._adversarial_loss().schedule.discriminator_learns(step):",
-        "if others:",
+        "if self.adversary and self.adversary.loss.schedule.discriminator_learns(step):",
+        "if self.adversary:",
     ),
 ]
 
