@@ -21,8 +21,8 @@ from torchvision.transforms import v2
 from benchmarks.ours import OURS
 from benchmarks.results import Row
 from benchmarks.timing import Spread, time_in_turn
+from ldm_lightning.data.image_module import ImageDataModule
 from ldm_lightning.data.images.image_folder import image_folder_data_module
-from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.order.sampling import SampleKey
 from ldm_lightning.data.shards.webdataset import webdataset_data_module
 

@@ -26,8 +26,8 @@ from ldm_lightning.distributed.processes import end_with_parent
 from ldm_lightning.utils.launch import launched
 
 if TYPE_CHECKING:
+    from ldm_lightning.data.image_module import ImageDataModule
     from ldm_lightning.data.latents.writing import Encode, SplitWriter
-    from ldm_lightning.data.module import ImageDataModule
     from ldm_lightning.restore.first_stage import OpenedFirstStage
     from ldm_lightning.runs.run_folder import RunFolder
     from ldm_lightning.storage.content import FileHashes
@@ -202,9 +202,9 @@ def _writer(
         indices,
         images_per_shard=cfg.images_per_shard,
         dtype=getattr(torch, cfg.dtype),
-        batch_size=data.val_batch_size,
-        num_workers=data.num_workers,
-        worker_timeout_seconds=data.worker_timeout_seconds,
+        batch_size=data.loading.val_batch_size,
+        num_workers=data.loading.num_workers,
+        worker_timeout_seconds=data.loading.worker_timeout_seconds,
         rank=process_rank(),
         num_processes=num_processes(),
     )

@@ -28,7 +28,7 @@ from ldm_lightning.data.images.decoding import decode_image
 from ldm_lightning.data.images.folder_batches import folder_batches
 from ldm_lightning.data.images.folder_listing import list_images
 from ldm_lightning.data.shards.shard_set import LocalShards
-from ldm_lightning.data.shards.webdataset import TarSource
+from ldm_lightning.data.shards.tar_source import TarSource
 from ldm_lightning.metrics.accumulators import fit_gaussian
 from ldm_lightning.metrics.frechet import frechet_distance, reference_statistics
 from ldm_lightning.metrics.reference_cache import ReferenceStatistics

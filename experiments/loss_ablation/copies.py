@@ -8,7 +8,7 @@ from torch import Tensor
 
 from experiments.study import Row, as_text
 from experiments.tiny_features.photographs import blur
-from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.image_module import ImageDataModule
 from ldm_lightning.metrics.features import tiny_features
 from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio
 from ldm_lightning.metrics.reconstruction import ReconstructionMetrics

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from experiments.figures import COLORS, MARKERS, drawn
 from experiments.study import Row
-from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.image_module import ImageDataModule
 from ldm_lightning.restore.first_stage import open_first_stage
 from ldm_lightning.utils.image import spread_rows, to_uint8
 

@@ -24,8 +24,8 @@ from experiments.study import (
     summary,
     write_rows,
 )
+from ldm_lightning.data.image_module import ImageDataModule
 from ldm_lightning.data.images.image_folder import image_folder_data_module
-from ldm_lightning.data.module import ImageDataModule
 from ldm_lightning.data.shapes.module import shapes_data_module
 
 HERE = Path(__file__).parent

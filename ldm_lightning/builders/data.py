@@ -6,7 +6,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ldm_lightning.data.class_names import class_names_in
-from ldm_lightning.data.module import ImageDataModule, MapDataModule
+from ldm_lightning.data.image_module import ImageDataModule
+from ldm_lightning.data.module import MapDataModule
 
 
 def build_data(cfg: DictConfig) -> MapDataModule:

@@ -20,8 +20,9 @@ from ldm_lightning.builders.hardware import choose_computing
 from ldm_lightning.builders.training import build_optimization
 from ldm_lightning.config import plain
 from ldm_lightning.data.class_names import describe_classes
+from ldm_lightning.data.image_module import ImageDataModule
 from ldm_lightning.data.latents.module import LatentDataModule
-from ldm_lightning.data.module import ImageDataModule, MapDataModule
+from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.data.samples import image_facts
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.generation import GenerationMetrics

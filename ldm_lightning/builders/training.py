@@ -13,7 +13,8 @@ from ldm_lightning.callbacks.checkpointing import Checkpointing
 from ldm_lightning.callbacks.stall_stopping import StallStopping
 from ldm_lightning.callbacks.throughput import Throughput
 from ldm_lightning.checkpoints.checkpoint import load_checkpoint, load_strict, trained_weights
-from ldm_lightning.data.module import ImageDataModule, MapDataModule
+from ldm_lightning.data.image_module import ImageDataModule
+from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.learning_rate import WarmupDecay

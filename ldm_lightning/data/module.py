@@ -1,55 +1,28 @@
-"""The LightningDataModules of all data sets."""
+"""Base of the LightningDataModules of all data sets."""
 
-import math
 import os
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from ldm_lightning.data.evaluation_loader import EvaluationLoader
+from ldm_lightning.data.loading import LoadingSettings
 from ldm_lightning.data.order.sampling import (
     EpochCounts,
     EvaluationSampler,
-    SampleKey,
     TrainBatchSampler,
     evaluated_indices,
 )
 from ldm_lightning.data.order.shard_order import ShardBatchSampler, ShardShuffle
-from ldm_lightning.data.samples import ImageDataset, MapDataset, collate, image_facts
+from ldm_lightning.data.samples import MapDataset
 from ldm_lightning.data.train_loader import TrainLoader
-from ldm_lightning.data.workers import TIMEOUT_SECONDS, check_shared_memory
+from ldm_lightning.data.workers import check_shared_memory
 from ldm_lightning.utils.collectives import num_processes, process_rank
-from ldm_lightning.utils.image import to_uint8
-
-
-@dataclass(frozen=True)
-class LoadingSettings:
-    """Batches, workers and order of a data module; the keys of ``data`` have the same names.
-
-    Attributes:
-        batch_size: Training images per process and batch.
-        val_batch_size: Evaluation images per process and batch.
-        num_workers: Processes that read images, for each loader; 0 reads in the main process.
-        seed: The run's seed.
-        max_val_images: Size of the evaluated subset; None evaluates all images.
-        worker_timeout_seconds: Longest wait for a batch from a worker process.
-    """
-
-    batch_size: int
-    val_batch_size: int
-    num_workers: int
-    seed: int
-    max_val_images: int | None
-    worker_timeout_seconds: float = TIMEOUT_SECONDS
-
 
 DatasetT = TypeVar("DatasetT", bound=MapDataset)
 
@@ -64,20 +37,11 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
     Args:
         train_dataset: Training split.
         val_dataset: Evaluation split.
-        batch_size: Training images per process and batch.
-        val_batch_size: Evaluation images per process and batch.
-        num_workers: Processes that read images, for each loader; 0 reads in the main process.
-        seed: The run's seed.
-        max_val_images: Evaluate a fixed subset of at most this many, chosen by a hash of the names,
-            with all windows of each; None evaluates all.
+        loading: Batches, workers and order.
         shuffle: Shards to go through group by group; None shuffles all images together.
-        worker_timeout_seconds: Longest wait for a batch from a worker process.
 
     Attributes:
         collate_fn: Joins samples to a batch; None where none of them could be read.
-
-    Raises:
-        ValueError: If a number is out of range.
     """
 
     collate_fn: Callable[[list[Any]], dict[str, Any] | None]
@@ -86,36 +50,15 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         self,
         train_dataset: DatasetT,
         val_dataset: DatasetT,
+        loading: LoadingSettings,
         *,
-        batch_size: int,
-        val_batch_size: int,
-        num_workers: int,
-        seed: int,
-        max_val_images: int | None,
         shuffle: ShardShuffle | None = None,
-        worker_timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         super().__init__()
-        if worker_timeout_seconds <= 0:
-            raise ValueError(
-                f"data.worker_timeout_seconds must be positive, got {worker_timeout_seconds}."
-            )
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("val_batch_size", val_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("max_val_images", 1 if max_val_images is None else max_val_images, 1),
-        ):
-            if value < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {value}.")
         self.train_dataset = train_dataset
         self.val_dataset = val_dataset
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
-        self.num_workers = num_workers
-        self.seed = seed
+        self.loading = loading
         self.shuffle = shuffle
-        self.worker_timeout_seconds = worker_timeout_seconds
         self.num_classes = train_dataset.num_classes
         self.class_names = train_dataset.class_names
         self.num_train_batches: int | None = None
@@ -123,7 +66,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
             len(val_dataset),
             val_dataset.key,
             windows_per_image=val_dataset.windows_per_image,
-            max_images=max_val_images,
+            max_images=loading.max_val_images,
         )
         self._bad_files_path: Path | None = None
 
@@ -174,8 +117,8 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
                 self.num_train_batches, rank=process_rank(), num_processes=num_processes()
             ),
             collate=self.collate_fn,
-            num_workers=self.num_workers,
-            timeout_seconds=self.worker_timeout_seconds,
+            num_workers=self.loading.num_workers,
+            timeout_seconds=self.loading.worker_timeout_seconds,
             batches_consumed=self.batches_consumed,
         )
 
@@ -187,10 +130,10 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         )
         return EvaluationLoader(
             self.val_dataset,  # type: ignore[arg-type]
-            batch_sampler=BatchSampler(own, self.val_batch_size, drop_last=False),  # type: ignore[arg-type]
+            batch_sampler=BatchSampler(own, self.loading.val_batch_size, drop_last=False),  # type: ignore[arg-type]
             collate=self.collate_fn,
-            num_workers=self.num_workers,
-            timeout_seconds=self.worker_timeout_seconds,
+            num_workers=self.loading.num_workers,
+            timeout_seconds=self.loading.worker_timeout_seconds,
             persistent=True,
         )
 
@@ -266,17 +209,17 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         if self.shuffle is not None:
             return ShardBatchSampler(
                 self.shuffle,
-                batch_size=self.batch_size,
+                batch_size=self.loading.batch_size,
                 num_batches=num_batches,
-                seed=self.seed,
+                seed=self.loading.seed,
                 rank=rank,
                 num_processes=num_processes,
             )
         return TrainBatchSampler(
             len(self.train_dataset),
-            batch_size=self.batch_size,
+            batch_size=self.loading.batch_size,
             num_batches=num_batches,
-            seed=self.seed,
+            seed=self.loading.seed,
             rank=rank,
             num_processes=num_processes,
         )
@@ -296,90 +239,14 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         Raises:
             WorkerError: Naming what is needed and what is free.
         """
-        size = min(self.val_batch_size, len(self.val_indices))
-        size += self.batch_size if training else 0
+        size = min(self.loading.val_batch_size, len(self.val_indices))
+        size += self.loading.batch_size if training else 0
         check_shared_memory(
-            size * self.sample_bytes, num_workers=self.num_workers, num_groups=num_devices
+            size * self.sample_bytes, num_workers=self.loading.num_workers, num_groups=num_devices
         )
 
     def _prepare_workers(self, *, training: bool = False) -> None:
         num_devices = self.trainer.num_devices if self.trainer else 1
         self.check_workers(training=training, num_devices=num_devices)
-        if self.num_workers > 0:
-            _ = (
-                self.bad_files_path
-            )  # workers report through this file, so it must be chosen before they start
-
-
-class ImageDataModule(MapDataModule[ImageDataset]):
-    """Batches of images, as ``collate`` joins them."""
-
-    collate_fn = staticmethod(collate)
-
-    @property
-    def sample_bytes(self) -> int:
-        """Size of an image in float32."""
-        return 4 * self.image_channels * math.prod(self.resolution)
-
-    @property
-    def resolution(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.train_dataset.resolution
-
-    @property
-    def image_channels(self) -> int:
-        """Channels of the images."""
-        return self.train_dataset.image_channels
-
-    def unaugmented_dataloader(self) -> EvaluationLoader:
-        """All windows of each training image once, cut as for evaluation, in this process."""
-        self._prepare_workers()
-        dataset = self.train_dataset.without_augmentation()
-        return EvaluationLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_sampler=BatchSampler(
-                EvaluationSampler(list(range(len(dataset)))),  # type: ignore[arg-type]
-                self.val_batch_size,
-                drop_last=False,
-            ),
-            collate=self.collate_fn,
-            num_workers=self.num_workers,
-            timeout_seconds=self.worker_timeout_seconds,
-            persistent=False,
-        )
-
-    def training_sample(self, num_images: int) -> Tensor:
-        """Images as the first updates see them, the same in every process.
-
-        Small data sets are gone through several times, each time cut anew.
-
-        Args:
-            num_images: How many.
-
-        Returns:
-            uint8 [num_images, C, H, W].
-        """
-        self._prepare_workers()
-        sampler = self._train_sampler(0, rank=0, num_processes=1)
-        keys: list[SampleKey] = []
-        while len(keys) < num_images:
-            epoch = len(keys) // len(self.train_dataset)
-            keys += [SampleKey(epoch, index) for index in sampler.order(epoch)]
-        loader = EvaluationLoader(
-            self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=BatchSampler(
-                keys[:num_images],  # type: ignore[arg-type]
-                min(self.val_batch_size, num_images),
-                drop_last=False,
-            ),
-            collate=self.collate_fn,
-            num_workers=self.num_workers,
-            timeout_seconds=self.worker_timeout_seconds,
-            persistent=False,
-        )
-        return torch.cat([to_uint8(batch["image"]) for batch in loader])
-
-    def protocol(self, split: str) -> dict[str, str | int | float]:
-        """Describe what a figure on this split was measured on; see ``MapDataModule``."""
-        indices = self.indices(split)
-        return image_facts(self.train_dataset if split == "train" else self.val_dataset, indices)
+        if self.loading.num_workers > 0:
+            _ = self.bad_files_path  # workers report through it, so it is chosen before they start

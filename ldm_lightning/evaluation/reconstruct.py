@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm_lightning.builders.hardware import Computing
 from ldm_lightning.config import plain
-from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.image_module import ImageDataModule
 from ldm_lightning.evaluation.cache import EvaluationCache, FirstStageRecord
 from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.features import FeatureSet

@@ -15,7 +15,8 @@ from ldm_lightning.builders.second_stage import (
     fit_normalizer,
     resolve_condition,
 )
-from ldm_lightning.data.module import ImageDataModule, MapDataModule
+from ldm_lightning.data.image_module import ImageDataModule
+from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.evaluation.gate import run_gate
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.module.autoencoder import AutoencoderModule

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_lightning.data.class_names import check_class_names, class_names_of, shortened
+from ldm_lightning.data.image_module import ImageDataModule
 from ldm_lightning.data.images.decoding import MAX_FILE_BYTES
 from ldm_lightning.data.images.folder_listing import FolderListing, list_images
 from ldm_lightning.data.images.module import encoded_data_module
@@ -20,7 +21,7 @@ from ldm_lightning.data.images.separation import (
 )
 from ldm_lightning.data.images.settings import ImageSettings
 from ldm_lightning.data.left_out import say_what_is_not_read
-from ldm_lightning.data.module import ImageDataModule, LoadingSettings
+from ldm_lightning.data.loading import LoadingSettings
 from ldm_lightning.data.value_range import ValueRange
 from ldm_lightning.data.workers import TIMEOUT_SECONDS
 from ldm_lightning.storage.content import FileHashes, combined_hash

@@ -1,13 +1,13 @@
 """Data module of two sources of encoded images."""
 
 import logging
-from dataclasses import asdict
 
+from ldm_lightning.data.image_module import ImageDataModule
 from ldm_lightning.data.images.encoded import EvalImages, TrainImages
 from ldm_lightning.data.images.settings import ImageSettings
 from ldm_lightning.data.images.source import ImageSource
 from ldm_lightning.data.images.trial_reading import found_in_some
-from ldm_lightning.data.module import ImageDataModule, LoadingSettings
+from ldm_lightning.data.loading import LoadingSettings
 from ldm_lightning.data.order.shard_order import ShardShuffle
 from ldm_lightning.utils.launch import launched
 
@@ -37,6 +37,6 @@ def encoded_data_module(
     return ImageDataModule(
         TrainImages(train_source, images, seed=loading.seed),
         EvalImages(val_source, images),
+        loading,
         shuffle=shuffle,
-        **asdict(loading),
     )

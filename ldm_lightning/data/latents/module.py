@@ -23,6 +23,7 @@ from ldm_lightning.data.latents.cache import (
     ShardReader,
 )
 from ldm_lightning.data.latents.checks import check_contents, check_index
+from ldm_lightning.data.loading import LoadingSettings
 from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.data.order.sampling import SampleKey
 from ldm_lightning.data.samples import counted, digest_of
@@ -227,16 +228,15 @@ class LatentDataModule(MapDataModule[LatentDataset]):
             folder=val.folder,
             remedy=f"Make both splits of {folder} with one first stage.",
         )
-        super().__init__(
-            train,
-            val,
+        loading = LoadingSettings(
             batch_size=batch_size,
             val_batch_size=val_batch_size,
             num_workers=num_workers,
-            worker_timeout_seconds=worker_timeout_seconds,
             seed=seed,
             max_val_images=max_val_images,
+            worker_timeout_seconds=worker_timeout_seconds,
         )
+        super().__init__(train, val, loading)
         self.root = folder
 
     @property

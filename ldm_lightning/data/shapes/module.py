@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm_lightning.data.bad_files import BadFileLog
-from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.image_module import ImageDataModule
+from ldm_lightning.data.loading import LoadingSettings
 from ldm_lightning.data.order.sampling import SampleKey
 from ldm_lightning.data.samples import Sample, digest_of
 from ldm_lightning.data.shapes.backgrounds import GROUNDS, grid
@@ -228,13 +229,12 @@ def shapes_data_module(
         )
         for split, num_images in (("train", num_train_images), ("val", num_val_images))
     )
-    return ImageDataModule(
-        train_dataset,
-        val_dataset,
+    loading = LoadingSettings(
         batch_size=batch_size,
         val_batch_size=val_batch_size,
         num_workers=num_workers,
-        worker_timeout_seconds=worker_timeout_seconds,
         seed=seed,
         max_val_images=max_val_images,
+        worker_timeout_seconds=worker_timeout_seconds,
     )
+    return ImageDataModule(train_dataset, val_dataset, loading)

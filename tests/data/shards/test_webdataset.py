@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_lightning.data.module import ImageDataModule
+from ldm_lightning.data.image_module import ImageDataModule
 from ldm_lightning.data.order.sampling import EvaluationSampler, SampleKey, TrainBatchSampler
 from ldm_lightning.data.shards.shard_set import find_shards
 from ldm_lightning.data.shards.tar_index import index_shard
@@ -68,7 +68,7 @@ def write_shards(folder: Path, prefix: str, *, count: int = 2, size: int = 6) ->
 
 def data_module(root, **changes) -> ImageDataModule:
     module = webdataset_data_module(root=str(root), **(SETTINGS | changes))
-    module.num_train_batches = len(module.train_dataset) // module.batch_size
+    module.num_train_batches = len(module.train_dataset) // module.loading.batch_size
     return module
 
 
