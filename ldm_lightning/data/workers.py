@@ -7,6 +7,7 @@ a failure is an error of the worker, and every wait has a bound.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 # Nothing is written here by name.
 SHARED_MEMORY = Path("/dev/shm")  # nosec B108
@@ -112,6 +114,8 @@ class WorkerLoader(DataLoader):
         Raises:
             WorkerError: If a worker does not answer in time, or has died.
         """
+        if self.num_workers:
+            _hear_of_dead_workers()
         try:
             yield from super().__iter__()
         except RuntimeError as err:
@@ -127,6 +131,16 @@ class WorkerLoader(DataLoader):
                     "out is the usual cause: give fewer data.num_workers or a smaller batch."
                 ) from err
             raise
+
+
+def _hear_of_dead_workers() -> None:
+    """Let torch install its handler of SIGCHLD again where a Trainer has taken it away.
+
+    Torch does so once a process, and a Trainer puts back the handlers that it found before a fit:
+    after that, a dead worker would be waited for until the timeout.
+    """
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
+        signal_handling._SIGCHLD_handler_set = False
 
 
 def check_shared_memory(batch_bytes: int, *, num_workers: int, num_groups: int) -> None:

@@ -4,10 +4,10 @@ import gc
 import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
-from torch.utils.data._utils import signal_handling
 
 from ldm_lightning.data import workers
 from ldm_lightning.data.workers import WorkerError, WorkerLoader, check_shared_memory
@@ -15,14 +15,9 @@ from ldm_lightning.data.workers import WorkerError, WorkerLoader, check_shared_m
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_ends():
-    """Do not wait five seconds for a worker that is going to be killed.
-
-    A Lightning trainer puts back the signal handlers that it found. After one that torch installs
-    once a process it does not hear of a worker's death any more, so it is installed again here.
-    """
+    """Do not wait five seconds for a worker that is going to be killed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-        patch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
         yield
         gc.collect()  # ends the workers of loaders that an error has left
 
@@ -73,13 +68,18 @@ def test_a_worker_that_hangs_is_waited_for_so_long_and_no_longer():
 
 
 @pytest.mark.parametrize("killed_by", [signal.SIGBUS, signal.SIGKILL])
-def test_a_worker_that_dies_is_an_error(killed_by):
+def test_a_worker_that_dies_is_an_error_at_once_after_an_earlier_fit_too(killed_by):
+    list(loader())  # torch's handler is installed
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as a Trainer leaves it
+
     def die(index):
         if index == 2:
             os.kill(os.getpid(), killed_by)
 
+    start = time.monotonic()
     with pytest.raises(WorkerError, match="data.num_workers"):
-        list(loader(die))
+        list(loader(die, timeout_seconds=20.0))
+    assert time.monotonic() - start < 10
 
 
 def test_a_batch_without_room_is_an_error_of_its_worker(monkeypatch):
