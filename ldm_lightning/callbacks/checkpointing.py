@@ -34,6 +34,7 @@ from ldm_lightning.checkpoints.checkpoint import load_checkpoint, remove_shards,
 from ldm_lightning.checkpoints.sharded import link_checkpoint
 from ldm_lightning.module.update_loop import validation_is_missing
 from ldm_lightning.runs.run_folder import RunFolder
+from ldm_lightning.utils.launch import launched
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +274,8 @@ class Checkpointing(Checkpoint):
         """Stop after this update; a second Ctrl-C stops at once."""
         if self._signal and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self._signal:
+        # Ctrl-C reaches all processes of a terminal at once; one of them tells it.
+        if not self._signal and (signum != signal.SIGINT or launched().local_rank == 0):
             hint = " Ctrl-C again stops without saving." if signum == signal.SIGINT else ""
             logger.warning("Stopping after this update and saving it.%s", hint)
         self._signal = max(self._signal, signum)

@@ -5,12 +5,18 @@ others of its machine by running its own command again. Lightning would do so to
 whose process died by killing the rest without a word about the cause.
 
 How soon everything has ended after one process did: at once where the others wait for it, after
-``GRACE_SECONDS`` where they compute; after ``trainer.timeout_seconds`` where it hangs instead.
+``GRACE_SECONDS`` where they compute, ``CAUSE_SECONDS`` after an error at the latest; after
+``trainer.timeout_seconds`` where a process hangs instead.
 """
+
+# Not torch's elastic launcher: where another process computes, it tells the cause after 32 s
+# (torch 2.14 waits 30 s for SIGTERM, which a run holds back to save), it leaves the processes
+# running when it is killed itself, and it ends Ctrl-C with 25 to 43 lines. Table: docs/code.md.
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -34,6 +40,9 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 """How long a process may take to notice by itself that another one has ended."""
+
+CAUSE_SECONDS = 9.0
+"""How long after an error in one process all of them may go on."""
 
 END_SECONDS = 30.0
 """How long the others may take to end after a run that went well or was stopped."""
@@ -133,6 +142,8 @@ def every_process(trainer: pl.Trainer, run_folder: RunFolder) -> Iterator[None]:
         "WORLD_SIZE": str(trainer.world_size),
     }
     own = {**shared, "LOCAL_RANK": "0", "RANK": str(first_rank)}
+    for rank in range(first_rank + 1, first_rank + trainer.num_devices):
+        _note(run_folder, rank).unlink(missing_ok=True)  # of an earlier start
     with _set_environment(own):
         others = {
             first_rank + local_rank: _start(local_rank, first_rank + local_rank, run_folder)
@@ -187,11 +198,17 @@ def _watch(
     others: Mapping[int, subprocess.Popen[bytes]], run_folder: RunFolder, over: threading.Event
 ) -> None:
     """End this process too where one of the others has failed and it does not notice."""
+    deadline = math.inf
     while not over.wait(POLL_SECONDS):
-        if not any(other.poll() for other in others.values()):
+        now = time.monotonic()
+        if any(other.poll() for other in others.values()):
+            deadline = min(deadline, now + GRACE_SECONDS)
+        elif any(_note(run_folder, rank).exists() for rank in others):  # its end may take long
+            deadline = min(deadline, now + CAUSE_SECONDS)
+        if now < deadline:
             continue
-        if over.wait(GRACE_SECONDS):
-            return
+        if run_folder.read_summary().get("state") == "interrupted":
+            return  # all were asked to stop; this process is ending by itself
         _write_note_of(others, run_folder)
         cause = _first_cause(run_folder, patience=0.0)
         log.error("%s", cause)
