@@ -22,7 +22,7 @@ from ldm_lightning.restore.second_stage import open_second_stage
 from ldm_lightning.utils.collectives import local_shard
 from tests.cli.run import command, summary_of, tensors_of
 from tests.cli.second_stage import tiny_second, trained_first_stage
-from tests.distributed.test_two_processes import finish, free_port, start
+from tests.distributed.test_ddp import finish, free_port, start
 from tests.module.composed import compose_tiny
 
 pytestmark = pytest.mark.filterwarnings(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.distributed.reduced_bytes import NUM_UPDATES
-from tests.distributed.test_two_processes import finish, free_port, start
+from tests.distributed.test_ddp import finish, free_port, start
 
 
 @pytest.mark.slow

@@ -130,3 +130,19 @@ def trainer(folder, *, max_steps: int, **options) -> pl.Trainer:
         "use_distributed_sampler": False,
     }
     return pl.Trainer(**(settings | options))
+
+
+class Recorder(pl.Callback):
+    """Keeps what a test wants to see of every update."""
+
+    def __init__(self, see):
+        self.see, self.seen = see, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(self.see(trainer, pl_module))
+
+
+def logged(module, tmp_path, *, num_batches=1, max_steps=1, **options):
+    run = trainer(tmp_path, max_steps=max_steps, **options)
+    run.fit(module, loader(num_batches))
+    return {name: float(value) for name, value in run.callback_metrics.items()}

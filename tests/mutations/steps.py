@@ -3,8 +3,8 @@
 from tests.mutations.losses import of
 
 AUTOENCODER = ("module/autoencoder.py", "module/test_autoencoder.py")
-GENERATOR = ("module/generator_loss.py", "module/test_autoencoder.py")
-DISCRIMINATOR = ("module/discriminator_loss.py", "module/test_autoencoder.py")
+GENERATOR = ("module/generator_loss.py", "module/test_generator_loss.py")
+DISCRIMINATOR = ("module/discriminator_loss.py", "module/test_discriminator_loss.py")
 UPDATING = ("module/updating.py", "module/test_diffusion.py")
 DIFFUSION = ("module/diffusion.py", "module/test_diffusion.py")
 CONDITIONER = ("conditioner/class_label.py", "module/test_diffusion.py")
@@ -42,12 +42,14 @@ FIRST_STAGE = [
         "the generator's update leaks into the discriminator",
         "(gradient,) = torch.autograd.grad(loss, outputs)",
         "loss.backward()\n    gradient = outputs.grad",
+        "module/test_autoencoder.py",
     ),
     of(
         GENERATOR,
         "the discriminator's update leaks into the generator",
         "at_least_float32(output.reconstructions.detach())",
         "at_least_float32(output.reconstructions)",
+        "module/test_autoencoder.py",
     ),
     of(
         AUTOENCODER,
@@ -96,7 +98,7 @@ FIRST_STAGE = [
         "LeCam's running means stay at zero",
         "self.lecam.update([real for real, _ in seen], [fake for _, fake in seen])",
         "pass",
-        "module/test_update_count.py",
+        "module/test_updating.py",
     ),
     of(
         AUTOENCODER,
