@@ -221,6 +221,11 @@ def _check_sharding(cfg: DictConfig) -> None:
         )
     if cfg.trainer.compile:
         raise ValueError("trainer.compile=true does not go with trainer=fsdp: use trainer=ddp.")
+    if str(cfg.optim._target_).endswith(".Muon"):
+        raise ValueError(
+            "optim=muon needs whole matrices, which trainer=fsdp shards: use trainer=ddp, or "
+            "optim=adam."
+        )
 
 
 def check_batch_norm(cfg: DictConfig, *, num_processes: int) -> None:

@@ -32,6 +32,7 @@ from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageRepor
 from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.module.discriminator_loss import DiscriminatorLoss, discriminator_loss
 from ldm_lightning.module.generator_loss import GeneratorLoss, generator_loss
+from ldm_lightning.module.muon import make_optimizer
 from ldm_lightning.module.settings import Adversary, Optimization
 from ldm_lightning.module.updating import Batch, ManualOptimizationModule, prepared
 from ldm_lightning.module.validation_losses import ValidationLosses
@@ -146,10 +147,14 @@ class AutoencoderModule(ManualOptimizationModule):
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimizer for autoencoder and log-variance, one for the discriminator."""
         generator = [*self.autoencoder.parameters(), *self.reconstruction_loss.parameters()]
-        optimizers = [self.optimization.optimizer(generator)]
+        networks = [self.autoencoder.encoder, self.autoencoder.decoder]
+        optimizers = [make_optimizer(self.optimization.optimizer, generator, networks=networks)]
         if self.adversary is not None:
             discriminator = self.adversary.discriminator
-            optimizers.append(self.adversary.optimizer(discriminator.parameters()))
+            trained = list(discriminator.parameters())
+            optimizers.append(
+                make_optimizer(self.adversary.optimizer, trained, networks=[discriminator])
+            )
         return prepared(optimizers)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

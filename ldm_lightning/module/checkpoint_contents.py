@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.optim import Optimizer
+from torch import Tensor
 
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.checkpoints.checkpoint import check_fits, stored_content
@@ -123,8 +123,7 @@ def check_content(
         check(content, RUN, "")
         check_fits(module, content["state_dict"], path)
         _check_loops(content, trainer)
-        kept = state_of_stand_in(module.optimization.optimizer)
-        _check_optimizers(content, module.configure_optimizers(), kept)
+        _check_optimizers(content, module)
         _check_callbacks(content["callbacks"], trainer)
         _check_average(content, trainer, module)
         _check_scaler(content, trainer)
@@ -157,38 +156,37 @@ def _check_loops(content: Mapping[str, Any], trainer: pl.Trainer) -> None:
         )
 
 
-def _check_optimizers(
-    content: Mapping[str, Any], optimizers: list[Optimizer], kept: dict[str, Any]
-) -> None:
-    """Refuse states that do not belong to the parameters, or are not all there.
-
-    Args:
-        content: Of the checkpoint.
-        optimizers: As the run has them.
-        kept: What they keep of a parameter; see ``state_of_stand_in``.
-    """
+def _check_optimizers(content: Mapping[str, Any], module: ManualOptimizationModule) -> None:
+    """Refuse states that do not belong to the parameters, or are not all there."""
+    factory, optimizers = module.optimization.optimizer, module.configure_optimizers()
     states, counts = content["optimizer_states"], content["num_optimizer_states"]
     for name, found in (("optimizer_states", states), ("num_optimizer_states", counts)):
         if len(found) != len(optimizers):
             raise ValueError(f"{name} has {len(found)} entries; expected {len(optimizers)}")
-    if content["global_step"] and kept and not states[0]["state"]:
+    keeps_state = bool(state_of_stand_in(factory))
+    if content["global_step"] and keeps_state and not states[0]["state"]:
         raise ValueError("optimizer_states[0].state is empty")
     for number, (stored, optimizer) in enumerate(zip(states, optimizers, strict=True)):
         place = f"optimizer_states[{number}]"
         own = optimizer.state_dict()["param_groups"]
-        check(stored["param_groups"], ListOf(like(own[0]), len(own)), f"{place}.param_groups")
+        check(stored["param_groups"], ListOf(MAPPING, len(own)), f"{place}.param_groups")
         for index, (group, expected) in enumerate(zip(stored["param_groups"], own, strict=True)):
+            check(group, like(expected), f"{place}.param_groups[{index}]")
             if list(group["params"]) != expected["params"]:
                 raise ValueError(f"{place}.param_groups[{index}].params are other parameters")
         if len(stored["state"]) != counts[number]:
             raise ValueError(
                 f"{place}.state has {len(stored['state'])} entries; expected {counts[number]}"
             )
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters: list[tuple[Tensor, dict[str, Any]]] = []  # each with what is kept of it
+        for group in optimizer.param_groups:
+            kept = state_of_stand_in(factory, group)
+            parameters += [(parameter, kept) for parameter in group["params"]]
         for key, state in stored["state"].items():
             if not isinstance(key, int) or not 0 <= key < len(parameters):
                 raise ValueError(f"{place}.state.{key} belongs to no parameter")
-            expected = expected_state(kept, parameters[key])
+            parameter, kept = parameters[key]
+            expected = expected_state(kept, parameter)
             check(state, MAPPING, f"{place}.state.{key}")
             unknown = {name: state[name] for name in kept.keys() & state.keys() - expected.keys()}
             known = {name: value for name, value in state.items() if name not in unknown}

@@ -20,6 +20,7 @@ from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.frechet import Protocol
 from ldm_lightning.metrics.reconstruction import MetricReport
 from ldm_lightning.module.generation import Generated, GenerationValidation
+from ldm_lightning.module.muon import make_optimizer
 from ldm_lightning.module.settings import Optimization
 from ldm_lightning.module.updating import Batch, ManualOptimizationModule, prepared
 from ldm_lightning.utils.metadata import count_fact
@@ -131,7 +132,9 @@ class DiffusionModule(ManualOptimizationModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimizer for denoiser and conditioner."""
-        return prepared([self.optimization.optimizer(self.model.parameters())])
+        parameters, networks = list(self.model.parameters()), [self.denoiser]
+        optimizer = make_optimizer(self.optimization.optimizer, parameters, networks=networks)
+        return prepared([optimizer])
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run one batch; after ``accumulate_batches`` of them, update the denoiser."""

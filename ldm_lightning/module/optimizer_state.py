@@ -1,5 +1,6 @@
 """State that an optimizer keeps of each parameter, found by one step of a stand-in."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,11 +11,18 @@ from ldm_lightning.module.settings import OptimizerFactory
 STAND_IN_SHAPE = (2, 3)
 
 
-def state_of_stand_in(factory: OptimizerFactory) -> dict[str, Any]:
-    """Return the state of a parameter [2, 3] after one step, by name."""
+def state_of_stand_in(
+    factory: OptimizerFactory, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the state of a parameter [2, 3] after one step, by name.
+
+    Args:
+        factory: Makes the optimizer.
+        settings: Of the parameter's group, such as its method; None leaves them to the optimizer.
+    """
     parameter = nn.Parameter(torch.zeros(STAND_IN_SHAPE, device="cpu"))
     parameter.grad = torch.ones(STAND_IN_SHAPE, device="cpu")
-    optimizer = factory([parameter])
+    optimizer = factory([{**(settings or {}), "params": [parameter]}])
     optimizer.step()
     return dict(optimizer.state[parameter])
 

@@ -14,7 +14,7 @@ from ldm_lightning.module.optimizer_state import (
     state_of_stand_in,
 )
 
-MOMENTS = {"adam": 2, "radam": 2, "sgd": 1}
+MOMENTS = {"adam": 2, "radam": 2, "sgd": 1, "muon": 1}
 
 
 def optim(name="adam", **changes):

@@ -223,8 +223,15 @@ def test_a_first_stage_is_refused_before_anything_is_built(tmp_path):
         compose_tiny("kl_f8", "trainer=fsdp", folder=tmp_path)
 
 
-def test_fp16_is_refused_before_anything_is_built(tmp_path):
-    words = ("first_stage.checkpoint=x", "trainer=fsdp", "trainer.precision=fp16")
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("trainer.precision=fp16", "trainer.precision=32, bf16 or 64, got fp16"),
+        ("optim=muon", "optim=adam"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_before_anything_is_built(word, named, tmp_path):
+    words = ("first_stage.checkpoint=x", "trainer=fsdp", word)
     ended = command("train", ["experiment=ldm_kl_f4", *words], tmp_path)
     assert ended.code == 1
-    assert "trainer.precision=32, bf16 or 64, got fp16" in ended.said
+    assert named in ended.said
