@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 from benchmarks import (
+    busy_cores,
     codec,
     first_stage,
     input_pipeline,
@@ -42,6 +43,7 @@ PARTS = {
     "overhead": overhead.rows,
     "input_pipeline": input_pipeline.rows,
     "startup": startup.rows,
+    "busy_cores": busy_cores.rows,
 }
 
 

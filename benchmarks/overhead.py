@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from benchmarks import first_stage, second_stage
 from benchmarks.device import DEVICE
+from benchmarks.experiment import composed
 from benchmarks.networks import KL_F4, build_players, random_lpips
 from benchmarks.ours import OURS, time_ours
 from benchmarks.results import Row
@@ -34,7 +35,7 @@ def rows(*, quick: bool) -> list[Row]:
 
 def settings(words: Sequence[str], num_rounds: int) -> DictConfig:
     """The configuration of a run of this many rounds, on one process in float32."""
-    return second_stage.composed(
+    return composed(
         *words,
         f"max_steps={num_rounds + 1}",
         f"validation.every_steps={num_rounds + 2}",

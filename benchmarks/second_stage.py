@@ -8,11 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from benchmarks.device import DEVICE
+from benchmarks.experiment import composed
 from benchmarks.networks import KL_F4, build_players, random_lpips
 from benchmarks.ours import OURS, plain_trainer, time_ours
 from benchmarks.results import Row
@@ -21,7 +20,6 @@ from ldm_lightning.autoencoder.frozen import FrozenFirstStage
 from ldm_lightning.autoencoder.normalizer import LatentNormalizer
 from ldm_lightning.builders.second_stage import stored_second_stage
 from ldm_lightning.callbacks.ema import Ema
-from ldm_lightning.config import CONF_DIR, register_resolvers
 from ldm_lightning.diffusion.process import Process
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.module.settings import Optimization
@@ -43,13 +41,6 @@ WORDS = (
     *("denoiser.attention_at=[2,4]", "denoiser.head_width=32", "denoiser.num_heads=null"),
 )
 """A U-Net of 16 M parameters in the latent space of a kl_f4 with four channels."""
-
-
-def composed(*words: str) -> DictConfig:
-    """The configuration of a training with these words."""
-    register_resolvers()
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose("train", overrides=list(words))
 
 
 def build_module(words: Sequence[str] = WORDS) -> DiffusionModule:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks import busy_cores
 from benchmarks.first_stage import Race, build_module
 from benchmarks.networks import FirstStageShape, build_players, num_parameters_of_diffusers
 from benchmarks.ours import OURS, plain_trainer, time_ours
@@ -84,3 +85,11 @@ def test_the_command_prints_a_table_and_writes_numbers_and_a_figure(tmp_path):
     assert {row["part"] for row in stored["rows"]} == {"sampling"}
     assert all(row["value"]["low"] <= row["value"]["median"] for row in stored["rows"])
     assert (tmp_path / "ratios.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_ways_to_wait_are_timed_in_processes_of_their_own_beside_others():
+    ways = (busy_cores.SPINNING, "sleeping")
+    (row,) = busy_cores.compare(threads=1, num_burners=1, num_rounds=1, ways=ways)
+    assert row.seconds.keys() == set(ways)
+    assert row.value.median == row.seconds["sleeping"] / row.seconds[busy_cores.SPINNING] > 0
