@@ -9,6 +9,7 @@ PACKAGE, TESTS = ROOT / "ldm_lightning", ROOT / "tests"
 
 COVERED_BY = {
     "autoencoder/test_autoencoder.py": "autoencoder/encoder autoencoder/decoder",
+    "autoencoder/test_linear_fit.py": "autoencoder/linear",
     "bottleneck/test_gaussian.py": "bottleneck/base",
     "builders/test_optimizer.py": "module/optimizer_state",
     "callbacks/test_checkpointing.py": "callbacks/comparison",
