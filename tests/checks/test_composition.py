@@ -45,6 +45,7 @@ def repeated_keys(composer: Composer, command_lines: list[list[str]]) -> set[tup
     return repeats - adds
 
 
+@pytest.mark.slow
 def test_no_file_repeats_a_value_that_it_inherits():
     assert repeated_keys(Composer(), contexts()) == set()
 

@@ -362,6 +362,7 @@ def test_training_can_begin_at_the_weights_of_another_run(tmp_path, trained):
 # The disk
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_previous_checkpoint_and_says_how_to_go_on(tmp_path, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = Checkpointing._save_last

@@ -183,6 +183,7 @@ def test_a_first_stage_with_codes_is_encoded_before_quantization(tmp_path):
 # Interrupted
 
 
+@pytest.mark.slow
 def test_interrupted_and_continued_equals_uninterrupted_byte_by_byte(run, tmp_path, monkeypatch):
     stop = 2
     words = [f"checkpoint={run}", *photos(tmp_path), "flip=true"]

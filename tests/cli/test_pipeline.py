@@ -46,6 +46,7 @@ def test_a_chain_runs_in_one_folder(start, tmp_path):
     assert [step["words"] for step in stored["steps"]] == [list(s.words) for s in stand_in.steps]
 
 
+@pytest.mark.slow
 def test_a_stopped_chain_goes_on_with_its_own_commands(start, tmp_path):
     words = ["experiment=ldm_vq_f4", "seed=5", "samples.num_samples=9"]
     ended, _ = start(*words, latents=4)
@@ -124,6 +125,7 @@ def test_every_step_finds_the_configurations_of_the_user(start, tmp_path):
         assert step.line_words[:2] == ("--config-dir", str(tmp_path / "mine"))
 
 
+@pytest.mark.slow
 def test_a_chain_that_was_changed_runs_nothing(start, tmp_path):
     start("name=small", latents=4)
     file = run_folder(tmp_path, "small_chain") / "chain.json"
@@ -163,6 +165,7 @@ def test_wrong_words_are_found_before_the_first_step(start, words, said):
     assert not stand_in.steps
 
 
+@pytest.mark.slow
 def test_the_second_stage_follows_what_the_first_is_told_about_images(start):
     ended, stand_in = start("dry_run=true", "first_stage.overrides=['resolution=[64,32]']")
     assert ended.code == 0, ended.output

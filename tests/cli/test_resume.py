@@ -136,6 +136,7 @@ def test_ctrl_c_and_resume_equal_the_uninterrupted_run(
     assert_same_end(uninterrupted(experiment), run)
 
 
+@pytest.mark.slow
 def test_ctrl_c_between_the_batches_of_an_update_loses_nothing(tmp_path, images):
     words = words_for(images, max_steps=4, accumulate_batches=2)
     (tmp_path / "whole").mkdir()

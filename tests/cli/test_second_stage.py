@@ -192,6 +192,7 @@ def test_latents_and_statistics_of_another_first_stage_are_refused(
     assert "encode" in ended.said
 
 
+@pytest.mark.slow
 def test_each_data_set_and_each_weights_have_statistics_of_their_own(
     tmp_path, first_stage, other_first_stage
 ):

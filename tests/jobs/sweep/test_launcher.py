@@ -100,6 +100,7 @@ def folders(folder: Path, name: str) -> list[Path]:
     return sorted((folder / "outputs" / "sweeps" / name).glob("[0-9]*_*"))
 
 
+@pytest.mark.slow
 def test_a_sweep_over_experiments_has_one_folder_and_a_job_for_each_combination(tmp_path):
     words = ["experiment=kl_f4,kl_f8", "loss.kl_weight=1e-6,1e-4", "sweep_name=grid"]
     ended = process(
