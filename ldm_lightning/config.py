@@ -96,7 +96,9 @@ def register_resolvers() -> None:
         "width_multipliers": _width_multipliers,
         "output_of": lambda pixel: "logits" if pixel == "bernoulli" else "images",
         "run_dir": run_dir,
-        "created": lambda path: str(RunFolder.create(expanded(path, key="output_dir")).path),
+        "created": lambda path: str(
+            RunFolder.create(expanded(path, key="output_dir"), folders=[]).path
+        ),
         "cache_dir": lambda: str(cache_folder()),
         "higher_is_better": _higher_is_better,
         "search_direction": _search_direction,

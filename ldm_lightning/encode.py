@@ -57,7 +57,7 @@ def encode(cfg: DictConfig) -> None:
     from ldm_lightning.utils.memory import keep_freed_memory
 
     keep_freed_memory()
-    run_folder = RunFolder.create(cfg.output)
+    run_folder = RunFolder.create(cfg.output, folders=[])
     is_first = launched().is_first
     with run_lock(run_folder, is_first=is_first), record_end(run_folder, is_first=is_first):
         with joined_processes():

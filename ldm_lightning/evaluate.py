@@ -59,7 +59,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     from ldm_lightning.utils.memory import keep_freed_memory
 
     keep_freed_memory()
-    run_folder, is_first = RunFolder.create(folder), launched().is_first
+    run_folder, is_first = RunFolder.create(folder, folders=["images"]), launched().is_first
     with run_lock(run_folder, is_first=is_first), record_end(run_folder, is_first=is_first):
         with joined_processes():
             if is_first:

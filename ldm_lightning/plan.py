@@ -28,13 +28,13 @@ from ldm_lightning.config import CONF_DIR, check_values, discriminator_start
 if TYPE_CHECKING:
     from ldm_lightning.builders.hardware import Hardware
     from ldm_lightning.data.module import MapDataModule
-    from ldm_lightning.planning.price import Price
+    from ldm_lightning.planning.cost import RunCost
 
 log = logging.getLogger(__name__)
 
 OWN_KEYS = ("measure", "output", "plan")
 
-MAX_SHARE_OF_MEMORY = 0.8
+MAX_MEMORY_FRACTION = 0.8
 """A trial is tried where the counted memory is no more of what is free: allocators add to it."""
 
 MAX_UPDATE_SECONDS = 30.0
@@ -99,33 +99,33 @@ def _facts(
         latent_cache_facts,
         memory_facts,
     )
-    from ldm_lightning.planning.first_stage import price_first_stage
-    from ldm_lightning.planning.second_stage import first_stage_description, price_second_stage
+    from ldm_lightning.planning.first_stage import first_stage_cost
+    from ldm_lightning.planning.second_stage import first_stage_description, second_stage_cost
 
     hardware = choose_hardware(cfg)
     data = None if OmegaConf.missing_keys(cfg.data) else build_data(cfg)
     encodes, description = choices["data"] != "latents", None
     if cfg.stage == "first":
-        price = price_first_stage(cfg, hardware, networks_without_memory(cfg))
+        cost = first_stage_cost(cfg, hardware, networks_without_memory(cfg))
     else:
         if data is not None:
             resolve_condition(cfg, num_classes=data.num_classes)
         description = first_stage_description(cfg, choices)
-        price = price_second_stage(
+        cost = second_stage_cost(
             cfg,
             hardware,
             networks_without_memory(cfg),
             first_stage=description,
             encodes=encodes,
         )
-    facts = counted_facts(cfg, choices, hardware, price)
-    facts["memory"] = memory_facts(cfg, hardware, price)
+    facts = counted_facts(cfg, choices, hardware, cost)
+    facts["memory"] = memory_facts(cfg, hardware, cost)
     if cfg.stage == "second":
-        facts["latent_cache"] = latent_cache_facts(price, data, num_images)
-    facts["disk"] = disk_facts(price.state)
+        facts["latent_cache"] = latent_cache_facts(cost, data, num_images)
+    facts["disk"] = disk_facts(cost.state)
     facts["time"] = {"not_measured": "measure=false"}
     if measure:
-        run = _Run(cfg, hardware, price, description, encodes, data)
+        run = _Run(cfg, hardware, cost, description, encodes, data)
         facts["time"] = _time(run, facts)
     return facts
 
@@ -136,7 +136,7 @@ class _Run:
 
     cfg: DictConfig
     hardware: Hardware
-    price: Price
+    cost: RunCost
     first_stage: dict[str, Any] | None
     encodes: bool
     data: MapDataModule | None
@@ -148,13 +148,13 @@ def _time(run: _Run, facts: Mapping[str, Any]) -> dict[str, Any]:
     from ldm_lightning.planning.trial import Trial, probe_speed, time_updates
     from ldm_lightning.utils.memory import keep_freed_memory
 
-    cfg, price = run.cfg, run.price
+    cfg, cost = run.cfg, run.cost
     keep_freed_memory()  # as training does
     speed = probe_speed(run.hardware)
-    expected = price.update.flops * cfg.accumulate_batches / speed
+    expected = cost.update.flops * cfg.accumulate_batches / speed
     available = facts["memory"]["available"]
     reason = None
-    if available is not None and facts["memory"]["sum"] > MAX_SHARE_OF_MEMORY * available:
+    if available is not None and facts["memory"]["sum"] > MAX_MEMORY_FRACTION * available:
         reason = "too much memory for what is free"
     elif expected > MAX_UPDATE_SECONDS:
         reason = f"an update would take about {expected:.0f} s"
@@ -168,7 +168,7 @@ def _time(run: _Run, facts: Mapping[str, Any]) -> dict[str, Any]:
         "not_measured": reason,
         **time_facts(
             facts,
-            price,
+            cost,
             trial=trial,
             steps_before_discriminator=_quiet_steps(cfg),
             num_validations=math.ceil(cfg.max_steps / cfg.validation.every_steps),
@@ -186,7 +186,7 @@ def _quiet_steps(cfg: DictConfig) -> int:
 
 def _validation_flops(run: _Run) -> int | None:
     """Of one validation without the metrics' feature networks; None where images are unknown."""
-    cfg, flops = run.cfg, run.price.forward_flops
+    cfg, flops = run.cfg, run.cost.forward_flops
     most = cfg.data.max_val_images
     num_images = most if run.data is None else len(run.data.val_indices)
     if num_images is None:

@@ -145,7 +145,7 @@ def test_a_plan_counts_parts_of_ones_own(folder):
     run(folder, "plan", *own("my_second"), *SMALL, *SECOND, "measure=false", TRUST)
     flops = yaml.safe_load((folder / "plan.json").read_text())["flops"]
     assert flops["forward"].keys() == {"encoder", "decoder", "perceptual", "haar", "discriminator"}
-    assert "2 haar" in flops["law"]
+    assert "2 haar" in flops["formula"]
 
 
 def test_an_argument_that_the_optimizer_does_not_take_is_refused_in_a_line(folder):

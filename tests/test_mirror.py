@@ -18,7 +18,7 @@ COVERED_BY = {
     "checkpoints/test_sharded.py": "checkpoints/contents checkpoints/sharded_tensors",
     "checks/test_keys.py": "checks/kinds",
     "cli/test_bad_input.py": "cli config",
-    "cli/test_plan.py": "planning/facts planning/first_stage planning/price planning/second_stage "
+    "cli/test_plan.py": "planning/facts planning/first_stage planning/cost planning/second_stage "
     "planning/table planning/trial planning/untrained utils/memory",
     "cli/test_sample.py": "restore/second_stage restore/run_defaults sampler/images",
     "conditioner/test_class_label.py": "conditioner/base conditioner/none",

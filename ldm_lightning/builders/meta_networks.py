@@ -1,4 +1,4 @@
-"""The networks of a run by name, without memory: what a dry run counts and a plan prices."""
+"""The networks of a run by name, without memory: counted by a dry run and by ``plan``."""
 
 import logging
 from collections.abc import Mapping

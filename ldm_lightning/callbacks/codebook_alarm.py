@@ -9,7 +9,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 REMEDIES = (
-    "place the codes by k-means after some unquantized updates "
+    "start the codes by k-means after some unquantized updates "
     "(bottleneck.quantize_start_step=300)",
     "restart dead codes (bottleneck.restart_every_steps=100)",
     "compare directions only (bottleneck.normalize=true)",
@@ -25,21 +25,21 @@ class CodebookAlarm(pl.Callback):
     used codes that would carry as much.
 
     Args:
-        share: Perplexity below this share of the codes, or of the latent positions of the whole
-            validation set where those are fewer, is low.
+        perplexity_fraction: Perplexity below this fraction of the codes, or of the latent positions
+            of the whole validation set where those are fewer, is low.
         patience: Low validations in a row before the warning; it is repeated after as many more.
 
     Raises:
-        ValueError: If ``share`` is outside (0, 1) or ``patience`` is not positive.
+        ValueError: If ``perplexity_fraction`` is outside (0, 1) or ``patience`` is not positive.
     """
 
-    def __init__(self, *, share: float = 0.05, patience: int = 2) -> None:
-        if not 0 < share < 1 or patience < 1:
+    def __init__(self, *, perplexity_fraction: float = 0.05, patience: int = 2) -> None:
+        if not 0 < perplexity_fraction < 1 or patience < 1:
             raise ValueError(
-                f"callbacks.codebook_alarm needs 0 < share < 1 and patience >= 1, got {share}, "
-                f"{patience}."
+                "callbacks.codebook_alarm needs 0 < perplexity_fraction < 1 and patience >= 1, got "
+                f"{perplexity_fraction} and {patience}."
             )
-        self.share = share
+        self.perplexity_fraction = perplexity_fraction
         self.patience = patience
         self.alarms: list[str] = []
         self._num_low = 0
@@ -53,10 +53,11 @@ class CodebookAlarm(pl.Callback):
         if histogram is None or not histogram.sum():  # no codes, or not quantizing yet
             return
         counts = histogram.detach().double().cpu()
-        shares = counts / counts.sum()
-        perplexity = shares.xlogy(shares).sum().neg().exp().item()
+        fractions = counts / counts.sum()
+        perplexity = fractions.xlogy(fractions).sum().neg().exp().item()
         num_codes, num_positions = len(counts), int(counts.sum())
-        threshold = self.share * min(num_codes, num_positions)  # few images reach few codes
+        num_reachable = min(num_codes, num_positions)  # few images reach few codes
+        threshold = self.perplexity_fraction * num_reachable
         if perplexity >= threshold:
             self._num_low = 0
             return

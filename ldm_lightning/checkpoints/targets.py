@@ -81,7 +81,7 @@ def read_stored(path: Path, *, allowed: Collection[str]) -> dict[str, Any]:
 
 def _check(target: Any, allowed: Collection[str], source: str | Path) -> None:
     """Raise unless ``target`` is an allowed class or function, or one of an allowed package."""
-    refusal = f"The configuration stored in {source} wants to build {target!r}, which is refused: "
+    refusal = f"{target!r} is refused, which the configuration stored in {source} names: "
     if not isinstance(target, str) or not _is_dotted_name(target):
         raise ValueError(f"{refusal}it is no name of a class or function.")
     if target not in allowed and not _inside(target, allowed):
@@ -109,12 +109,11 @@ def _inside(name: str, packages: Collection[str]) -> bool:
 
 def _remedy(name: str, allowed: Collection[str]) -> str:
     """Name what is allowed, and how to trust a package that is neither ours nor Python's."""
-    known = ", ".join(sorted({".".join(package.split(".")[:2]) for package in allowed}))
     package = name.partition(".")[0]
-    told = f"only classes and functions of {known} may be built from a file."
     if package == "ldm_lightning" or package in sys.stdlib_module_names:
-        return told
+        known = ", ".join(sorted({".".join(entry.split(".")[:2]) for entry in allowed}))
+        return f"a file may name classes and functions of {known} alone."
     return (
-        f"{told} If you trust the package {package} and this file, add "
+        f"{package} is not trusted. If you trust it and this file, add "
         f"trusted_packages=[{package}] to the command."
     )

@@ -89,7 +89,7 @@ ANY = Kind("any")
 ANY_NUMBER = Kind("number")
 NUMBER = Kind("number", least=0)
 POSITIVE = Kind("number", least=0, is_open=True)
-SHARE = Kind("number", least=0, most=1)
+FRACTION = Kind("number", least=0, most=1)
 WHOLE = Kind("whole", least=0)
 COUNT = Kind("whole", least=1)
 SIZE = replace(COUNT, is_list=True, length=2, or_one=True)
@@ -117,9 +117,9 @@ KINDS: Mapping[str, Kind] = {
     "data.classes": replace(TEXT, is_list=True),
     "data.value_range": replace(ANY_NUMBER, is_list=True, length=2),
     "*precision": TEXT,
-    "optim.betas": replace(SHARE, is_list=True, length=2),
-    "data.crop_scale": replace(SHARE, is_open=True, is_list=True, length=2),
-    "sampler.guidance_interval": replace(SHARE, is_list=True, length=2),
+    "optim.betas": replace(FRACTION, is_list=True, length=2),
+    "data.crop_scale": replace(FRACTION, is_open=True, is_list=True, length=2),
+    "sampler.guidance_interval": replace(FRACTION, is_list=True, length=2),
     "*attention_at": replace(COUNT, is_list=True),
     "*width_multipliers": replace(COUNT, is_list=True),
     # numbers whose default is null, asked for or computed
@@ -140,7 +140,7 @@ KINDS: Mapping[str, Kind] = {
     "gate.thresholds.*": replace(ANY, or_null=True),
     "callbacks.checkpointing.higher_is_better": FLAG,
     "callbacks.stall_stopping.monitors": ANY,
-    "callbacks.codebook_alarm.share": SHARE,
+    "callbacks.codebook_alarm.perplexity_fraction": FRACTION,
     "*channels": COUNT,
     "*downsampling_factor": COUNT,
     # numbers that are not only at least 0
@@ -157,8 +157,8 @@ KINDS: Mapping[str, Kind] = {
     "bottleneck.restart_every_steps": WHOLE,
     "*_seconds": POSITIVE,
     "*_gib": POSITIVE,
-    "*dropout": SHARE,
-    "callbacks.ema.decay": SHARE,
+    "*dropout": FRACTION,
+    "callbacks.ema.decay": FRACTION,
     "*sigma_data": POSITIVE,
     "diffusion.training_times.std": POSITIVE,
     "*every_*steps": COUNT,

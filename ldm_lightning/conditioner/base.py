@@ -19,7 +19,7 @@ class Conditioner(nn.Module):
         num_classes: Number of classes; None where labels are not used.
 
     Raises:
-        ValueError: If the share lies outside [0, 1].
+        ValueError: If the fraction lies outside [0, 1].
     """
 
     def __init__(self, *, dropout: float, num_classes: int | None) -> None:

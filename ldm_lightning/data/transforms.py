@@ -177,14 +177,14 @@ class TrainTransform:
     """Crop and flip of training.
 
     ``random_resized`` takes a window of the target's aspect ratio whose area is a uniformly drawn
-    share, within ``scale``, of the largest such window, and resizes it. Differs from torchvision's
-    transform of that name: the aspect ratio is kept. ``random`` cuts a window at native scale.
-    ``center`` is ADM's center crop.
+    fraction, within ``scale``, of the largest such window, and resizes it. Differs from the
+    transform of that name in torchvision: the aspect ratio is kept. ``random`` cuts a window at
+    native scale. ``center`` is ADM's center crop.
 
     Args:
         size: Height and width of the result.
         crop: ``random_resized``, ``random`` or ``center``.
-        scale: Smallest and largest share of the area, for ``random_resized``.
+        scale: Smallest and largest fraction of the area, for ``random_resized``.
         flip: Mirror left and right with probability one half.
     """
 
@@ -231,8 +231,8 @@ class TrainTransform:
         height, width = image.shape[1:]
         fit = min(height / self.size[0], width / self.size[1])
         low, high = self.scale
-        share = low + (high - low) * float(torch.rand((), generator=generator))
-        side = fit * math.sqrt(share)
+        fraction = low + (high - low) * float(torch.rand((), generator=generator))
+        side = fit * math.sqrt(fraction)
         box_height = min(height, max(1, round(side * self.size[0])))
         box_width = min(width, max(1, round(side * self.size[1])))
         top = _draw(height - box_height + 1, generator)

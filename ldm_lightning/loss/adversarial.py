@@ -2,10 +2,12 @@
 
 With r and f the logits on images and reconstructions:
 
-    hinge           D 0.5 mean(relu(1 - r) + relu(1 + f))    G mean(-f)              Lim & Ye 2017
-    vanilla         D mean(softplus(-r) + softplus(f))       G mean(-softplus(f))    Goodfellow et
-    al. 2014, Eq. 1 non_saturating  the same D                               G mean(softplus(-f))
-    Goodfellow et al. 2014, sec. 3
+    hinge           D 0.5 mean(relu(1 - r) + relu(1 + f))    G mean(-f)
+    vanilla         D mean(softplus(-r) + softplus(f))       G mean(-softplus(f))
+    non_saturating  D mean(softplus(-r) + softplus(f))       G mean(softplus(-f))
+
+Sources: Lim & Ye 2017 (hinge); Goodfellow et al. 2014, Eq. 1 (vanilla) and section 3
+(non_saturating).
 
 A discriminator returns one map of logits, [B, 1, h, w], or several, one a scale: losses and
 regularizers are computed for each map and averaged over the maps (Wang et al. 2018, pix2pixHD).

@@ -13,7 +13,7 @@ COLLAPSED_KL = 0.5
 """Nats a latent below which the posterior is called collapsed. First stages trained with the
 published weight carry some 20 to 50, one trained with a weight of 10 carried 1e-4."""
 
-COLLAPSED_SHARE = 0.05
+COLLAPSED_FRACTION = 0.05
 """Perplexity below this share of the codes (or of the positions there were) is a collapse."""
 
 DAMAGE_DB = 0.5
@@ -194,7 +194,7 @@ def _codebook_collapse(
     if facts.num_codes is None:
         return None
     reachable = min(facts.num_codes, facts.num_positions or facts.num_codes)
-    few = perplexity is not None and perplexity < COLLAPSED_SHARE * reachable
+    few = perplexity is not None and perplexity < COLLAPSED_FRACTION * reachable
     if not few and failed.isdisjoint(("val/codebook_usage", "val/codebook_perplexity")):
         return None
     shown = [

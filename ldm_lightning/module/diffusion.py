@@ -178,10 +178,10 @@ class DiffusionModule(ManualOptimizationModule):
 
     def _dropped(self, draws: RowDraws) -> Tensor | None:
         """Rows that learn without their condition, [B] bool; None where none does."""
-        share: float = self.model["conditioner"].dropout  # type: ignore[assignment]
-        if not share:
+        dropout: float = self.model["conditioner"].dropout  # type: ignore[assignment]
+        if not dropout:
             return None
-        return draws.uniform("label dropout", device=self.device) < share
+        return draws.uniform("label dropout", device=self.device) < dropout
 
     # Validation
 

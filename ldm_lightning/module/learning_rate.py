@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WarmupDecay:
-    """Linear warm-up, a constant stretch, then a cosine decay to a last share of the rate.
+    """Linear warm-up, a constant stretch, then a cosine decay to a last fraction of the rate.
 
     Args:
         max_steps: Updates of the run.
@@ -15,7 +15,7 @@ class WarmupDecay:
         final_fraction: Share of the rate that is left at the end.
 
     Raises:
-        ValueError: If a share lies outside [0, 1].
+        ValueError: If a fraction lies outside [0, 1].
     """
 
     max_steps: int

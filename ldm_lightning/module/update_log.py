@@ -21,8 +21,8 @@ class UpdateLog:
 
     def add(self, name: str, value: Tensor) -> None:
         """Add a scalar of one batch; what is taken is its mean over the update's batches."""
-        share = value.detach().double() / self.num_batches
-        self._values[name] = self._values[name] + share if name in self._values else share
+        part = value.detach().double() / self.num_batches
+        self._values[name] = self._values[name] + part if name in self._values else part
 
     def add_all(self, values: Mapping[str, Tensor]) -> None:
         """Add scalars of one batch by name."""

@@ -1,4 +1,4 @@
-"""The figures of a plan as plain values: bytes, operations, seconds; from prices and trials.
+"""The figures of a plan as plain values: bytes, operations, seconds; from counted costs and trials.
 
 Keys say how a figure came about where it is not counted: ``measured_*``, ``estimated_*``.
 """
@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ldm_lightning.builders.hardware import Hardware
 from ldm_lightning.data.latents.module import LatentDataModule
 from ldm_lightning.data.module import MapDataModule
-from ldm_lightning.planning.price import Price, StateBytes
+from ldm_lightning.planning.cost import RunCost, StateBytes
 from ldm_lightning.planning.trial import Trial
 from ldm_lightning.utils.memory import available_memory
 
@@ -20,7 +20,7 @@ BYTES = {"float32": 4, "float16": 2}
 
 
 def counted_facts(
-    cfg: DictConfig, choices: Mapping[str, str], hardware: Hardware, price: Price
+    cfg: DictConfig, choices: Mapping[str, str], hardware: Hardware, cost: RunCost
 ) -> dict[str, Any]:
     """Figures that follow from the configuration alone."""
     facts: dict[str, Any] = {
@@ -29,28 +29,28 @@ def counted_facts(
         "scale": choices["scale"],
         "device": hardware.description,
         "precision": hardware.precision,
-        "image_shape": list(price.image_shape),
+        "image_shape": list(cost.image_shape),
         "batch_size": cfg.data.batch_size,
         "accumulate_batches": cfg.accumulate_batches,
         "num_processes": hardware.num_processes,
         "images_per_update": cfg.data.batch_size * cfg.accumulate_batches * hardware.num_processes,
         "max_steps": cfg.max_steps,
-        "parameters": dict(price.parameters),
+        "parameters": dict(cost.parameters),
         "flops": {
-            "forward": dict(price.forward_flops),
-            "law": price.law,
-            "update_by_law": price.law_flops,
-            "update": price.update.flops // cfg.data.batch_size,
+            "forward": dict(cost.forward_flops),
+            "formula": cost.formula,
+            "update_by_formula": cost.formula_flops,
+            "update": cost.update.flops // cfg.data.batch_size,
         },
         "latents": {
-            "shape": list(price.latent_shape),
-            "numbers_of_an_image": math.prod(price.image_shape),
-            "numbers_of_its_latents": math.prod(price.latent_shape),
-            "compression": price.compression,
-            "bits_per_pixel": price.bits_per_pixel,
+            "shape": list(cost.latent_shape),
+            "numbers_of_an_image": math.prod(cost.image_shape),
+            "numbers_of_its_latents": math.prod(cost.latent_shape),
+            "compression": cost.compression,
+            "bits_per_pixel": cost.bits_per_pixel,
         },
     }
-    if price.denoisers:
+    if cost.denoisers:
         facts["denoiser_in"] = {
             space: {
                 "shape": list(one.shape),
@@ -58,14 +58,14 @@ def counted_facts(
                 "forward_flops": one.flops,
                 "kept_bytes_float32": one.kept_bytes,
             }
-            for space, one in price.denoisers.items()
+            for space, one in cost.denoisers.items()
         }
     return facts
 
 
-def memory_facts(cfg: DictConfig, hardware: Hardware, price: Price) -> dict[str, Any]:
+def memory_facts(cfg: DictConfig, hardware: Hardware, cost: RunCost) -> dict[str, Any]:
     """Memory of an update in one process against free memory, with advice where it does not fit."""
-    state = price.state
+    state = cost.state
     buckets = state.trained if hardware.num_processes > 1 else 0
     held = state.resident + buckets
     facts: dict[str, Any] = {
@@ -74,38 +74,38 @@ def memory_facts(cfg: DictConfig, hardware: Hardware, price: Price) -> dict[str,
         "average": state.average,
         "ddp_buckets": buckets,
         "gradients": state.trained,
-        "kept_for_backward": price.update.kept_bytes,
-        "peak_of_update": price.update.peak_bytes,
-        "sum": held + price.update.peak_bytes,
+        "kept_for_backward": cost.update.kept_bytes,
+        "peak_of_update": cost.update.peak_bytes,
+        "sum": held + cost.update.peak_bytes,
         "available": available_memory(hardware.device),
     }
-    if price.recomputed is not None:
+    if cost.recomputed is not None:
         facts["gradient_checkpointing"] = {
-            "kept_for_backward": price.recomputed.kept_bytes,
-            "peak_of_update": price.recomputed.peak_bytes,
-            "sum": held + price.recomputed.peak_bytes,
-            "flops": price.recomputed.flops // cfg.data.batch_size,
+            "kept_for_backward": cost.recomputed.kept_bytes,
+            "peak_of_update": cost.recomputed.peak_bytes,
+            "sum": held + cost.recomputed.peak_bytes,
+            "flops": cost.recomputed.flops // cfg.data.batch_size,
         }
     facts["warning"] = _warning(facts, cfg, hardware.precision)
     return facts
 
 
 def latent_cache_facts(
-    price: Price, data: MapDataModule | None, num_images: int | None
+    cost: RunCost, data: MapDataModule | None, num_images: int | None
 ) -> dict[str, Any]:
     """Size of a cache of all training images, without mirrored copies; of one that is there, too.
 
     Args:
-        price: Knows the latents.
+        cost: Knows the latents.
         data: None where it is not known.
         num_images: None takes those of the data.
     """
     if num_images is None and data is not None:
         num_images = len(data.train_dataset)
-    numbers = math.prod(price.latent_shape) * (2 if price.is_stochastic else 1)
+    numbers = math.prod(cost.latent_shape) * (2 if cost.is_stochastic else 1)
     facts: dict[str, Any] = {
         "num_images": num_images,
-        "mean_and_variance": price.is_stochastic,
+        "mean_and_variance": cost.is_stochastic,
         "bytes_per_image": {name: numbers * size for name, size in BYTES.items()},
     }
     if num_images is not None:
@@ -119,7 +119,7 @@ def latent_cache_facts(
 
 def time_facts(
     facts: Mapping[str, Any],
-    price: Price,
+    cost: RunCost,
     *,
     trial: Trial,
     steps_before_discriminator: int,
@@ -130,7 +130,7 @@ def time_facts(
 
     Args:
         facts: Of ``counted_facts``.
-        price: What the update costs, by which validations and updates without the discriminator
+        cost: What the update costs, by which validations and updates without the discriminator
             are estimated.
         trial: Of one process; several are taken to be as fast each.
         steps_before_discriminator: Updates before the discriminator comes in.
@@ -140,9 +140,9 @@ def time_facts(
     """
     seconds = trial.seconds_per_update
     quiet = min(steps_before_discriminator, facts["max_steps"])
-    quiet_seconds = seconds * price.quiet_flops / price.law_flops
+    quiet_seconds = seconds * cost.quiet_flops / cost.formula_flops
     updates = (facts["max_steps"] - quiet) * seconds + quiet * quiet_seconds
-    flops_per_second = price.update.flops * facts["accumulate_batches"] / seconds
+    flops_per_second = cost.update.flops * facts["accumulate_batches"] / seconds
     validation = None
     if validation_flops is not None:
         validation = validation_flops / flops_per_second / facts["num_processes"]

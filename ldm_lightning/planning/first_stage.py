@@ -10,9 +10,8 @@ from ldm_lightning.builders.first_stage import build_reconstruction_loss
 from ldm_lightning.builders.hardware import Hardware, autocast
 from ldm_lightning.builders.meta_networks import count_parameters
 from ldm_lightning.metrics.efficiency import bits_per_pixel
-from ldm_lightning.planning.counter import without_memory
-from ldm_lightning.planning.price import (
-    Price,
+from ldm_lightning.planning.cost import (
+    RunCost,
     bytes_of,
     empty,
     image_shape_of,
@@ -21,6 +20,7 @@ from ldm_lightning.planning.price import (
     state_bytes,
     three,
 )
+from ldm_lightning.planning.counter import without_memory
 from ldm_lightning.planning.untrained import untrained_first_stage
 from ldm_lightning.planning.update_cost import (
     UpdateCost,
@@ -30,7 +30,9 @@ from ldm_lightning.planning.update_cost import (
 )
 
 
-def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, nn.Module]) -> Price:
+def first_stage_cost(
+    cfg: DictConfig, hardware: Hardware, parts: Mapping[str, nn.Module]
+) -> RunCost:
     """Count the networks of a first stage and one update.
 
     Args:
@@ -86,15 +88,15 @@ def price_first_stage(cfg: DictConfig, hardware: Hardware, parts: Mapping[str, n
     quiet += 2 * sum(flops[name] for name in loss.terms)  # forward, and back to the image
     letters = ["3A", *(["3V"] if "perceptual" in flops else [])]
     letters += [f"2 {name}" for name in loss.terms]
-    return Price(
+    return RunCost(
         parameters=count_parameters(parts),
         image_shape=image_shape_of(cfg),
         latent_shape=three(latents.shape[1:]),
         bits_per_pixel=bits_per_pixel(autoencoder),
         is_stochastic=autoencoder.bottleneck.is_stochastic,
         forward_flops=flops,
-        law=" + ".join([*letters, *(["8D"] if discriminator is not None else [])]),
-        law_flops=quiet + 8 * flops.get("discriminator", 0),
+        formula=" + ".join([*letters, *(["8D"] if discriminator is not None else [])]),
+        formula_flops=quiet + 8 * flops.get("discriminator", 0),
         quiet_flops=quiet,
         state=state,
         update=costs[0],

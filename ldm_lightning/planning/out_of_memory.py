@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from ldm_lightning.builders.hardware import choose_hardware
 from ldm_lightning.builders.meta_networks import networks_without_memory
 from ldm_lightning.planning.facts import memory_facts
-from ldm_lightning.planning.first_stage import price_first_stage
-from ldm_lightning.planning.second_stage import first_stage_description, price_second_stage
+from ldm_lightning.planning.first_stage import first_stage_cost
+from ldm_lightning.planning.second_stage import first_stage_description, second_stage_cost
 from ldm_lightning.utils.errors import OutOfMemory, is_out_of_memory
 from ldm_lightning.utils.units import format_bytes
 
@@ -72,16 +72,16 @@ def _counted(cfg: DictConfig) -> dict[str, int]:
     cfg = cfg.copy()
     hardware, networks = choose_hardware(cfg), networks_without_memory(cfg)
     if cfg.stage == "first":
-        price = price_first_stage(cfg, hardware, networks)
+        cost = first_stage_cost(cfg, hardware, networks)
     else:
-        price = price_second_stage(
+        cost = second_stage_cost(
             cfg,
             hardware,
             networks,
             first_stage=first_stage_description(cfg, {}),  # of its checkpoint
             encodes="latents" not in str(cfg.data._target_),
         )
-    facts = memory_facts(cfg, hardware, price)
+    facts = memory_facts(cfg, hardware, cost)
     held, peak = facts["sum"] - facts["peak_of_update"], facts["peak_of_update"]
     fixed = min(facts["gradients"], peak)  # does not shrink with the batch
     counted = {"update": facts["sum"], "half the batch": held + fixed + (peak - fixed) // 2}

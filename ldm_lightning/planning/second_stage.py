@@ -18,10 +18,9 @@ from ldm_lightning.data.transforms import as_size
 from ldm_lightning.metrics.efficiency import bits_per_pixel
 from ldm_lightning.module.diffusion import DiffusionModule
 from ldm_lightning.nn.condition import Condition
-from ldm_lightning.planning.counter import without_memory
-from ldm_lightning.planning.price import (
-    DenoiserPrice,
-    Price,
+from ldm_lightning.planning.cost import (
+    DenoiserCost,
+    RunCost,
     bytes_of,
     empty,
     image_shape_of,
@@ -30,6 +29,7 @@ from ldm_lightning.planning.price import (
     state_bytes,
     three,
 )
+from ldm_lightning.planning.counter import without_memory
 from ldm_lightning.planning.untrained import NullConditioner, untrained_second_stage
 from ldm_lightning.planning.update_cost import UpdateCost, count_forward, count_second_stage_update
 from ldm_lightning.restore.first_stage import open_first_stage
@@ -66,14 +66,14 @@ def first_stage_description(cfg: DictConfig, choices: Mapping[str, str]) -> dict
     return stored
 
 
-def price_second_stage(
+def second_stage_cost(
     cfg: DictConfig,
     hardware: Hardware,
     parts: Mapping[str, nn.Module],
     *,
     first_stage: Mapping[str, Any],
     encodes: bool,
-) -> Price:
+) -> RunCost:
     """Count the networks of a second stage, one update, and the same denoiser on pixels.
 
     Args:
@@ -118,17 +118,17 @@ def price_second_stage(
             trained=own,
             averaged=own,
         )
-    law_flops = 3 * flops["denoiser"] + (flops["encoder"] if encodes else 0)
-    return Price(
+    formula_flops = 3 * flops["denoiser"] + (flops["encoder"] if encodes else 0)
+    return RunCost(
         parameters=count_parameters(parts),
         image_shape=image_shape_of(cfg),
         latent_shape=three(latent.shape[1:]),
         bits_per_pixel=bits_per_pixel(autoencoder),
         is_stochastic=autoencoder.bottleneck.is_stochastic,
         forward_flops=flops,
-        law="3U + encoder" if encodes else "3U",
-        law_flops=law_flops,
-        quiet_flops=law_flops,
+        formula="3U + encoder" if encodes else "3U",
+        formula_flops=formula_flops,
+        quiet_flops=formula_flops,
         state=state,
         update=update,
         recomputed=recomputed,
@@ -162,7 +162,7 @@ def _update_cost(
 
 def _denoiser_price(
     denoiser: nn.Module, noisy: Tensor, conditioner: NullConditioner
-) -> DenoiserPrice:
+) -> DenoiserCost:
     """Count a denoiser in float32, where nothing but activations is kept: no copies of weights."""
     condition = conditioner({"image": noisy}, drop=None)
     if condition.concat is not None:  # has the latents' size
@@ -170,8 +170,8 @@ def _denoiser_price(
         condition = replace(condition, concat=concat)
     denoiser.gradient_checkpointing = False  # type: ignore[assignment]
     time = noisy.new_empty(len(noisy))
-    cost = count_forward(lambda: denoiser(noisy, time, condition), denoiser)
-    return DenoiserPrice(three(noisy.shape[1:]), cost.flops, cost.kept_bytes)
+    counted = count_forward(lambda: denoiser(noisy, time, condition), denoiser)
+    return DenoiserCost(three(noisy.shape[1:]), counted.flops, counted.kept_bytes)
 
 
 def _in_pixel_space(cfg: DictConfig, denoiser: Mapping[str, Any]) -> dict[str, Any]:

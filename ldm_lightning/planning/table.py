@@ -53,7 +53,9 @@ def _operations(facts: Mapping[str, Any]) -> Rows:
     flops = facts["flops"]
     rows = [(name, format_flops(value), "forward") for name, value in flops["forward"].items()]
     rows.append(("one update", format_flops(flops["update"]), "counted, forward and backward"))
-    rows.append(("", format_flops(flops["update_by_law"]), f"by the law {flops['law']}"))
+    rows.append(
+        ("", format_flops(flops["update_by_formula"]), f"by the formula {flops['formula']}")
+    )
     if gradient_checkpointing := facts["memory"].get("gradient_checkpointing"):
         rows.append(
             (

@@ -17,7 +17,7 @@ from ldm_lightning.builders.hardware import Hardware, autocast
 from ldm_lightning.config import PRECISIONS
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.diffusion import DiffusionModule
-from ldm_lightning.planning.price import image_shape_of
+from ldm_lightning.planning.cost import image_shape_of
 from ldm_lightning.planning.untrained import untrained_first_stage, untrained_second_stage
 from ldm_lightning.utils.provenance import peak_memory
 

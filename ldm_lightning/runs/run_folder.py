@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -48,14 +48,20 @@ class RunFolder:
         self.path = Path(path).absolute()
 
     @classmethod
-    def create(cls, path: str | Path) -> Self:
-        """Make the folder with ``checkpoints/`` and ``images/``, unless they exist.
+    def create(
+        cls, path: str | Path, *, folders: Iterable[str] = ("checkpoints", "images")
+    ) -> Self:
+        """Make the folder and what it will hold, unless they exist.
+
+        Args:
+            path: Of the run.
+            folders: Names inside it.
 
         Raises:
             ValueError: If it cannot be made or written; names the part of the path in the way.
         """
         folder = cls(path)
-        for part in (folder.path, folder.checkpoints, folder.images):
+        for part in (folder.path, *(folder.path / name for name in folders)):
             _create(part, wanted=folder.path)
         return folder
 

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm_lightning.builders.hardware import prepare_networks
+from ldm_lightning.builders.optimizer import build_optimizer_factory
 from ldm_lightning.builders.training import (
     build_features,
     build_trainer,
@@ -71,9 +72,11 @@ def build(checked: CheckedRun) -> BuiltRun:
     """Build feature networks, data, trainer and module, in the order in which they fail quickest.
 
     Raises:
-        ValueError: If weights of feature networks, images or keys are missing or do not fit.
+        ValueError: If an optimizer, weights of feature networks, images or keys are missing or do
+            not fit.
     """
     cfg, run_folder, stage = checked.cfg, checked.run_folder, STAGES[checked.cfg.stage]
+    build_optimizer_factory(cfg.optim, rate=1.0)  # refused before any data are read
     keep_freed_memory()
     if 0 < launched().local_rank < torch.cuda.device_count():
         torch.cuda.set_device(launched().local_rank)  # for what is measured before training

@@ -45,13 +45,13 @@ def test_warns_after_low_perplexity_in_consecutive_validations(caplog):
 
 
 def test_is_silent_at_the_threshold_and_above():
-    assert alarms_of([histogram_with(5)] * 4, patience=1, share=0.05) == []
+    assert alarms_of([histogram_with(5)] * 4, patience=1, perplexity_fraction=0.05) == []
 
 
 def test_codes_that_so_few_positions_cannot_reach_are_not_missed():
     counts = torch.zeros(10_000)
     counts[:100] = 1  # 100 positions, every one with a code of its own
-    assert alarms_of([counts] * 4, patience=1, share=0.05) == []
+    assert alarms_of([counts] * 4, patience=1, perplexity_fraction=0.05) == []
 
 
 def test_a_good_validation_starts_the_count_anew():
@@ -67,7 +67,9 @@ def test_models_without_codes_are_left_alone():
     assert alarms_of([None] * 4, patience=1) == []
 
 
-@pytest.mark.parametrize("options", [{"share": 0.0}, {"share": 1.0}, {"patience": 0}])
+@pytest.mark.parametrize(
+    "options", [{"perplexity_fraction": 0.0}, {"perplexity_fraction": 1.0}, {"patience": 0}]
+)
 def test_refuses_numbers_out_of_range(options):
-    with pytest.raises(ValueError, match="share < 1.*patience >= 1"):
+    with pytest.raises(ValueError, match="perplexity_fraction < 1.*patience >= 1"):
         CodebookAlarm(**options)

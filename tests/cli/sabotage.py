@@ -17,7 +17,7 @@ class Sabotage(pl.Callback):
     arguments.
     """
 
-    def __init__(self, share: float, patience: int) -> None:
+    def __init__(self, perplexity_fraction: float, patience: int) -> None:
         self.rank, self.how = int(os.environ["SABOTAGE_RANK"]), os.environ["SABOTAGE_HOW"]
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -45,6 +45,7 @@ def samples(chain, tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples") / "all"
     ended = sample(chain, folder, "num_samples=12", "npz=true")
     assert ended.code == 0, ended.output
+    assert not (folder / "checkpoints").exists()
     return folder
 
 

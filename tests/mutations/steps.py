@@ -155,8 +155,8 @@ SECOND_STAGE = [
     of(
         DIFFUSION,
         "kept labels are dropped",
-        'return draws.uniform("label dropout", device=self.device) < share',
-        'return draws.uniform("label dropout", device=self.device) > share',
+        'return draws.uniform("label dropout", device=self.device) < dropout',
+        'return draws.uniform("label dropout", device=self.device) > dropout',
     ),
     of(
         DIFFUSION,

@@ -116,8 +116,8 @@ def test_a_first_stages_update_obeys_its_law():
         "V": count_forward(lambda: module.reconstruction_loss.perceptual(x, x)).flops / 2,
         "D": count_forward(lambda: module.discriminator(x)).flops,
     }
-    law = 3 * parts["A"] + 3 * parts["V"] + 8 * parts["D"]
-    assert 0.9 * law <= cost.flops <= 1.01 * law
+    formula = 3 * parts["A"] + 3 * parts["V"] + 8 * parts["D"]
+    assert 0.9 * formula <= cost.flops <= 1.01 * formula
 
 
 def test_a_count_leaves_no_gradient_and_no_hook():

@@ -24,6 +24,13 @@ def test_a_step_takes_what_the_step_before_returns():
         assert get_type_hints(after)[taken] is get_type_hints(before)["return"]
 
 
+def test_an_optimizer_that_cannot_be_built_is_refused_before_data_are_read(monkeypatch):
+    monkeypatch.setattr(steps, "build_features", lambda cfg: pytest.fail("too late"))
+    cfg = OmegaConf.create({"stage": "first", "optim": {"_target_": "torch.optim.Adamm"}})
+    with pytest.raises(ValueError, match="optim._target_=torch.optim.Adamm"):
+        steps.build(check.CheckedRun(cfg, None, None, None))
+
+
 def test_a_first_stage_refuses_latents(monkeypatch):
     monkeypatch.setattr("ldm_lightning.builders.data.build_data", lambda cfg: object())
     with pytest.raises(ValueError, match="data=latents"):

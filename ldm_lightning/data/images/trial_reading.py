@@ -15,7 +15,7 @@ from ldm_lightning.data.value_range import ValueRange, WideType, is_wide_color
 
 NUM_EACH = 8  # files of each suffix
 NUM_NAMES = 10_000  # looked at to choose them
-SMALL_SHARE = 0.25
+SMALL_FRACTION = 0.25
 
 
 class Readable(Protocol):
@@ -97,7 +97,7 @@ def _about_values(found: Sequence[_Found], value_range: ValueRange | None) -> It
             )
         return
     full = next((one.wide.full_range for one in wide if one.wide is not None), None)
-    if full is None or high - low > SMALL_SHARE * (full.high - full.low):
+    if full is None or high - low > SMALL_FRACTION * (full.high - full.low):
         return
     num_left = len(np.unique(full.to_bytes(values)))
     top = max(high, 1)

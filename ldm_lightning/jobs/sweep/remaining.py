@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ldm_lightning.jobs.sweep.status import Status
 
-LEAST_SHARE = 0.02
+LEAST_FRACTION = 0.02
 """Of one job: before as much is done, loading and compiling count for too much."""
 
 
@@ -39,6 +39,6 @@ class Remaining:
             self._before.setdefault(folder, share)
         gained = sum(share - self._before[folder] for folder, share in shares.items())
         left = sum(1.0 - share for share in shares.values())
-        if gained < LEAST_SHARE or not left:
+        if gained < LEAST_FRACTION or not left:
             return None
         return left * (self._clock() - self._start) / gained

@@ -42,7 +42,7 @@ class StateBytes:
 
 
 @dataclass(frozen=True)
-class DenoiserPrice:
+class DenoiserCost:
     """One denoiser on inputs of one shape, a single image.
 
     Attributes:
@@ -57,7 +57,7 @@ class DenoiserPrice:
 
 
 @dataclass(frozen=True)
-class Price:
+class RunCost:
     """Cost of a run.
 
     Attributes:
@@ -67,9 +67,9 @@ class Price:
         bits_per_pixel: Of the codes of an image; None where latents are real numbers.
         is_stochastic: Whether latents have a variance.
         forward_flops: Of one image, by network.
-        law: How an update follows from them, in symbols.
-        law_flops: The same in numbers, for one image.
-        quiet_flops: Of an update before the discriminator comes in, for one image, by the law.
+        formula: How an update follows from them, in symbols.
+        formula_flops: The same in numbers, for one image.
+        quiet_flops: Of an update before the discriminator comes in, for one image, by the formula.
         state: Bytes between updates.
         update: Of one process and batch, as configured.
         recomputed: The same with recomputation; None where it is configured, or not to be had.
@@ -82,13 +82,13 @@ class Price:
     bits_per_pixel: float | None
     is_stochastic: bool
     forward_flops: Mapping[str, int]
-    law: str
-    law_flops: int
+    formula: str
+    formula_flops: int
     quiet_flops: int
     state: StateBytes
     update: UpdateCost
     recomputed: UpdateCost | None
-    denoisers: Mapping[str, DenoiserPrice] = field(default_factory=dict)
+    denoisers: Mapping[str, DenoiserCost] = field(default_factory=dict)
 
     @property
     def compression(self) -> float:
