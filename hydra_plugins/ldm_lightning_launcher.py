@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWN = ("hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra/sweep", "hydra.mode", "hydra.run.")
-"""What Hydra's words begin with that describe the sweep, and not its jobs."""
+"""What Hydra's overrides begin with that describe the sweep, and not its jobs."""
 
 _FOLDER = "a job's folder is outputs/sweeps/SWEEP_NAME/NUMBER_HASH"
 DECIDED_BY_THE_SWEEP = {
@@ -106,7 +106,7 @@ class ProcessLauncher(Launcher):
         _check_name(config.sweep_name)
         _check_module(self.module)
         _check_sweeper(config.hydra.sweeper)
-        _check_words(config.hydra.overrides.hydra)
+        _check_overrides(config.hydra.overrides.hydra)
         self.config = config
         hydra_context.callbacks.callbacks.append(self.at_end)
         self.resources = Resources(
@@ -119,7 +119,7 @@ class ProcessLauncher(Launcher):
         """Run the jobs that are not done; called by Hydra, by some sweepers again and again.
 
         Args:
-            job_overrides: The words of each job.
+            job_overrides: The overrides of each job.
             initial_job_idx: How many jobs were launched before; a job's folder does not depend on
                 it.
 
@@ -127,7 +127,7 @@ class ProcessLauncher(Launcher):
             One a job, whose value is its ``monitor``.
 
         Raises:
-            ValueError: If a word sets what the sweep decides.
+            ValueError: If an override sets what the sweep decides.
             SystemExit: When all jobs have ended, after Ctrl-C and SIGTERM, and after a job that
                 failed; unless a search goes on without it.
         """
@@ -136,8 +136,8 @@ class ProcessLauncher(Launcher):
         from ldm_lightning.reporting.page.write import write_own_page
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        for words in job_overrides:
-            _check_words(words)
+        for overrides in job_overrides:
+            _check_overrides(overrides)
         folder = Path(self.config.hydra.sweep.dir).absolute()
         ended = run_sweep(
             folder,
@@ -230,30 +230,34 @@ def _check_sweeper(sweeper: DictConfig) -> None:
         )
 
 
-def _check_words(words: Sequence[str]) -> None:
+def _check_overrides(overrides: Sequence[str]) -> None:
     from ldm_lightning.runs.overrides import key_of
 
-    for word in words:
-        if (key := key_of(word)) in DECIDED_BY_THE_SWEEP:
+    for override in overrides:
+        if (key := key_of(override)) in DECIDED_BY_THE_SWEEP:
             reason = DECIDED_BY_THE_SWEEP[key]
-            raise ValueError(f"{word} is not for a sweep: {reason}. Leave it out.")
+            raise ValueError(f"{override} is not for a sweep: {reason}. Leave it out.")
 
 
 def _options(config: DictConfig) -> list[str]:
-    """The words of the command line that count for the jobs' Hydra."""
-    from ldm_lightning.cli import config_dir_words
+    """The overrides of the command line that count for the jobs' Hydra."""
+    from ldm_lightning.cli import config_dir_options
 
-    options = config_dir_words(config.hydra)
+    options = config_dir_options(config.hydra)
     name = config.hydra.job.config_name
     if name not in ("train", "pipeline"):  # a configuration of one's own, given by --config-name
         options += ["--config-name", name]
-    words = [word for word in config.hydra.overrides.hydra if not word.lstrip("+~").startswith(OWN)]
-    return [*options, *words]
+    overrides = [
+        override
+        for override in config.hydra.overrides.hydra
+        if not override.lstrip("+~").startswith(OWN)
+    ]
+    return [*options, *overrides]
 
 
 def _returned(status: Status) -> JobReturn:
     returned = JobReturn(
-        overrides=status.job.words, working_dir=str(Path.cwd()), task_name=status.job.name
+        overrides=status.job.overrides, working_dir=str(Path.cwd()), task_name=status.job.name
     )
     if status.is_done:
         returned.status = JobStatus.COMPLETED

@@ -25,7 +25,7 @@ from omegaconf.errors import (
 
 from ldm_lightning.config import register_resolvers
 from ldm_lightning.runs.run_folder import RunFolder
-from ldm_lightning.storage.home import ensure_home, expanded_word
+from ldm_lightning.storage.home import ensure_home, expanded_override
 from ldm_lightning.storage.small_files import SmallFileError
 from ldm_lightning.utils.errors import ContactLostError, OutOfMemory, error_line, is_out_of_memory
 from ldm_lightning.utils.launch import check_environment, launched
@@ -59,7 +59,7 @@ def run_entry_point(command: Callable[[], None]) -> None:
     prepare_streams()
     register_resolvers()
     with handle_user_errors():
-        sys.argv[1:] = map(expanded_word, sys.argv[1:])  # the processes it starts get them too
+        sys.argv[1:] = map(expanded_override, sys.argv[1:])  # the processes it starts get them too
         ensure_home()
         command()
 
@@ -79,7 +79,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*returned a view tensor")
 
 
-def config_dir_words(runtime: HydraConf) -> list[str]:
+def config_dir_options(runtime: HydraConf) -> list[str]:
     """``--config-dir`` and its folder, for a process that is to find the same configurations."""
     return [
         word

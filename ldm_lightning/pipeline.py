@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm_lightning.checks.keys import check_keys
 from ldm_lightning.cli import (
     check_alone,
-    config_dir_words,
+    config_dir_options,
     handle_user_errors,
     run_entry_point,
     run_lock,
@@ -35,7 +35,7 @@ from ldm_lightning.distributed.processes import end_with_parent
 from ldm_lightning.jobs.chain.running import INTERRUPTED, Chain, Runner, exit_code, run_chain
 from ldm_lightning.jobs.chain.step_process import run_command
 from ldm_lightning.jobs.chain.steps import ImageFacts, Request, Step, all_steps, trainings
-from ldm_lightning.jobs.chain.stored_overrides import check_words
+from ldm_lightning.jobs.chain.stored_overrides import check_overrides
 from ldm_lightning.runs.overrides import key_of
 from ldm_lightning.runs.run_folder import RunFolder
 
@@ -64,7 +64,7 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
         The exit code: 0, that of the step that failed, or 130 after Ctrl-C.
 
     Raises:
-        ValueError: Before any step, on words that make no sense, or a folder that holds a chain.
+        ValueError: Before any step, on overrides that make no sense, or a folder with a chain.
     """
     check_keys(cfg, runtime.runtime.choices, command="pipeline")
     run_folder = RunFolder.create(runtime.runtime.output_dir)
@@ -75,10 +75,10 @@ def pipeline(cfg: DictConfig, runtime: HydraConf, *, run: Runner) -> int:
 def _start_or_continue(cfg: DictConfig, runtime: HydraConf, folder: Path, *, run: Runner) -> int:
     # What may be built from files is no part of a chain: who continues it says so again.
     given = ("resume", "trusted_packages")
-    words = [word for word in runtime.overrides.task if key_of(word) not in given]
+    overrides = [override for override in runtime.overrides.task if key_of(override) not in given]
     if cfg.resume is not None and (cfg.resume != "auto" or (folder / CHAIN_FILE).is_file()):
         chain = Chain.load(folder / CHAIN_FILE)
-        _check_same_words(words, chain)
+        _check_same_overrides(overrides, chain)
         _check_stored(chain, runtime, folder / CHAIN_FILE)
         log.info("Continuing the chain in %s.", folder)
     else:
@@ -87,11 +87,11 @@ def _start_or_continue(cfg: DictConfig, runtime: HydraConf, folder: Path, *, run
                 f"{folder} holds a chain already. Continue it with resume={folder}, or choose "
                 "another output_dir."
             )
-        check_words(words, source="The command line")
+        check_overrides(overrides, source="The command line")
         steps = _steps(
-            cfg, runtime.runtime.choices, words, folder, tuple(config_dir_words(runtime))
+            cfg, runtime.runtime.choices, overrides, folder, tuple(config_dir_options(runtime))
         )
-        chain = Chain(tuple(words), str(Path.cwd()), str(folder), steps)
+        chain = Chain(tuple(overrides), str(Path.cwd()), str(folder), steps)
         if cfg.dry_run:
             return _dry_run(chain, run)
         chain.save(folder / CHAIN_FILE)
@@ -104,32 +104,32 @@ def _start_or_continue(cfg: DictConfig, runtime: HydraConf, folder: Path, *, run
     return code
 
 
-def _check_same_words(words: list[str], chain: Chain) -> None:
-    other = [word for word in words if word not in chain.words]
+def _check_same_overrides(overrides: list[str], chain: Chain) -> None:
+    other = [override for override in overrides if override not in chain.overrides]
     if other:
         raise ValueError(
-            "A chain goes on with the words it was started with, so resume takes no others; got "
-            f"{shlex.join(other)}. Leave that out, or start a new chain."
+            "A chain goes on with the overrides it was started with, so resume takes no others; "
+            f"got {shlex.join(other)}. Leave that out, or start a new chain."
         )
 
 
 def _check_stored(chain: Chain, runtime: HydraConf, path: Path) -> None:
-    """Refuse a file whose words a chain may not hold, or whose commands do not follow from them."""
-    check_words(chain.words, source=path)
-    options = tuple(config_dir_words(runtime))
+    """Refuse overrides that a chain may not hold, and commands that do not follow from them."""
+    check_overrides(chain.overrides, source=path)
+    options = tuple(config_dir_options(runtime))
     chain.check_options(options, path)
-    cfg, choices = _composed("pipeline", chain.words)
-    chain.check_steps(_steps(cfg, choices, chain.words, Path(chain.folder), options), path)
+    cfg, choices = _composed("pipeline", chain.overrides)
+    chain.check_steps(_steps(cfg, choices, chain.overrides, Path(chain.folder), options), path)
 
 
 def _steps(
     cfg: DictConfig,
     choices: Mapping[str, str | None],
-    words: Sequence[str],
+    overrides: Sequence[str],
     folder: Path,
     options: tuple[str, ...],
 ) -> tuple[Step, ...]:
-    """The steps that the words ask for, after checking what can be checked without waiting."""
+    """The steps that the overrides ask for, after checking what can be checked without waiting."""
     experiment = str(choices["experiment"])
     if cfg.stage != "second":
         raise ValueError(
@@ -151,7 +151,7 @@ def _steps(
     request = Request(
         experiment=experiment,
         first_stage=cfg.first_stage.experiment,
-        words=tuple(words),
+        overrides=tuple(overrides),
         first_stage_overrides=tuple(cfg.first_stage.overrides),
         encode_overrides=tuple(cfg.encode.overrides),
         num_samples=cfg.samples.num_samples,
@@ -161,8 +161,9 @@ def _steps(
     second, facts = _fitted(first, second)
     steps = all_steps(request, first, second, facts, folder)
     for step in steps:
-        if step.name in ("latents", "samples", "evaluation"):  # the others hold no word of the user
-            compose(config_name=step.command, overrides=list(step.words))
+        # The other steps hold no override of the user.
+        if step.name in ("latents", "samples", "evaluation"):
+            compose(config_name=step.command, overrides=list(step.overrides))
     return tuple(replace(step, options=options) for step in steps)
 
 
@@ -179,13 +180,13 @@ def _dry_run(chain: Chain, run: Runner) -> int:
 # Checks, before anything is waited for
 
 
-def _composed(command: str, words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+def _composed(command: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """Compose the configuration of a command and check its keys; returns it with group choices.
 
     Raises:
         ValueError: On a misspelled key, or a value of another type.
     """
-    cfg = compose(config_name=command, overrides=list(words), return_hydra_config=True)
+    cfg = compose(config_name=command, overrides=list(overrides), return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
@@ -195,7 +196,7 @@ def _composed(command: str, words: Sequence[str]) -> tuple[DictConfig, dict[str,
 
 
 def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
-    """Compose and check both trainings; let the second follow the first where no word says more.
+    """Compose and check both trainings; the second follows the first where nothing says more.
 
     Returns:
         The second training, and what the first says about the images.
@@ -203,14 +204,14 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
     Raises:
         ValueError: Naming what to change.
     """
-    cfg, choices = _composed("train", first.words)
+    cfg, choices = _composed("train", first.overrides)
     if cfg.stage != "first":
         raise ValueError(
             f"first_stage.experiment={choices['experiment']} is a second stage; name a first one, "
             "such as kl_f4."
         )
     check_values(cfg)
-    second_cfg, _ = _composed("train", second.words)
+    second_cfg, _ = _composed("train", second.overrides)
     broadcast_from_first = {
         "resolution": cfg.resolution,
         "image_channels": cfg.image_channels,
@@ -220,7 +221,7 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
     differing = {
         key: value for key, value in broadcast_from_first.items() if second_cfg[key] != value
     }
-    given = {key_of(word) for word in second.words}
+    given = {key_of(override) for override in second.overrides}
     for key, value in differing.items():
         if key in given or key == "downsampling_factor":
             raise ValueError(
@@ -228,9 +229,9 @@ def _fitted(first: Step, second: Step) -> tuple[Step, ImageFacts]:
                 f"{cfg.name}; give {key}={value}, or another first_stage.experiment."
             )
     if differing:
-        words = [f"{key}={value}" for key, value in differing.items()]
-        second = replace(second, words=(*second.words, *words))
-        second_cfg, _ = _composed("train", second.words)
+        overrides = [f"{key}={value}" for key, value in differing.items()]
+        second = replace(second, overrides=(*second.overrides, *overrides))
+        second_cfg, _ = _composed("train", second.overrides)
     check_values(second_cfg)
     facts = ImageFacts(
         data=choices["data"],

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 -m ldm_lightning.sample checkpoint=RUN output=SAMPLES
 
 Image i follows from (seed, i), whatever batch or process it is made in. Started again with the same
-words, images that exist are kept; with other words the folder is refused.
+overrides, images that exist are kept; with other overrides the folder is refused.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _write_labels(
 
 
 def _refuse_others(run_folder: RunFolder, facts: dict[str, Any]) -> None:
-    """Refuse a folder whose images were made by other words.
+    """Refuse a folder whose images were made by other overrides.
 
     Raises:
         ValueError: Naming what differs.

@@ -79,40 +79,40 @@ class Composer:
         self._config_name = config_name
         self._loader = ConfigLoaderImpl(config_search_path=search_path)
 
-    def compose(self, words: Sequence[str]) -> ComposedFiles:
+    def compose(self, overrides: Sequence[str]) -> ComposedFiles:
         """Compose a command line.
 
         Args:
-            words: Its overrides.
+            overrides: Its overrides.
 
         Raises:
-            HydraException: If the words or the files do not compose.
+            HydraException: If the overrides or the files do not compose.
         """
-        cfg = self._loader.load_configuration(self._config_name, list(words), RunMode.RUN)
+        cfg = self._loader.load_configuration(self._config_name, list(overrides), RunMode.RUN)
         choices = cfg.hydra.runtime.choices
         without_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         OmegaConf.set_struct(without_hydra, True)
-        return ComposedFiles(self.files(words), dict(choices), without_hydra)
+        return ComposedFiles(self.files(overrides), dict(choices), without_hydra)
 
-    def files(self, words: Sequence[str]) -> tuple[ConfigFile, ...]:
+    def files(self, overrides: Sequence[str]) -> tuple[ConfigFile, ...]:
         """The files alone, in the order in which they are merged.
 
         Args:
-            words: The overrides of a command line.
+            overrides: The overrides of a command line.
 
         Raises:
-            HydraException: If the words or the files do not compose.
+            HydraException: If the overrides or the files do not compose.
         """
-        return tuple(self._files(words))
+        return tuple(self._files(overrides))
 
-    def _files(self, words: Sequence[str]) -> Iterator[ConfigFile]:
-        overrides, repository = self._loader._parse_overrides_and_create_caching_repo(
-            self._config_name, list(words)
+    def _files(self, overrides: Sequence[str]) -> Iterator[ConfigFile]:
+        parsed, repository = self._loader._parse_overrides_and_create_caching_repo(
+            self._config_name, list(overrides)
         )
         defaults = create_defaults_list(
             repo=repository,
             config_name=self._config_name,
-            overrides_list=overrides,
+            overrides_list=parsed,
             prepend_hydra=True,
             skip_missing=False,
         )

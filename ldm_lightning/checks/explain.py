@@ -23,16 +23,18 @@ COMMAND_LINE = "command line"
 
 def take_explain(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """Split ``explain=KEY`` from the other arguments; the key is None where there is none."""
-    keys = [word.partition("=")[2] for word in arguments if _explains(word)]
-    return (keys[-1] if keys else None), [word for word in arguments if not _explains(word)]
+    keys = [override.partition("=")[2] for override in arguments if _explains(override)]
+    return (keys[-1] if keys else None), [
+        override for override in arguments if not _explains(override)
+    ]
 
 
-def _explains(word: str) -> bool:
-    return "=" in word and key_of(word) == "explain"
+def _explains(override: str) -> bool:
+    return "=" in override and key_of(override) == "explain"
 
 
 def explanation(key: str, arguments: Sequence[str]) -> str:
-    """Say which files and words set a key, in order, and its value.
+    """Say which files and overrides set a key, in order, and its value.
 
     Args:
         key: A full key, such as ``optim.learning_rate``, or a group.
@@ -87,14 +89,14 @@ def _find(cfg: DictConfig, key: str) -> tuple[DictConfig, bool]:
 
 
 def _choosers(
-    composed: ComposedFiles, group: str, words: Sequence[str]
+    composed: ComposedFiles, group: str, overrides: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
     for file in composed.files:
         if group in file.choices:
             yield file.name, said(file.choices[group])
-    for word in parsed(words):
-        if word.key_or_group == group and _chooses(word, composed):
-            yield COMMAND_LINE, word.input_line or ""
+    for override in parsed(overrides):
+        if override.key_or_group == group and _chooses(override, composed):
+            yield COMMAND_LINE, override.input_line or ""
 
 
 def _final_choice(composed: ComposedFiles, group: str) -> str:
@@ -107,7 +109,9 @@ def _final_choice(composed: ComposedFiles, group: str) -> str:
     return f"{group}={said(choice)}{missing}"
 
 
-def _setters(composed: ComposedFiles, key: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _setters(
+    composed: ComposedFiles, key: str, overrides: Sequence[str]
+) -> Iterator[tuple[str, str]]:
     """List all settings of a key, of a mapping that holds it, or of a key below it."""
     for file in composed.files:
         for name, value in leaves(file.values):
@@ -115,16 +119,16 @@ def _setters(composed: ComposedFiles, key: str, words: Sequence[str]) -> Iterato
                 yield file.name, said(value)
             elif _holds(name, key) or _holds(key, name):
                 yield file.name, f"{name}={said(value)}"
-    for word in parsed(words):
-        name = word.key_or_group
+    for override in parsed(overrides):
+        name = override.key_or_group
         is_about_key = name == key or _holds(name, key) or _holds(key, name)
-        if is_about_key and not _chooses(word, composed):
-            yield COMMAND_LINE, word.input_line or ""
+        if is_about_key and not _chooses(override, composed):
+            yield COMMAND_LINE, override.input_line or ""
 
 
-def _chooses(word: Override, composed: ComposedFiles) -> bool:
-    """Return whether a word chooses the file of a group; ``optim={...}`` sets values instead."""
-    return word.key_or_group in composed.choices and not isinstance(word.value(), dict)
+def _chooses(override: Override, composed: ComposedFiles) -> bool:
+    """Return whether an override chooses a group's file; ``optim={...}`` sets values instead."""
+    return override.key_or_group in composed.choices and not isinstance(override.value(), dict)
 
 
 def _holds(outer: str, inner: str) -> bool:

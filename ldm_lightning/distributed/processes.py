@@ -2,7 +2,7 @@
 
 torchrun and srun start every process, and end all when one fails. Else this process starts the
 others of its machine by running its own command again. Lightning would do so too, but ends a run
-whose process died by killing the rest without a word about the cause.
+whose process died by killing the rest without an override about the cause.
 
 How soon everything has ended after one process did: at once where the others wait for it, after
 ``GRACE_SECONDS`` where they compute, ``CAUSE_SECONDS`` after an error at the latest; after
@@ -61,7 +61,7 @@ STARTER = "LDM_LIGHTNING_COMMANDED_BY"
 
 @contextmanager
 def record_first_cause(run_folder: RunFolder) -> Iterator[None]:
-    """Leave word of this process' error in the run folder, and read there what others left.
+    """Leave override of this process' error in the run folder, and read there what others left.
 
     A process learns of another's end by a broken connection; that is an echo, not the cause.
 
@@ -154,13 +154,13 @@ def every_process(trainer: pl.Trainer, run_folder: RunFolder) -> Iterator[None]:
 
 def _start(local_rank: int, rank: int, run_folder: RunFolder) -> subprocess.Popen[bytes]:
     """Run this process' command again as another rank."""
-    words = [
+    overrides = [
         f'hydra.run.dir="{run_folder.path}"',
         f"hydra.job.name=train_process_{rank}",
         "hydra.output_subdir=null",
     ]
     return subprocess.Popen(
-        [sys.executable, "-m", "ldm_lightning.train", *sys.argv[1:], *words],
+        [sys.executable, "-m", "ldm_lightning.train", *sys.argv[1:], *overrides],
         env={
             **os.environ,
             "LOCAL_RANK": str(local_rank),
@@ -219,7 +219,7 @@ def _watch(
 
 
 def _write_note_of(others: Mapping[int, subprocess.Popen[bytes]], run_folder: RunFolder) -> None:
-    """Leave word for those that have failed and could not do so."""
+    """Leave override for those that have failed and could not do so."""
     for rank, other in others.items():
         code = other.poll()
         if code is not None and code < 0:

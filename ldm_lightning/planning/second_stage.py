@@ -49,14 +49,14 @@ def first_stage_description(cfg: DictConfig, choices: Mapping[str, str]) -> dict
         ).description
     else:
         size = str(list(as_size(cfg.resolution))).replace(" ", "")
-        words = [
+        overrides = [
             f"experiment={given.experiment}",
             f"scale={choices['scale']}",
             f"resolution={size}",
             f"image_channels={cfg.image_channels}",
             f"autoencoder.latent_channels={cfg.latent_channels}",
         ]
-        stored = stored_first_stage(compose("train", overrides=words))
+        stored = stored_first_stage(compose("train", overrides=overrides))
     for key in ("latent_channels", "downsampling_factor"):
         if cfg[key] != stored["autoencoder"][key]:
             raise ValueError(

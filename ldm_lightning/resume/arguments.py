@@ -1,7 +1,7 @@
 """The command line that continues a run: ``resume=RUN`` and what is to be other than before.
 
 Hydra composes a configuration before any code of ours runs, and knows nothing of the run. So the
-words are completed first: by the run's own file of each group, and by ``++key=value`` for each
+overrides are completed first: by the run's own file of each group, and by ``++key=value`` for each
 value that the run had and these files no longer say. What this command says comes last and wins.
 """
 
@@ -31,30 +31,30 @@ CHOSEN_AT_START = ("experiment", "scale", "stage", "recipe")
 """Of the fixed groups those that are chosen; the others follow from them."""
 
 NO_EXPERIMENT = "~experiment"
-"""The word that composes without an experiment."""
+"""The override that composes without an experiment."""
 
 
 def continued_arguments(arguments: Sequence[str]) -> list[str]:
     """Complete the arguments of ``ldm_lightning.train``; as they are where no run is continued.
 
     Raises:
-        ValueError: If what ``resume=`` names is no run, its files cannot be used, or a word of
+        ValueError: If what ``resume=`` names is no run, its files cannot be used, or an override of
             this command cannot be applied to it.
     """
     options = get_args_parser().parse_args(list(arguments))
-    words = parsed(options.overrides)
-    resume = value_of(words, "resume")
+    overrides = parsed(options.overrides)
+    resume = value_of(overrides, "resume")
     if options.multirun or resume is None:
         return list(arguments)
     command = _Command(
-        words, config_dir=options.config_dir, config_name=options.config_name or "train"
+        overrides, config_dir=options.config_dir, config_name=options.config_name or "train"
     )
     folder = command.run_folder(str(resume))
     if not (folder / "config.yaml").is_file():
         return list(arguments)
     completed = command.continuing(folder)
     first = _place(arguments, options.overrides)
-    return [*arguments[:first], *arguments[first + len(words) :], *completed]
+    return [*arguments[:first], *arguments[first + len(overrides) :], *completed]
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class _OwnFiles:
     """Configuration from the files of a run.
 
     Attributes:
-        words: Choose them.
+        overrides: Choose them.
         composed: The configuration that they make by themselves.
         is_whole: Whether the experiment was found.
     """
 
-    words: list[str]
+    overrides: list[str]
     composed: DictConfig
     is_whole: bool
 
@@ -76,15 +76,15 @@ class _Command:
     """One command line: its overrides and its configuration folders.
 
     Args:
-        words: Its overrides.
+        overrides: Its overrides.
         config_dir: Of ``--config-dir``.
         config_name: Of ``--config-name``.
     """
 
     def __init__(
-        self, words: Sequence[Override], *, config_dir: str | None, config_name: str
+        self, overrides: Sequence[Override], *, config_dir: str | None, config_name: str
     ) -> None:
-        self.words = words
+        self.overrides = overrides
         self.config_dir = config_dir
         self.config_name = config_name
 
@@ -92,9 +92,9 @@ class _Command:
         """The folder of the run that is continued; of ``auto`` one that may be a new one.
 
         Raises:
-            ValueError: If ``resume`` names no run, or another word another folder.
+            ValueError: If ``resume`` names no run, or another override another folder.
         """
-        given = value_of(self.words, "output_dir")
+        given = value_of(self.overrides, "output_dir")
         if resume != "auto":
             folder = resumed_folder(resume)
             if given is not None and Path(str(given)).resolve() != folder.resolve():
@@ -102,49 +102,53 @@ class _Command:
                     f"output_dir={given} is not the folder of resume={resume}; leave it out."
                 )
             return folder
-        if (started_in := value_of(self.words, "hydra.run.dir")) is not None:
+        if (started_in := value_of(self.overrides, "hydra.run.dir")) is not None:
             return Path(str(started_in))  # of the process that started this one
         naming = [
-            word.input_line
-            for word in self.words
-            if "." not in word.key_or_group and not word.is_delete() and word.input_line
+            override.input_line
+            for override in self.overrides
+            if "." not in override.key_or_group and not override.is_delete() and override.input_line
         ]
         return Path(self._compose(naming).output_dir)
 
     def continuing(self, folder: Path) -> list[str]:
-        """The words that compose the run's configuration with this command's on top."""
+        """The overrides that compose the run's configuration with this command's on top."""
         stored = read_config(folder, trusted=self._trusted())
         composition = read_composition(folder)
         chosen = self._chosen(composition, folder)
         own = self._own_files(composition, folder)
         kept = [
-            word
-            for word in own.words
-            if not any(f"{key_of(word)}/".startswith(f"{group}/") for group in chosen)
+            override
+            for override in own.overrides
+            if not any(f"{key_of(override)}/".startswith(f"{group}/") for group in chosen)
         ]
         known = [str(key) for key in own.composed]
         if unknown := [name for name in stored if name not in known]:
             raise ValueError(f"{folder / 'config.yaml'}: {misspelled(unknown[0], known)}")
-        named = {word.key_or_group for word in self.words} - chosen
-        after = self._compose([*kept, *self._own_words()])
+        named = {override.key_or_group for override in self.overrides} - chosen
+        after = self._compose([*kept, *self._own_overrides()])
         given = set(composition.given)
         values = missed_values(own.composed, after, stored, named=named, given=given)
         if launched().is_first:
             tell_drift(own.composed, values, given, folder, is_whole=own.is_whole)
         restored = [f"++{key}={literal(value)}" for key, value in values.items()]
         found = [
-            f"resume={literal(str(folder))}" if word == "resume=auto" else word
-            for word in self._own_words()
+            f"resume={literal(str(folder))}" if override == "resume=auto" else override
+            for override in self._own_overrides()
         ]
         return [*kept, *restored, *found]
 
     def _trusted(self) -> set[str]:
         """Packages that this command trusts, and classes that it names itself."""
-        named = (word.value() for word in self.words if word.key_or_group.endswith("_target_"))
-        return {*(value_of(self.words, "trusted_packages") or ()), *map(str, named)}
+        named = (
+            override.value()
+            for override in self.overrides
+            if override.key_or_group.endswith("_target_")
+        )
+        return {*(value_of(self.overrides, "trusted_packages") or ()), *map(str, named)}
 
-    def _own_words(self) -> list[str]:
-        return [word.input_line for word in self.words if word.input_line]
+    def _own_overrides(self) -> list[str]:
+        return [override.input_line for override in self.overrides if override.input_line]
 
     def _chosen(self, composition: Composition, folder: Path) -> set[str]:
         """The groups of which this command names a file; those it may not change are compared.
@@ -154,16 +158,16 @@ class _Command:
         """
         groups = {*composition.choices, *FIXED_GROUPS}
         chosen = set()
-        for word in self.words:
-            group = word.key_or_group
+        for override in self.overrides:
+            group = override.key_or_group
             if group not in groups:
                 continue
             chosen.add(group)
             was = composition.choices.get(group)
-            if group in FIXED_GROUPS and word.value() != was:
+            if group in FIXED_GROUPS and override.value() != was:
                 raise ValueError(
-                    f"{group}={word.value()} cannot be applied to the run in {folder}, which has "
-                    f"{group}={was}. Leave it out and give single keys, or start a new run."
+                    f"{group}={override.value()} cannot be applied to the run in {folder}, which "
+                    f"has {group}={was}. Leave it out and give single keys, or start a new run."
                 )
         return chosen
 
@@ -178,26 +182,31 @@ class _Command:
             for group, choice in composition.choices.items()
             if choice is not None and (group not in FIXED_GROUPS or group in CHOSEN_AT_START)
         }
-        words = [f"{group}={choice}" for group, choice in choices.items()]
+        overrides = [f"{group}={choice}" for group, choice in choices.items()]
         try:
-            return _OwnFiles(words, self._compose(words), is_whole=True)
+            return _OwnFiles(overrides, self._compose(overrides), is_whole=True)
         except MissingConfigException as error:
             if error.missing_cfg_file != f"experiment/{choices.get('experiment')}":
                 raise ValueError(
                     f"The run in {folder} was composed from {error.missing_cfg_file}, which is not "
                     "there; give --config-dir with the folder that holds it."
                 ) from error
-        words = [NO_EXPERIMENT, *(word for word in words if key_of(word) != "experiment")]
-        return _OwnFiles(words, self._compose(words), is_whole=False)
+        overrides = [
+            NO_EXPERIMENT,
+            *(override for override in overrides if key_of(override) != "experiment"),
+        ]
+        return _OwnFiles(overrides, self._compose(overrides), is_whole=False)
 
-    def _compose(self, words: Sequence[str]) -> DictConfig:
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
         """Compose what ``train`` would, without Hydra's own part."""
-        words = [word for word in words if not word.lstrip("+~").startswith("hydra")]
+        overrides = [
+            override for override in overrides if not override.lstrip("+~").startswith("hydra")
+        ]
         if self.config_dir is not None:
             path = Path(self.config_dir).absolute()
-            words.append(f"hydra.searchpath=[{literal(f'file://{path}')}]")
+            overrides.append(f"hydra.searchpath=[{literal(f'file://{path}')}]")
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return compose(self.config_name, overrides=words)
+            return compose(self.config_name, overrides=overrides)
 
 
 def composition_of(runtime: HydraConf, before: Composition | None) -> Composition:
@@ -213,14 +222,16 @@ def composition_of(runtime: HydraConf, before: Composition | None) -> Compositio
         for group, choice in runtime.runtime.choices.items()
         if not group.startswith("hydra/")
     }
-    keys = [word.key_or_group for word in parsed(runtime.overrides.task)]
+    keys = [override.key_or_group for override in parsed(runtime.overrides.task)]
     given = {
         key for key in keys if KEY.fullmatch(key) and key not in choices and key not in ONE_COMMAND
     }
     return Composition(choices, (*(before.given if before else ()), *given))
 
 
-def _place(arguments: Sequence[str], words: Sequence[str]) -> int:
+def _place(arguments: Sequence[str], overrides: Sequence[str]) -> int:
     """Index of the overrides in the arguments, where they stand together."""
-    starts = range(len(arguments) - len(words) + 1)
-    return next(i for i in reversed(starts) if list(arguments[i : i + len(words)]) == list(words))
+    starts = range(len(arguments) - len(overrides) + 1)
+    return next(
+        i for i in reversed(starts) if list(arguments[i : i + len(overrides)]) == list(overrides)
+    )

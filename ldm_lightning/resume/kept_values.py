@@ -33,7 +33,7 @@ def missed_values(
 
     Args:
         before: Composed from the run's files alone.
-        after: The same with this command's words.
+        after: The same with this command's overrides.
         stored: What the run had, resolved.
         named: Keys that this command names; theirs are not returned.
         given: Keys that earlier commands named, which count more than a file chosen now.

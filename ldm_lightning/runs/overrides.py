@@ -1,4 +1,4 @@
-"""Words of Hydra's command line: what they say, and values written as it reads them."""
+"""Overrides of Hydra's command line: what they say, and values written as it reads them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,30 @@ from hydra.core.override_parser.types import Override
 from ldm_lightning.storage.home import PLAIN, quoted
 
 
-def parsed(words: Iterable[str]) -> list[Override]:
+def parsed(overrides: Iterable[str]) -> list[Override]:
     """Parse overrides.
 
     Raises:
         HydraException: If one cannot be read.
     """
-    return OverridesParser.create().parse_overrides(list(words))
+    return OverridesParser.create().parse_overrides(list(overrides))
 
 
-def value_of(words: Iterable[Override], key: str) -> Any:
-    """The last value that words give to a key; None for none."""
-    return next((word.value() for word in reversed(list(words)) if word.key_or_group == key), None)
+def value_of(overrides: Iterable[Override], key: str) -> Any:
+    """The last value that overrides give to a key; None for none."""
+    return next(
+        (
+            override.value()
+            for override in reversed(list(overrides))
+            if override.key_or_group == key
+        ),
+        None,
+    )
 
 
-def key_of(word: str) -> str:
+def key_of(override: str) -> str:
     """The key of ``key=value``, ``+key=value`` or ``~key``."""
-    return word.partition("=")[0].lstrip("+~")
+    return override.partition("=")[0].lstrip("+~")
 
 
 def literal(value: Any) -> str:
@@ -51,7 +58,7 @@ def literal(value: Any) -> str:
     return "{" + ",".join(f"{name}:{literal(item)}" for name, item in value.items()) + "}"
 
 
-def path_word(key: str, path: Path) -> str:
+def path_override(key: str, path: Path) -> str:
     """``key=path``, quoted where Hydra would read more into the path."""
     text = str(path)
     return f"{key}={text if PLAIN.fullmatch(text) else quoted(text)}"

@@ -37,26 +37,26 @@ def expanded(path: str, *, key: str) -> str:
     return whole
 
 
-def expanded_word(word: str) -> str:
-    """Return a word of a command line, ``key=~/x``, with the home in place of ``~``.
+def expanded_override(override: str) -> str:
+    """Return an override of a command line, ``key=~/x``, with the home in place of ``~``.
 
     Hydra refuses an unquoted ``~``, and a shell expands it only at the beginning of a word.
 
     Raises:
         ValueError: Naming the key, if that home is not known.
     """
-    key, sign, _ = word.partition("=")
+    key, sign, _ = override.partition("=")
     if not sign or key.startswith("-"):
-        return word
+        return override
 
     def replaced(match: re.Match[str]) -> str:
         whole = expanded(match[0], key=key)
-        quotes = re.findall(r"['\"]", word[: match.start()])
+        quotes = re.findall(r"['\"]", override[: match.start()])
         if len(quotes) % 2 == 1:
             return whole.replace(quotes[-1], f"\\{quotes[-1]}")
         return whole if PLAIN.fullmatch(whole) else quoted(whole)
 
-    return HOME_SIGN.sub(replaced, word)
+    return HOME_SIGN.sub(replaced, override)
 
 
 def quoted(text: str) -> str:

@@ -36,14 +36,16 @@ def test_a_chain_runs_in_one_folder(start, tmp_path):
     chain = run_folder(tmp_path, "small_chain")
     assert {step.name for step in stand_in.steps} <= {path.name for path in chain.iterdir()}
     assert "1/8 first_stage: python -m ldm_lightning.train experiment=kl_f4 seed=3" in ended.said
-    evaluation = stand_in.steps[-2].words
+    evaluation = stand_in.steps[-2].overrides
     assert {"data=shapes", "features=tiny", "eval_crop=crops", "seed=3"} <= {*evaluation}
     summary = summary_of(chain)
     assert summary["state"] == "finished"
     assert summary["metrics"]["gen/fd_tiny"] < summary["metrics"]["prior/fd_tiny"]
     stored = json.loads((chain / "chain.json").read_text(encoding="utf-8"))
-    assert stored["words"] == ["name=small", "samples.num_samples=4", "seed=3"]
-    assert [step["words"] for step in stored["steps"]] == [list(s.words) for s in stand_in.steps]
+    assert stored["overrides"] == ["name=small", "samples.num_samples=4", "seed=3"]
+    assert [step["overrides"] for step in stored["steps"]] == [
+        list(s.overrides) for s in stand_in.steps
+    ]
 
 
 @pytest.mark.slow
@@ -57,7 +59,7 @@ def test_a_stopped_chain_goes_on_with_its_own_commands(start, tmp_path):
     assert run_folder(tmp_path, "ldm_vq_f4_chain") == chain
     assert "2/8 first_stage_evaluation: done" in ended.said
     assert stand_in.names[0] == "latents"
-    by_name = {step.name: step.words for step in stand_in.steps}
+    by_name = {step.name: step.overrides for step in stand_in.steps}
     assert "seed=5" in by_name["second_stage"]
     assert "num_samples=9" in by_name["samples"]
 
@@ -97,12 +99,12 @@ def test_a_dry_run_says_all_commands_and_runs_the_trainings_dry(start, tmp_path)
     ended, stand_in = start("dry_run=true", "data=image_folder", "output_dir=chain")
     assert ended.code == 0, ended.output
     assert stand_in.names == ["first_stage", "second_stage"]
-    assert all("dry_run=true" in step.words for step in stand_in.steps)
+    assert all("dry_run=true" in step.overrides for step in stand_in.steps)
     assert all(f"{number}/8 " in ended.output for number in range(1, 9))
     assert summary_of(tmp_path / "chain")["state"] == "dry_run"
     ended, stand_in = start("output_dir=chain")  # the real thing may follow in the same folder
     assert ended.code == 0, ended.output
-    assert "experiment=kl_f4" in stand_in.steps[0].words
+    assert "experiment=kl_f4" in stand_in.steps[0].overrides
 
 
 @pytest.mark.slow
@@ -113,7 +115,7 @@ def test_every_step_finds_the_configurations_of_the_user(start, tmp_path):
     words = ["first_stage.experiment=narrow", "name=small"]
     ended, stand_in = start("--config-dir", str(tmp_path / "mine"), *words, latents=4)
     assert "train --config-dir" in ended.said
-    assert "experiment=narrow" in stand_in.steps[0].words
+    assert "experiment=narrow" in stand_in.steps[0].overrides
     resume = f"resume={run_folder(tmp_path, 'small_chain')}"
     ended, none = start(resume)
     assert ended.code == 1
@@ -122,7 +124,7 @@ def test_every_step_finds_the_configurations_of_the_user(start, tmp_path):
     ended, later = start("--config-dir", str(tmp_path / "mine"), resume)
     assert ended.code == 0, ended.output
     for step in (*stand_in.steps, *later.steps):
-        assert step.line_words[:2] == ("--config-dir", str(tmp_path / "mine"))
+        assert step.arguments[:2] == ("--config-dir", str(tmp_path / "mine"))
 
 
 @pytest.mark.slow
@@ -131,7 +133,7 @@ def test_a_chain_that_was_changed_runs_nothing(start, tmp_path):
     file = run_folder(tmp_path, "small_chain") / "chain.json"
     stored = json.loads(file.read_text())
     for said, change in {
-        "hydra.run.dir=/tmp": {"words": ["name=small", "hydra.run.dir=/tmp"]},
+        "hydra.run.dir=/tmp": {"overrides": ["name=small", "hydra.run.dir=/tmp"]},
         "train experiment=kl_f4": {"steps": []},
     }.items():
         file.write_text(json.dumps(stored | change))
@@ -169,7 +171,7 @@ def test_wrong_words_are_found_before_the_first_step(start, words, said):
 def test_the_second_stage_follows_what_the_first_is_told_about_images(start):
     ended, stand_in = start("dry_run=true", "first_stage.overrides=['resolution=[64,32]']")
     assert ended.code == 0, ended.output
-    assert "resolution=[64, 32]" in stand_in.steps[1].words
+    assert "resolution=[64, 32]" in stand_in.steps[1].overrides
 
 
 QUICK = ("ldm_vq_f8", "ldm_celebahq")

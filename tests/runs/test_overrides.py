@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_lightning.runs.overrides import literal, parsed, path_word, value_of
+from ldm_lightning.runs.overrides import literal, parsed, path_override, value_of
 
 VALUES = [
     *(None, True, False, 1, -3, 1.5, 1e-6, -1e-9, float("inf"), [], {}),
@@ -27,7 +27,7 @@ def test_any_text_and_path_read_back_as_they_are():
     draw = random.Random(0)
     for _ in range(200):
         text = "".join(draw.choice("\\'\"ab ={}[],:$#\n~é") for _ in range(draw.randint(1, 9)))
-        words = [f"a={literal(text)}", path_word("b", Path("/x") / text)]
+        words = [f"a={literal(text)}", path_override("b", Path("/x") / text)]
         assert value_of(parsed(words), "a") == text
         assert value_of(parsed(words), "b") == str(Path("/x") / text)
 

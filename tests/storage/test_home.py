@@ -14,7 +14,7 @@ from ldm_lightning.checks.keys import _expand_homes
 from ldm_lightning.checks.kinds import KINDS, is_path
 from ldm_lightning.config import CONF_DIR, register_resolvers
 from ldm_lightning.storage import home
-from ldm_lightning.storage.home import cache_folder, ensure_home, expanded, expanded_word
+from ldm_lightning.storage.home import cache_folder, ensure_home, expanded, expanded_override
 
 PATH_KEYS = [key.replace("*", "features.") for key, kind in KINDS.items() if kind.name == "path"]
 
@@ -48,7 +48,7 @@ def test_every_key_of_a_path_is_known():
 @pytest.mark.parametrize("key", PATH_KEYS)
 @pytest.mark.parametrize("quote", ["", "'", '"'])
 def test_the_home_is_put_into_every_word(key, quote, ann):
-    word = expanded_word(f"{key}={quote}~/x y{quote}" if quote else f"{key}=~/x")
+    word = expanded_override(f"{key}={quote}~/x y{quote}" if quote else f"{key}=~/x")
     found = OverridesParser.create().parse_override(word)
     assert found.key_or_group == key
     assert found.value() == (f"{ann}/x y" if quote else f"{ann}/x")
@@ -81,12 +81,12 @@ def test_the_home_is_put_into_every_path_of_a_file(key, ann):
 )
 def test_words_of_several_paths_and_others(word, expected, monkeypatch):
     monkeypatch.setenv("HOME", "/h")
-    assert expanded_word(word) == expected
+    assert expanded_override(word) == expected
 
 
 def test_a_home_that_is_not_known_is_refused_by_name(homeless):
     with pytest.raises(ValueError, match="data.root=~nobody_of_that_name/x"):
-        expanded_word("data.root=~nobody_of_that_name/x")
+        expanded_override("data.root=~nobody_of_that_name/x")
     with pytest.raises(ValueError, match="output_dir=~/x"):
         expanded("~/x", key="output_dir")
 

@@ -16,7 +16,7 @@ from typing import Any
 from ldm_lightning.jobs.chain.steps import Step, continued
 from ldm_lightning.metrics.names import meanings, own_meanings, register_stored
 from ldm_lightning.reporting.table import print_metrics
-from ldm_lightning.runs.overrides import literal, path_word
+from ldm_lightning.runs.overrides import literal, path_override
 from ldm_lightning.runs.run_folder import RunFolder
 from ldm_lightning.storage.files import atomic_writer
 from ldm_lightning.storage.small_files import read_json
@@ -62,17 +62,17 @@ class StepError(Exception):
 class Chain:
     """Content of ``chain.json``: a chain continues with the very commands it was started with.
 
-    The file may come from somewhere else: what it says is not run, but compared with what its words
-    lead to.
+    The file may come from somewhere else: what it says is not run, but compared with what its
+    overrides lead to.
 
     Attributes:
-        words: As the user gave them.
-        working_folder: Relative paths among the words count from here.
+        overrides: As the user gave them.
+        working_folder: Relative paths among the overrides count from here.
         folder: Where the chain was when the steps were written.
         steps: In their order.
     """
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     working_folder: str
     folder: str
     steps: tuple[Step, ...]
@@ -100,13 +100,13 @@ class Chain:
                 Step(
                     _text(step["name"]),
                     _text(step["command"]),
-                    tuple(map(_text, step["words"])),
+                    tuple(map(_text, step["overrides"])),
                     tuple(map(_text, step["options"])),
                 )
                 for step in stored["steps"]
             )
             chain = cls(
-                tuple(map(_text, stored["words"])),
+                tuple(map(_text, stored["overrides"])),
                 _text(stored["working_folder"]),
                 _text(stored["folder"]),
                 steps,
@@ -122,10 +122,10 @@ class Chain:
         return chain
 
     def check_steps(self, steps: tuple[Step, ...], path: Path) -> None:
-        """Refuse stored steps that are not those which the words lead to.
+        """Refuse stored steps that are not those which the overrides lead to.
 
         Args:
-            steps: What the words lead to now.
+            steps: What the overrides lead to now.
             path: Of the file, for the message.
 
         Raises:
@@ -136,8 +136,9 @@ class Chain:
         pairs = zip_longest(self.steps, steps)
         stored, wanted = next(pair for pair in pairs if pair[0] != pair[1])
         raise ValueError(
-            f"{path} holds other commands than its words lead to: {stored and stored.line} instead "
-            f"of {wanted and wanted.line}. The file or conf/ has changed: start a new chain."
+            f"{path} holds other commands than its overrides lead to: {stored and stored.line} "
+            f"instead of {wanted and wanted.line}. The file or conf/ has changed: start a new "
+            "chain."
         )
 
     def check_options(self, options: tuple[str, ...], path: Path) -> None:
@@ -182,8 +183,8 @@ def run_chain(chain: Chain, *, run: Runner, trusted_packages: Sequence[str] = ()
     trusting = [f"trusted_packages={literal(list(trusted_packages))}"] if trusted_packages else []
     run_folder = RunFolder.create(chain.folder)
     run_folder.update_summary({"state": "running", "name": run_folder.path.parent.name})
-    words = [*chain.steps[0].options, path_word("resume", run_folder.path), *trusting]
-    resume = shlex.join(["python", "-m", "ldm_lightning.pipeline", *words])
+    overrides = [*chain.steps[0].options, path_override("resume", run_folder.path), *trusting]
+    resume = shlex.join(["python", "-m", "ldm_lightning.pipeline", *overrides])
     try:
         for number, step in enumerate(chain.steps, start=1):
             title = f"{number}/{len(chain.steps)} {step.name}"
@@ -219,7 +220,7 @@ def _run_step(
         run_folder.update_summary({"steps": {step.name: {"state": state}}})
         return
     step = continued(step, run_folder.path)
-    step = replace(step, words=(*step.words, *trusting))
+    step = replace(step, overrides=(*step.overrides, *trusting))
     log.info("%s: %s", title, step.line)
     record = run_folder.read_summary().get("steps", {}).get(step.name, {})
     start, earlier, code = time.monotonic(), record.get("seconds", 0.0), None

@@ -22,7 +22,7 @@ def run_command(step: Step, working_folder: Path) -> int:
     Raises:
         KeyboardInterrupt: After Ctrl-C, when the process has ended.
     """
-    command = [sys.executable, "-m", f"ldm_lightning.{step.command}", *step.line_words]
+    command = [sys.executable, "-m", f"ldm_lightning.{step.command}", *step.arguments]
     environment = {**os.environ, STARTER: str(os.getpid())}
     # A folder that a stored chain names lends no modules, unless this process has it too.
     if working_folder.resolve() not in {Path(entry).resolve() for entry in sys.path}:

@@ -1,7 +1,7 @@
-"""Check of the words that a stored chain may hold.
+"""Check of the overrides that a stored chain may hold.
 
 ``chain.json`` is read again when the chain is continued, and may have come from somewhere else. Its
-words choose among what conf/ holds and set plain values; they name no code, no file of
+overrides choose among what conf/ holds and set plain values; they name no code, no file of
 configuration, no setting of Hydra and nothing of the environment.
 """
 
@@ -26,40 +26,40 @@ HYDRAS_OWN = re.compile(r"_[a-z]+_")
 
 OVERRIDES = ("first_stage.overrides", "encode.overrides", "samples.overrides")
 DECIDED_BY_THE_CHAIN = ("output", "output_dir", "resume")
-"""Keys of the steps that the words for a single step may not set."""
+"""Keys of the steps that the overrides for a single step may not set."""
 
 
-def check_words(words: Iterable[str], *, source: str | Path, of_step: bool = False) -> None:
-    """Refuse words that could do more than choose parts and set values.
+def check_overrides(overrides: Iterable[str], *, source: str | Path, of_step: bool = False) -> None:
+    """Refuse overrides that could do more than choose parts and set values.
 
     Args:
-        words: As a command line has them.
+        overrides: As a command line has them.
         source: Where they come from, for the message.
         of_step: Whether they are those for a single step.
 
     Raises:
-        ValueError: Naming the word, and why it is refused.
+        ValueError: Naming the override, and why it is refused.
     """
     parser = OverridesParser.create()
-    for word in words:
-        if reason := _reason(word, parser, source, of_step=of_step):
-            raise ValueError(f"{source} holds the word {word!r}: {reason}")
+    for override in overrides:
+        if reason := _reason(override, parser, source, of_step=of_step):
+            raise ValueError(f"{source} holds the override {override!r}: {reason}")
 
 
-def _reason(word: str, parser: OverridesParser, source: str | Path, *, of_step: bool) -> str:
-    """Reason to refuse a word; empty where it is not."""
-    if "${" in word:
+def _reason(override: str, parser: OverridesParser, source: str | Path, *, of_step: bool) -> str:
+    """Reason to refuse an override; empty where it is not."""
+    if "${" in override:
         return "a chain takes no interpolation; give the value itself."
     try:
-        override = parser.parse_override(word)
-        value = override.value()
+        found = parser.parse_override(override)
+        value = found.value()
     except HydraException:
         return "it is no override such as key=value."
-    key = override.key_or_group
+    key = found.key_or_group
     parts = re.split(r"[./]", key)
-    if parts[0] == "hydra" or override.package is not None:
+    if parts[0] == "hydra" or found.package is not None:
         return "a chain sets no key of Hydra and moves no group."
-    if override.is_sweep_override():
+    if found.is_sweep_override():
         return "a chain takes one value for each key."
     if any(HYDRAS_OWN.fullmatch(name) for name in (*parts, *_names_in(value))):
         return "a chain chooses parts by their group, such as denoiser=dit."
@@ -68,16 +68,16 @@ def _reason(word: str, parser: OverridesParser, source: str | Path, *, of_step: 
     if of_step and key in DECIDED_BY_THE_CHAIN:
         return "the chain decides where its steps write."
     if "/" in key or (CONF_DIR / key).is_dir():
-        return _reason_of_choice(override, value)
+        return _reason_of_choice(found, value)
     if key in OVERRIDES and isinstance(value, list):
-        check_words(map(str, value), source=source, of_step=True)
+        check_overrides(map(str, value), source=source, of_step=True)
     return ""
 
 
-def _reason_of_choice(override: Override, value: Any) -> str:
+def _reason_of_choice(found: Override, value: Any) -> str:
     choices = value if isinstance(value, list) else [value]
     named = all(choice is None or CHOICE.fullmatch(str(choice)) for choice in choices)
-    if override.is_delete() or named:
+    if found.is_delete() or named:
         return ""
     return "a group takes the name of one of its files."
 

@@ -20,12 +20,12 @@ from ldm_lightning.utils.units import format_seconds
 
 logger = logging.getLogger(__name__)
 
-HEADER = ("job", "words", "state", "updates", "time", "metric", "why (log)")
+HEADER = ("job", "overrides", "state", "updates", "time", "metric", "why (log)")
 
 WIDE_COLUMNS = 100
 """A terminal that is narrower follows only what NARROW names; why a job failed stands above."""
 
-NARROW = ("words", "state", "updates", "metric")
+NARROW = ("overrides", "state", "updates", "metric")
 
 LINES_AROUND = 7
 """Of a table: its title, its frame, its header, and what the cursor needs."""
@@ -42,7 +42,7 @@ class SweepDisplay:
 
     Args:
         title: Said above the table.
-        differing: The words that tell a job from the others, by its folder.
+        differing: The overrides that tell a job from the others, by its folder.
         plain_every_seconds: Pause between two lines where there is no terminal.
         console: Where to show; the terminal by default.
     """
@@ -115,7 +115,7 @@ def print_statuses(
     title: str,
     console: Console | None = None,
 ) -> None:
-    """Print one row a job: words, state, updates, time, metric, and why it is not done."""
+    """Print one row a job: overrides, state, updates, time, metric, and why it is not done."""
     print_rows(HEADER, _rows(statuses, differing), title=title, console=console)
 
 

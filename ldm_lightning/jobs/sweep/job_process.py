@@ -13,7 +13,7 @@ from pathlib import Path
 from ldm_lightning.distributed.processes import STARTER, ended_by_signal
 from ldm_lightning.jobs.sweep.jobs import Job
 from ldm_lightning.jobs.sweep.reached import DONE, reached
-from ldm_lightning.runs.overrides import key_of, path_word
+from ldm_lightning.runs.overrides import key_of, path_override
 from ldm_lightning.runs.run_folder import RunFolder
 
 TAIL_BYTES = 4096
@@ -29,29 +29,29 @@ class Command:
 
     Attributes:
         module: Run by ``python -m``.
-        options: Words of the sweep's command line that count for its jobs' Hydra.
+        options: Overrides of the sweep's command line that count for its jobs' Hydra.
     """
 
     module: str
     options: tuple[str, ...] = ()
 
-    def words(self, job: Job) -> list[str]:
+    def overrides(self, job: Job) -> list[str]:
         """Return the command line that begins a job, or continues it.
 
-        A continued job has its words stored. Those that name classes are given again, because a
+        A continued job has its overrides stored. Those that name classes are given again, because a
         stored one is built only where its package allows it or the command names it.
         """
-        own = list(job.words)
+        own = list(job.overrides)
         if job.has_begun:
-            own = [path_word("resume", job.folder), *filter(_names_classes, job.words)]
-        folder = path_word("hydra.run.dir", job.folder)
+            own = [path_override("resume", job.folder), *filter(_names_classes, job.overrides)]
+        folder = path_override("hydra.run.dir", job.folder)
         # An experiment that asks for -m by itself would make every job a sweep.
         return [sys.executable, "-m", self.module, *self.options, *own, "hydra.mode=RUN", folder]
 
 
-def _names_classes(word: str) -> bool:
-    """Tell whether a word names a class of the user's own, or a package that he trusts."""
-    key = key_of(word)
+def _names_classes(override: str) -> bool:
+    """Tell whether an override names a class of the user's own, or a package that he trusts."""
+    key = key_of(override)
     return key.rpartition(".")[2] == "_target_" or key == "trusted_packages"
 
 
@@ -74,7 +74,7 @@ class JobProcess:
         with (job.folder / LOG).open("ab") as log:
             self._log_before = log.tell()
             self._process = subprocess.Popen(
-                command.words(job),
+                command.overrides(job),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """The jobs of a sweep and their folders.
 
-A job is what its words say. The name of its folder ends in their hash, so that a sweep that is
-started again finds what is done, in whatever order the words come and whatever was added.
+A job is what its overrides say. The name of its folder ends in their hash, so that a sweep that is
+started again finds what is done, in whatever order the overrides come and whatever was added.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        words: Its part of the command line.
-        folder: Its run folder, ``<number>_<hash of the words>``; may not exist yet.
+        overrides: Its part of the command line.
+        folder: Its run folder, ``<number>_<hash of the overrides>``; may not exist yet.
     """
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     folder: Path
 
     @property
@@ -41,25 +41,27 @@ class Job:
 
     @property
     def has_begun(self) -> bool:
-        """True if there is something that only ``resume`` goes on with; else its words begin it."""
+        """True if only ``resume`` goes on with what is there; else its overrides begin it."""
         return has_begun(self.folder) or (self.folder / CHAIN).is_file()
 
 
-def hash_of(words: Iterable[str]) -> str:
-    """Eight hexadecimal digits that depend on what the words say, not on their order.
+def hash_of(overrides: Iterable[str]) -> str:
+    """Eight hexadecimal digits that depend on what the overrides say, not on their order.
 
     Of two values for one key the last counts, as it does for Hydra.
     """
-    counted = [word for word in words if key_of(word) not in COMMON]
-    values = {key_of(word): word for word in counted if word[:1] not in "+~"}
-    counted = [word for word in counted if word in values.values() or word[:1] in "+~"]
+    counted = [override for override in overrides if key_of(override) not in COMMON]
+    values = {key_of(override): override for override in counted if override[:1] not in "+~"}
+    counted = [
+        override for override in counted if override in values.values() or override[:1] in "+~"
+    ]
     return hashlib.sha256("\n".join(sorted(set(counted))).encode()).hexdigest()[:8]
 
 
-def jobs_of(sweep_folder: Path, words_of_jobs: Iterable[Sequence[str]]) -> list[Job]:
+def jobs_of(sweep_folder: Path, overrides_of_jobs: Iterable[Sequence[str]]) -> list[Job]:
     """The jobs with their folders: the one a job had before, else one with the next number.
 
-    Jobs with the same words are one job, and share its folder.
+    Jobs with the same overrides are one job, and share its folder.
     """
     found = {
         match[2]: (int(match[1]), path)
@@ -69,21 +71,23 @@ def jobs_of(sweep_folder: Path, words_of_jobs: Iterable[Sequence[str]]) -> list[
     number = max((number for number, _ in found.values()), default=-1)
     folders = {key: path for key, (_, path) in found.items()}
     jobs = []
-    for words in words_of_jobs:
-        key = hash_of(words)
+    for overrides in overrides_of_jobs:
+        key = hash_of(overrides)
         if key not in folders:
             number += 1
             folders[key] = sweep_folder / f"{number}_{key}"
-        jobs.append(Job(tuple(words), folders[key]))
+        jobs.append(Job(tuple(overrides), folders[key]))
     return jobs
 
 
-def differing_words(jobs: Sequence[Job]) -> dict[Path, str]:
-    """The words of each job that not all jobs have, by folder; all words of a job alone."""
-    common = set.intersection(*(set(job.words) for job in jobs)) if len(jobs) > 1 else set()
+def differing_overrides(jobs: Sequence[Job]) -> dict[Path, str]:
+    """The overrides of each job that not all jobs have, by folder; all overrides of a job alone."""
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     return {
         job.folder: " ".join(
-            word for word in job.words if word not in common and key_of(word) not in COMMON
+            override
+            for override in job.overrides
+            if override not in common and key_of(override) not in COMMON
         )
         for job in jobs
     }

@@ -31,7 +31,7 @@ def only_one(sweep_folder: Path) -> Iterator[None]:
 
 
 def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, module: str, threads: int) -> None:
-    """Write into ``sweep.json`` what jobs run, with how many threads, and the words of each folder.
+    """Write into ``sweep.json`` what jobs run, on how many threads, and each folder's overrides.
 
     Raises:
         ValueError: If jobs there run another module or with another number of threads, or the file
@@ -49,7 +49,7 @@ def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, module: str, threads
         if module_before != module:
             raise ValueError(
                 f"The jobs in {sweep_folder} run {module_before}, and this command asks for "
-                f"{module}: the same words mean something else. Choose another sweep_name."
+                f"{module}: the same overrides mean something else. Choose another sweep_name."
             )
         if before != threads:
             raise ValueError(
@@ -57,8 +57,8 @@ def keep_record(sweep_folder: Path, jobs: Sequence[Job], *, module: str, threads
                 f"asks for {threads}: their figures would not compare. Give "
                 f"hydra.launcher.threads={before}, or another sweep_name."
             )
-    words = {job.name: list(job.words) for job in jobs}
+    overrides = {job.name: list(job.overrides) for job in jobs}
     with atomic_writer(path) as file:
-        record = {"module": module, "threads": threads, "jobs": {**stored, **words}}
+        record = {"module": module, "threads": threads, "jobs": {**stored, **overrides}}
         text = json.dumps(record, indent=2)
         file.write(text.encode() + b"\n")

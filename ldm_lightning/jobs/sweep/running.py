@@ -18,7 +18,7 @@ from types import FrameType
 
 from ldm_lightning.jobs.sweep.display import SweepDisplay, print_statuses
 from ldm_lightning.jobs.sweep.job_process import Command, JobProcess
-from ldm_lightning.jobs.sweep.jobs import Job, differing_words, jobs_of
+from ldm_lightning.jobs.sweep.jobs import Job, differing_overrides, jobs_of
 from ldm_lightning.jobs.sweep.reached import DONE, Reached, reached
 from ldm_lightning.jobs.sweep.record import keep_record, only_one
 from ldm_lightning.jobs.sweep.resources import Resources
@@ -51,7 +51,7 @@ class Ended:
 
 def run_sweep(
     sweep_folder: Path,
-    words_of_jobs: Sequence[Sequence[str]],
+    overrides_of_jobs: Sequence[Sequence[str]],
     *,
     command: Command,
     resources: Resources,
@@ -60,7 +60,7 @@ def run_sweep(
 
     Args:
         sweep_folder: Holds the jobs' folders.
-        words_of_jobs: One a job; jobs with the same words are run once.
+        overrides_of_jobs: One a job; jobs with the same overrides are run once.
         command: What every job runs.
         resources: What every job gets.
 
@@ -68,8 +68,8 @@ def run_sweep(
         ValueError: If another process runs this sweep, or its jobs were computed otherwise.
     """
     with only_one(sweep_folder):
-        jobs = jobs_of(sweep_folder, words_of_jobs)
-        differing = differing_words(jobs)
+        jobs = jobs_of(sweep_folder, overrides_of_jobs)
+        differing = differing_overrides(jobs)
         keep_record(sweep_folder, jobs, module=command.module, threads=resources.threads)
         with SweepDisplay(title=f"Sweep {sweep_folder}", differing=differing) as display:
             schedule = _Schedule(jobs, command, resources, display)

@@ -55,7 +55,7 @@ class Status:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """One row of a table, without the job's words."""
+        """One row of a table, without the job's overrides."""
         time = format_seconds(self.reached.seconds) if self.reached.seconds else ""
         return (self.state, self.progress, time, self.metric, self.note)
 

@@ -23,7 +23,7 @@ class StandIn:
 
     def __call__(self, step: Step, working_folder: Path) -> int:
         self.steps.append(step)
-        word = next(w for w in step.words if key_of(w) in ("output", "output_dir", "resume"))
+        word = next(w for w in step.overrides if key_of(w) in ("output", "output_dir", "resume"))
         run_folder = RunFolder.create(word.partition("=")[2])
         if step.command == "train":
             run_folder.config.touch()

@@ -131,7 +131,7 @@ def test_a_failing_step_stops_the_chain_and_a_restart_begins_there(
     again = StandIn()
     assert run_chain(chain, run=again) == 0
     assert again.names == ALL[3:]
-    assert again.steps[0].words == (f"resume={chain.folder}/second_stage",)
+    assert again.steps[0].overrides == (f"resume={chain.folder}/second_stage",)
     assert [m.split(":")[0] for m in caplog.messages if ": done already" in m] == [
         "1/8 first_stage",
         "2/8 first_stage_evaluation",
@@ -173,14 +173,14 @@ def test_a_chain_is_read_as_it_was_written(chain, tmp_path):
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        ((0, "words", 0), "experiment=kl_f8"),
-        ((2, "words", 1), "output=/tmp"),
-        ((3, "words", 0), "hydra.run.dir=/tmp"),
+        ((0, "overrides", 0), "experiment=kl_f8"),
+        ((2, "overrides", 1), "output=/tmp"),
+        ((3, "overrides", 0), "hydra.run.dir=/tmp"),
         ((1, "command"), "sample"),
         ((1, "command"), "../../x"),
         ((1, "name"), "../other"),
         ((7, "name"), 3),
-        ((0, "words", 0), None),
+        ((0, "overrides", 0), None),
         ((1, "options"), ["--config-dir", "/tmp"]),
         ((1, "options"), ["-m"]),
     ],
@@ -241,6 +241,8 @@ def test_trust_reaches_every_step_and_no_file(chain, tmp_path):
     chain.save(tmp_path / "chain.json")
     stand_in = StandIn()
     assert run_chain(chain, run=stand_in, trusted_packages=["own"]) == 0
-    assert {step.words[-1] for step in stand_in.steps} == {"trusted_packages=['own']"}
-    stored = [step["words"] for step in json.loads((tmp_path / "chain.json").read_text())["steps"]]
-    assert [list(step.words[:-1]) for step in stand_in.steps] == stored
+    assert {step.overrides[-1] for step in stand_in.steps} == {"trusted_packages=['own']"}
+    stored = [
+        step["overrides"] for step in json.loads((tmp_path / "chain.json").read_text())["steps"]
+    ]
+    assert [list(step.overrides[:-1]) for step in stand_in.steps] == stored

@@ -13,13 +13,13 @@ from ldm_lightning.jobs.chain.steps import (
     Step,
     all_steps,
     continued,
-    first_stage_words,
-    held_out_words,
+    first_stage_overrides,
+    held_out_overrides,
     overridden,
-    second_stage_words,
+    second_stage_overrides,
     trainings,
 )
-from ldm_lightning.runs.overrides import key_of, path_word
+from ldm_lightning.runs.overrides import key_of, path_override
 
 FOLDER = Path("/runs/chain")
 FACTS = ImageFacts(data="image_folder", features="tiny", eval_crop="crops", image_channels=3)
@@ -56,7 +56,7 @@ def steps_of(*words, **changes):
 
 
 def test_the_first_stage_gets_the_words_about_images_and_the_machine():
-    assert first_stage_words(WORDS) == [
+    assert first_stage_overrides(WORDS) == [
         "scale=gpu",
         "data=image_folder",
         "data.root=photos",
@@ -72,7 +72,7 @@ def test_the_first_stage_gets_the_words_about_images_and_the_machine():
 
 
 def test_the_second_stage_gets_all_but_the_images_and_what_is_the_chains_own():
-    assert second_stage_words(WORDS) == [
+    assert second_stage_overrides(WORDS) == [
         "name=faces",
         "scale=gpu",
         "data.batch_size=32",
@@ -92,7 +92,7 @@ def test_the_second_stage_gets_all_but_the_images_and_what_is_the_chains_own():
 
 def test_every_word_goes_somewhere():
     own = {"experiment", "first_stage.overrides", "encode.overrides", "samples.num_samples"}
-    routed = {*first_stage_words(WORDS), *second_stage_words(WORDS)}
+    routed = {*first_stage_overrides(WORDS), *second_stage_overrides(WORDS)}
     lost = {key_of(word) for word in WORDS if word not in routed}
     assert lost == own | {"output_dir", "dry_run"}
 
@@ -100,7 +100,7 @@ def test_every_word_goes_somewhere():
 @pytest.mark.parametrize("word", ["trainer.x=1", "+trainer.x=1", "++trainer.x=1", "~trainer.x"])
 def test_a_key_is_found_however_it_is_set(word):
     assert key_of(word) == "trainer.x"
-    assert first_stage_words([word]) == second_stage_words([word]) == [word]
+    assert first_stage_overrides([word]) == second_stage_overrides([word]) == [word]
 
 
 def test_overrides_replace_words_with_the_same_key():
@@ -125,21 +125,21 @@ def test_the_steps_follow_each_other_through_their_folders():
         ("prior_evaluation", "evaluate"),
     ]
     for step in steps.values():
-        written = [word for word in step.words if key_of(word) in ("output", "output_dir")]
+        written = [word for word in step.overrides if key_of(word) in ("output", "output_dir")]
         assert [word.partition("=")[2] for word in written] == [f"/runs/chain/{step.name}"]
-    assert steps["first_stage"].words == (
+    assert steps["first_stage"].overrides == (
         "experiment=kl_f4",
         "scale=gpu",
         "run_group=runs_chain",
         "output_dir=/runs/chain/first_stage",
     )
-    assert steps["second_stage"].words[:4] == (
+    assert steps["second_stage"].overrides[:4] == (
         "experiment=ldm_kl_f4",
         "first_stage.checkpoint=/runs/chain/first_stage",
         "data=latents",
         "data.root=/runs/chain/latents",
     )
-    assert "images=/runs/chain/prior/images" in steps["prior_evaluation"].words
+    assert "images=/runs/chain/prior/images" in steps["prior_evaluation"].overrides
 
 
 @pytest.mark.parametrize(
@@ -155,14 +155,14 @@ def test_the_steps_follow_each_other_through_their_folders():
 )
 def test_both_trainings_are_of_one_group_named_by_the_chains_folder(folder, group):
     first, second = trainings(Request("ldm_kl_f4", "kl_f4", ()), Path(folder))
-    assert f"run_group={group}" in first.words
-    assert f"run_group={group}" in second.words
+    assert f"run_group={group}" in first.overrides
+    assert f"run_group={group}" in second.overrides
 
 
 def test_a_group_of_ones_own_is_kept():
     steps = steps_of("run_group=mine", first_stage_overrides=("run_group=firsts",))
     groups = {
-        name: [word for word in steps[name].words if key_of(word) == "run_group"]
+        name: [word for word in steps[name].overrides if key_of(word) == "run_group"]
         for name in ("first_stage", "second_stage")
     }
     assert groups == {"first_stage": ["run_group=firsts"], "second_stage": ["run_group=mine"]}
@@ -177,7 +177,7 @@ def test_overrides_reach_their_step_alone():
         sample_overrides=("labels=3", "batch_size=5", "sampler=heun", "sampler.num_steps=2"),
     )
     holders = {
-        word: [name for name, step in steps.items() if word in step.words]
+        word: [name for name, step in steps.items() if word in step.overrides]
         for word in ("max_steps=9", "flip=true", "labels=3", "batch_size=5", "sampler=heun")
     }
     assert holders == {
@@ -187,10 +187,10 @@ def test_overrides_reach_their_step_alone():
         "batch_size=5": ["samples", "prior"],  # decoded noise has no labels and no sampler
         "sampler=heun": ["samples"],
     }
-    assert "seed=2" in steps["first_stage"].words
-    assert "seed=1" not in steps["first_stage"].words
-    assert "seed=1" in steps["second_stage"].words
-    assert all("num_samples=7" in steps[name].words for name in ("samples", "prior"))
+    assert "seed=2" in steps["first_stage"].overrides
+    assert "seed=1" not in steps["first_stage"].overrides
+    assert "seed=1" in steps["second_stage"].overrides
+    assert all("num_samples=7" in steps[name].overrides for name in ("samples", "prior"))
 
 
 def test_samples_are_compared_with_the_held_out_images_of_the_first_stage():
@@ -201,7 +201,7 @@ def test_samples_are_compared_with_the_held_out_images_of_the_first_stage():
         "data.val_fraction=0.2",
         "seed=3",
     ]
-    assert held_out_words(words, FACTS, num_samples=50) == [
+    assert held_out_overrides(words, FACTS, num_samples=50) == [
         "data=image_folder",
         "features=tiny",
         "eval_crop=crops",
@@ -211,27 +211,30 @@ def test_samples_are_compared_with_the_held_out_images_of_the_first_stage():
         "data.val_fraction=0.2",
         "seed=3",
     ]
-    given = held_out_words(["data.max_val_images=null"], FACTS, num_samples=50)
+    given = held_out_overrides(["data.max_val_images=null"], FACTS, num_samples=50)
     assert [word for word in given if "max_val" in word] == ["data.max_val_images=null"]
 
 
 def test_a_dry_run_leaves_no_beginning_of_a_training():
     first, second = trainings(Request("ldm_kl_f4", "kl_f4", ()), FOLDER, dry_run=True)
     for step in (first, second):
-        assert step.words[-2:] == (f"output_dir=/runs/chain/dry_run/{step.name}", "dry_run=true")
+        assert step.overrides[-2:] == (
+            f"output_dir=/runs/chain/dry_run/{step.name}",
+            "dry_run=true",
+        )
 
 
 @pytest.mark.parametrize("path", ["a/b-1.5", "with space", "a=b,c", "it's", "[x]{y}", "ä"])
 def test_any_path_is_one_word_of_hydra(path):
-    (override,) = OverridesParser.create().parse_overrides([path_word("output", Path(path))])
+    (override,) = OverridesParser.create().parse_overrides([path_override("output", Path(path))])
     assert str(override.value()) == path
 
 
 def test_a_command_can_be_copied_into_a_shell():
     step = Step("latents", "encode", ("output='a b'", "splits=[train]"))
-    assert shlex.split(step.line) == ["python", "-m", "ldm_lightning.encode", *step.words]
+    assert shlex.split(step.line) == ["python", "-m", "ldm_lightning.encode", *step.overrides]
     mine = replace(step, options=("--config-dir", "a b"))
-    assert shlex.split(mine.line)[3:] == ["--config-dir", "a b", *step.words]
+    assert shlex.split(mine.line)[3:] == ["--config-dir", "a b", *step.overrides]
 
 
 def test_only_a_training_that_has_begun_is_continued(tmp_path):
@@ -241,11 +244,11 @@ def test_only_a_training_that_has_begun_is_continued(tmp_path):
         assert continued(step, tmp_path) == step
         (tmp_path / step.name).mkdir()
         (tmp_path / step.name / "config.yaml").touch()
-    assert continued(training, tmp_path).words == (f"resume={tmp_path / 'first_stage'}",)
+    assert continued(training, tmp_path).overrides == (f"resume={tmp_path / 'first_stage'}",)
     assert continued(encoding, tmp_path) == encoding
 
 
 def test_every_step_that_reads_images_remembers_them_in_one_place():
     steps = steps_of(*WORDS, "cache_dir=/cache")
-    without = {name for name, step in steps.items() if "cache_dir=/cache" not in step.words}
+    without = {name for name, step in steps.items() if "cache_dir=/cache" not in step.overrides}
     assert without == {"samples", "prior"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm_lightning.jobs.chain.stored_overrides import check_words
+from ldm_lightning.jobs.chain.stored_overrides import check_overrides
 
 HARMLESS = [
     *("experiment=ldm_kl_f4", "data=image_folder", "data.root=/photos", "recipe=none", "seed=3"),
@@ -42,12 +42,12 @@ HOSTILE = [
 
 @pytest.mark.parametrize("word", HARMLESS)
 def test_words_that_choose_and_set_are_taken(word):
-    check_words([word], source="chain.json")
+    check_overrides([word], source="chain.json")
 
 
 @pytest.mark.parametrize("word", HOSTILE)
 def test_words_that_could_do_more_are_refused_by_name(word):
     with pytest.raises(ValueError, match="chain.json") as refused:
-        check_words(["seed=3", word], source="chain.json")
+        check_overrides(["seed=3", word], source="chain.json")
     inner = word.partition("['")[2].partition("'")[0] if ".overrides=" in word else word
     assert repr(inner) in str(refused.value) or repr(word) in str(refused.value)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ldm_lightning.jobs.sweep.display import SweepDisplay, print_statuses
-from ldm_lightning.jobs.sweep.jobs import Job, differing_words, jobs_of
+from ldm_lightning.jobs.sweep.jobs import Job, differing_overrides, jobs_of
 from ldm_lightning.jobs.sweep.reached import Reached
 from ldm_lightning.jobs.sweep.status import Status, status_at_rest
 
@@ -34,7 +34,7 @@ def terminal(width: int = 200, height: int = 50) -> Console:
 def test_a_terminal_shows_one_table_and_what_happens_above_it(tmp_path):
     console = terminal()
     statuses = statuses_in(tmp_path)
-    differing = differing_words([status.job for status in statuses])
+    differing = differing_overrides([status.job for status in statuses])
     with SweepDisplay(title="Sweep [x]", differing=differing, console=console) as display:
         display.show(lambda: statuses)  # too early
         assert "seed=0" not in console.file.getvalue()
@@ -53,7 +53,9 @@ def test_a_low_terminal_shows_what_runs_and_what_failed_and_counts_all(tmp_path)
     jobs = jobs_of(tmp_path, [[f"seed={seed}"] for seed in range(40)])
     states = ["finished"] * 20 + ["failed"] + ["finished"] * 10 + ["running"] + ["waiting"] * 8
     found = [Status(job, state, Reached(state)) for job, state in zip(jobs, states, strict=True)]
-    with SweepDisplay(title="Sweep x", differing=differing_words(jobs), console=console) as display:
+    with SweepDisplay(
+        title="Sweep x", differing=differing_overrides(jobs), console=console
+    ) as display:
         display._shown -= 1.0
         display.show(lambda: found)
     shown = console.file.getvalue()
@@ -67,7 +69,7 @@ def test_a_low_terminal_shows_what_runs_and_what_failed_and_counts_all(tmp_path)
 def test_a_narrow_terminal_shows_every_job(tmp_path, width):
     console = terminal(width=width)
     statuses = statuses_in(tmp_path)
-    differing = differing_words([status.job for status in statuses])
+    differing = differing_overrides([status.job for status in statuses])
     with SweepDisplay(title="x", differing=differing, console=console) as display:
         display._shown -= 1.0
         display.show(lambda: statuses)
@@ -96,7 +98,7 @@ def test_the_last_table_says_why_and_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     console = Console(file=io.StringIO(), width=80)
     statuses = statuses_in(tmp_path)
-    differing = differing_words([status.job for status in statuses])
+    differing = differing_overrides([status.job for status in statuses])
     print_statuses(statuses, differing, title="Sweep x", console=console)
     lines = console.file.getvalue().splitlines()
     assert lines[0] == "Sweep x"
@@ -110,7 +112,7 @@ def test_the_last_table_says_why_and_where(tmp_path, monkeypatch):
 def test_a_narrow_terminal_cuts_no_path(tmp_path):
     console = terminal(width=60)
     statuses = statuses_in(tmp_path)
-    differing = differing_words([status.job for status in statuses])
+    differing = differing_overrides([status.job for status in statuses])
     print_statuses(statuses, differing, title="x", console=console)
     shown = console.file.getvalue()
     assert "…" not in shown  # what is too long is folded

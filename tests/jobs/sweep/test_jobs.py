@@ -1,6 +1,6 @@
 """Which folder is whose."""
 
-from ldm_lightning.jobs.sweep.jobs import differing_words, hash_of, jobs_of
+from ldm_lightning.jobs.sweep.jobs import differing_overrides, hash_of, jobs_of
 
 WORDS = ["experiment=kl_f4", "loss.kl_weight=1e-06", "sweep_name=a"]
 
@@ -39,9 +39,9 @@ def test_the_same_words_are_one_job(tmp_path):
 
 def test_a_job_is_told_by_the_words_that_others_have_not(tmp_path):
     jobs = jobs_of(tmp_path, [[*WORDS, "seed=0"], [*WORDS, "seed=1", "max_steps=3"]])
-    assert list(differing_words(jobs).values()) == ["seed=0", "seed=1 max_steps=3"]
+    assert list(differing_overrides(jobs).values()) == ["seed=0", "seed=1 max_steps=3"]
     alone = "experiment=kl_f4 loss.kl_weight=1e-06 seed=0"
-    assert list(differing_words(jobs[:1]).values()) == [alone]
+    assert list(differing_overrides(jobs[:1]).values()) == [alone]
 
 
 def test_only_what_can_be_continued_has_begun(tmp_path):

@@ -71,8 +71,8 @@ def words_of(monkeypatch):
     """Ask for a sweep, and get the words of its jobs, which are not run."""
     asked = []
 
-    def noted(folder, words_of_jobs, **_):
-        asked.extend(words_of_jobs)
+    def noted(folder, overrides_of_jobs, **_):
+        asked.extend(overrides_of_jobs)
         return Ended((), signal=0, started=0)
 
     monkeypatch.setattr("ldm_lightning.jobs.sweep.running.run_sweep", noted)
@@ -205,7 +205,7 @@ def test_words_reach_the_jobs_as_they_were_meant(tmp_path, words_of):
 
 def test_a_job_finds_its_folder_wherever_it_is(tmp_path):
     folder = tmp_path / "my 'own' sweeps, bäume" / "0_abcdef00"
-    words = Command("m").words(Job(("seed=1",), folder))
+    words = Command("m").overrides(Job(("seed=1",), folder))
     assert [parsed(word) for word in words[3:]] == [
         ("seed", 1),
         ("hydra.mode", "RUN"),

@@ -79,7 +79,7 @@ def test_so_many_jobs_run_at_a_time_each_with_its_own_environment(tmp_path):
     starts = [starts_of(status.job.folder) for status in ended.statuses]
     assert [len(of_job) for of_job in starts] == [1, 1, 1]
     for (start,), job in zip(starts, jobs_of(tmp_path, words), strict=True):
-        assert start["words"] == [*job.words, "hydra.mode=RUN", f"hydra.run.dir={job.folder}"]
+        assert start["words"] == [*job.overrides, "hydra.mode=RUN", f"hydra.run.dir={job.folder}"]
         assert start["threads"] == "1"
         assert start["beside"] <= 1
     assert {start["gpus"] for (start,) in starts} == {"4", "5"}
@@ -99,11 +99,11 @@ def test_a_job_that_fails_leaves_the_others_running_and_only_it_is_run_again(
         REFUSAL,
         "",
     ]
-    assert [status.job.words[0] for status in ended.unfinished] == [w[0] for w in words[:3]]
+    assert [status.job.overrides[0] for status in ended.unfinished] == [w[0] for w in words[:3]]
     table = capsys.readouterr().out
     for status in ended.unfinished:
         assert f"{status.reached.reason} ({status.job.folder / LOG})" in table
-        assert status.job.words[0] in table
+        assert status.job.overrides[0] in table
     assert LOG_LINE in (ended.statuses[2].job.folder / LOG).read_text()
 
     monkeypatch.setenv("ALL_WELL", "1")
@@ -111,10 +111,10 @@ def test_a_job_that_fails_leaves_the_others_running_and_only_it_is_run_again(
     assert states(again) == ["finished"] * 4
     assert not again.unfinished
     assert [status.reached.value for status in again.statuses] == [7.0] * 4
-    starts = {status.job.words[0]: starts_of(status.job.folder) for status in again.statuses}
+    starts = {status.job.overrides[0]: starts_of(status.job.folder) for status in again.statuses}
     assert [len(starts[f"name={name}"]) for name in names] == [2, 2, 2, 1]
     for name in ("raises", "killed"):  # had begun
-        folder = next(s.job.folder for s in again.statuses if s.job.words[0] == f"name={name}")
+        folder = next(s.job.folder for s in again.statuses if s.job.overrides[0] == f"name={name}")
         assert starts[f"name={name}"][1]["words"] == [
             f"resume={folder}",
             "hydra.mode=RUN",
