@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for work; asked before torch, which loads OpenMP, is imported."""
+"""Waiting of OpenMP's threads for work; set before torch, which loads OpenMP, is imported."""
 
 import os
 import sys
