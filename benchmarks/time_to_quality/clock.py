@@ -1,16 +1,22 @@
 """Time of training alone, and turns that processes take so that other work slows all alike."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from benchmarks.device import now
 
 TURN_OVER = "turn over"
 
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds on a clock, and of the processor in this process; can be added and subtracted."""
+    """Seconds on a clock and of the processor; can be added and subtracted.
+
+    Of the processor in this process and in those it has waited for, such as readers of images.
+    """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -18,7 +24,7 @@ class Time:
     @classmethod
     def now(cls) -> "Time":
         """Read both."""
-        return cls(time.perf_counter(), time.process_time())
+        return cls(time.perf_counter(), sum(os.times()[:4]))
 
     def __add__(self, other: "Time") -> "Time":
         return Time(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
@@ -60,12 +66,18 @@ class TrainingClock:
 
     def stand(self) -> None:
         """Stop until ``run``."""
+        now()  # waits for a GPU
         self._before, self._since = self.time, None
 
     def wait_for_turn(self) -> None:
-        """Begin the first turn; the clock stands."""
+        """Begin a turn when it comes; the clock stands.
+
+        Raises:
+            SystemExit: If whoever gives turns is gone.
+        """
         if self.turn_seconds:
-            sys.stdin.readline()
+            if not sys.stdin.readline():
+                sys.exit("The race has ended.")
             self._turn_ends = self.time.seconds + self.turn_seconds
 
     def give_turn(self) -> None:

@@ -78,7 +78,7 @@ def _train_ours(setting: Setting, cfg: DictConfig, *, clock: TrainingClock, outp
     built = build(CheckedRun(cfg, Composition({}, ()), run_folder, continues=None))
     built.data.identify()  # what files hold, remembered by every later run
     loaded = load(built)
-    batches = _fixed_images(built.data)
+    batches = _fixed_images(built.data, num_images=setting.num_images)
     clock.wait_for_turn()
     clock.timed(lambda: prepare(loaded))
     rate = learning_rate(cfg, num_devices=1)
@@ -104,7 +104,7 @@ def _train_original(
     data = build_images(cfg)
     data.num_train_batches = MANY_BATCHES
     data.identify()
-    batches = _fixed_images(data)
+    batches = _fixed_images(data, num_images=setting.num_images)
     torch.manual_seed(cfg.seed)
     module = OriginalModule(
         build_autoencoder(stored_first_stage(cfg)),
@@ -151,7 +151,12 @@ def _start(
     }
 
 
-def _fixed_images(data: MapDataModule) -> list[Tensor]:
-    """Validation images, read before the clock starts."""
+def _fixed_images(data: MapDataModule, *, num_images: int) -> list[Tensor]:
+    """Validation images, read before the clock starts.
+
+    An image is a window where several are cut from a photograph; they are taken from all alike.
+    """
     assert isinstance(data, ImageDataModule)
-    return [batch["image"] for batch in data.val_dataloader()]
+    images = torch.cat([batch["image"] for batch in data.val_dataloader()])
+    chosen = torch.linspace(0, len(images) - 1, min(num_images, len(images))).round().long()
+    return list(images[chosen].split(data.val_batch_size))
