@@ -24,7 +24,8 @@ from benchmarks.time_to_quality.original import OriginalModule
 from ldm_lightning.builders.data import build_images
 from ldm_lightning.builders.first_stage import stored_first_stage
 from ldm_lightning.builders.training import learning_rate
-from ldm_lightning.data.module import ImageDataModule, MapDataModule
+from ldm_lightning.data.image_module import ImageDataModule
+from ldm_lightning.data.module import MapDataModule
 from ldm_lightning.restore.first_stage import build_autoencoder
 from ldm_lightning.restore.stored_config import Composition
 from ldm_lightning.runs.run_folder import RunFolder
@@ -42,6 +43,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """Learning rates of which the original gets the best; published is 3.6e-5 for 8 images."""
 
 MANY_BATCHES = 10**7
+MEASURED_BATCH_SIZE = 32
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -159,4 +161,4 @@ def _fixed_images(data: MapDataModule, *, num_images: int) -> list[Tensor]:
     assert isinstance(data, ImageDataModule)
     images = torch.cat([batch["image"] for batch in data.val_dataloader()])
     chosen = torch.linspace(0, len(images) - 1, min(num_images, len(images))).round().long()
-    return list(images[chosen].split(data.val_batch_size))
+    return list(images[chosen].split(MEASURED_BATCH_SIZE))
