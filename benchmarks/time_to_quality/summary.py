@@ -119,18 +119,16 @@ def _badness(point: Point, name: str) -> float:
 def print_ratios(found: Sequence[Ratio]) -> None:
     """A table with the median and the spread over seeds."""
     table = Table(title="time of ours to the original's quality / the original's time")
-    for name in ("case", "against", "after minutes", "median", "from", "to", "seeds"):
+    for name in ("case", "against", "minutes", "of", "median", "from", "to", "seeds"):
         table.add_column(name)
-    groups = sorted({(one.case, one.against, one.after_minutes) for one in found})
-    for case, against, after in groups:
-        values = [
-            one.value
-            for one in found
-            if (one.case, one.against, one.after_minutes) == (case, against, after)
-        ]
+    groups: dict[tuple[str, str, float, float], list[float]] = {}
+    for one in found:
+        group = (one.case, one.against, one.minutes, one.after_minutes)
+        groups.setdefault(group, []).append(one.value)
+    for (case, against, minutes, after), values in sorted(groups.items()):
         spread = (statistics.median(values), min(values), max(values))
         cells = ["never" if math.isinf(value) else f"{value:.3f}" for value in spread]
-        table.add_row(case, against, f"{after:g}", *cells, str(len(values)))
+        table.add_row(case, against, f"{after:.3g}", f"{minutes:g}", *cells, str(len(values)))
     Console().print(table)
 
 

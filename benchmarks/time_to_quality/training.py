@@ -34,7 +34,7 @@ from ldm_lightning.training.steps import build, load, prepare
 from ldm_lightning.utils.memory import keep_freed_memory
 
 ORIGINAL = "original"
-WITHOUT = "original, no discriminator"
+WITHOUT = "original_without_discriminator"
 SEARCH = "search"
 """Arms; a search is the original without a discriminator, for one learning rate of several."""
 
