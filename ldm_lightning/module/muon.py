@@ -130,14 +130,40 @@ class Muon(Optimizer):
 
 def orthogonalized(matrix: Tensor) -> Tensor:
     """Nearest orthogonal matrix, roughly: five Newton-Schulz iterations; [m, n] to [m, n]."""
-    a, b, c = COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
     x = x / x.norm().clamp(min=SMALLEST_NORM)
+    # The short way squares small singular values, which bfloat16 would lose.
+    is_short = x.dtype != torch.bfloat16 and x.shape[1] >= 2 * x.shape[0]
+    x = _iterated_short(x) if is_short else _iterated(x)
+    return (x.T if is_tall else x).contiguous()
+
+
+def _iterated(x: Tensor) -> Tensor:
+    """Iterate as published: each time x becomes (a + b x x' + c (x x')^2) x."""
+    a, b, c = COEFFICIENTS
     for _ in range(NUM_ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if is_tall else x).contiguous()
+    return x
+
+
+def _iterated_short(x: Tensor) -> Tensor:
+    """The same with products of [m, m] alone in each iteration: x is multiplied once, at the end.
+
+    All factors are polynomials in x x' and commute. On kernels of 3x3 it takes 0.4 of the
+    operations.
+    """
+    a, b, c = COEFFICIENTS
+    gram = x @ x.T
+    product = None
+    for _ in range(NUM_ITERATIONS):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor if product is None else factor @ product
+        gram = factor @ gram @ factor
+    assert product is not None
+    return product @ x
 
 
 def iteration_dtype(matrix: Tensor) -> torch.dtype:

@@ -12,7 +12,14 @@ from ldm_lightning.denoiser.dit import DiT
 from ldm_lightning.denoiser.unet import UNet
 from ldm_lightning.discriminator.patchgan import PatchGAN
 from ldm_lightning.module import muon
-from ldm_lightning.module.muon import ADAMW, MUON, Muon, hidden_matrices, make_optimizer
+from ldm_lightning.module.muon import (
+    ADAMW,
+    MUON,
+    Muon,
+    hidden_matrices,
+    make_optimizer,
+    orthogonalized,
+)
 from tests.cli.run import command, run_folder, tensors_of, tiny
 from tests.cli.second_stage import tiny_second
 from tests.module.small import loader, small_module, trainer
@@ -68,6 +75,19 @@ def test_a_kernel_steps_as_the_matrix_that_it_is(layout):
 def set_layout(parameter, layout):
     parameter.data = parameter.data.contiguous(memory_format=layout)
     return parameter
+
+
+@pytest.mark.parametrize("shape", [(5, 40), (40, 5)])
+def test_the_short_iteration_is_the_published_one_over_six_decades_of_singular_values(shape):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, 5, generator=generator)).Q for n in shape)
+    matrix = (left * torch.logspace(-6, 0, 5)) @ right.T
+    wide = (matrix if shape == (5, 40) else matrix.T).double()
+    expected = muon._iterated(wide / wide.norm())
+    found = orthogonalized(matrix)
+    torch.testing.assert_close(
+        (found if shape == (5, 40) else found.T).double(), expected, rtol=0, atol=1e-3
+    )
 
 
 def test_values_out_of_bounds_and_vectors_are_refused():
