@@ -7,13 +7,14 @@ continues across a patch's edge, so no blocks appear.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_lightning.autoencoder.lapped import LappedDecoder, LappedMoments
 from ldm_lightning.autoencoder.linear import LinearMaps
 from ldm_lightning.bottleneck.base import Bottleneck
 from ldm_lightning.utils.image import from_uint8
@@ -34,12 +35,6 @@ MAX_EXACT_SIZE = 1024
 NUM_ITERATIONS = 12
 NUM_SPARE = 16
 """Rounds of the iteration, and directions it carries beyond those that are kept."""
-
-MAX_LAPPED_CHANNELS = 32
-"""Channels whose neighbors are fitted; later ones hold too little for their many weights."""
-
-RIDGE = 1e-6
-"""Added to the diagonal of the least-squares system, as a fraction of its mean."""
 
 LARGEST_LOGIT_INPUT = 0.95
 """Images are shrunk into this range before their logit is taken, which has no end at 1."""
@@ -70,6 +65,13 @@ class PatchComponents:
     analysis: Tensor
     synthesis: Tensor
     variances: Tensor
+
+    def first(self, num_components: int) -> "PatchComponents":
+        """Return the first of them, all where there are fewer."""
+        kept = slice(num_components)
+        return PatchComponents(
+            self.mean, self.analysis[kept], self.synthesis[:, kept], self.variances[kept]
+        )
 
 
 def patches_of(images: Tensor, size: int) -> Tensor:
@@ -165,62 +167,103 @@ def fit_linear_maps(
         seed: Of the codes.
         logits: Fit the logits of a Bernoulli likelihood instead of images.
     """
-    size, num_channels = maps.downsampling_factor, maps.to_latents.out_channels
-    components = fit_components(images, size=size, num_components=num_channels)
-    kept = len(components.variances)
-    variances = components.variances.clamp(min=1e-12)
-    scales = (
-        variances.mean().sqrt().expand(kept) if bottleneck.compares_vectors else variances.sqrt()
+    components = fit_components(
+        images, size=maps.downsampling_factor, num_components=maps.to_latents.out_channels
     )
-    with torch.no_grad():
-        encoder = components.analysis / scales[:, None]
-        maps.to_latents.weight.zero_()
-        maps.to_latents.weight[:kept] = encoder.view(kept, *maps.to_latents.weight.shape[1:])
-        assert maps.to_latents.bias is not None
-        maps.to_latents.bias.zero_()
-        maps.to_latents.bias[:kept] = -encoder @ components.mean
-        vectors = [maps.encode(chunk).movedim(1, -1).flatten(0, 2) for chunk in _chunks(images)]
-        bottleneck.start_from(torch.cat(vectors), seed=seed)
-        _fit_decoder(maps, bottleneck, images, components, scales, logits=logits)
+    fit_to_components(maps, bottleneck, images, components, seed=seed, logits=logits)
 
 
-def _fit_decoder(
+@torch.no_grad()
+def fit_to_components(
     maps: LinearMaps,
     bottleneck: Bottleneck,
     images: Tensor,
     components: PatchComponents,
-    scales: Tensor,
     *,
-    logits: bool,
+    seed: int,
+    logits: bool = False,
 ) -> None:
-    """Least squares from 3x3 latents to what a position's own latents leave of its patch."""
-    size, kept = maps.downsampling_factor, len(scales)
-    lapped = min(kept, MAX_LAPPED_CHANNELS)
-    own_patch = components.synthesis * scales  # [D, n]
-    num_inputs = 9 * lapped + 1
-    gram = torch.zeros(num_inputs, num_inputs, dtype=torch.float64)
-    moment = torch.zeros(num_inputs, len(components.mean), dtype=torch.float64)
+    """Fit both maps where the components of the images' patches are known.
+
+    Args:
+        maps: Is changed.
+        bottleneck: Is changed where it has codes.
+        images: As ``fit_linear_maps`` takes them.
+        components: No more than the latents have channels.
+        seed: Of the codes.
+        logits: Fit the logits of a Bernoulli likelihood instead of images.
+    """
+    size, kept = maps.downsampling_factor, len(components.variances)
+    deviations = _deviations(components)
+    if bottleneck.compares_vectors:
+        deviations = deviations.square().mean().sqrt().expand(kept)
+    _set_encoder(maps, components, deviations)
+    vectors = [maps.encode(chunk).movedim(1, -1).flatten(0, 2) for chunk in _chunks(images)]
+    bottleneck.start_from(torch.cat(vectors), seed=seed)
+    moments = LappedMoments(kept, len(components.mean))
     was_training = bottleneck.training
     bottleneck.eval()
     for chunk in _chunks(images):
         latents = bottleneck(_as_encoded(maps.encode(chunk), bottleneck)).latents
         target = _logit(chunk) if logits else chunk
-        own = latents[:, :kept].movedim(1, -1).flatten(0, 2)
-        rest = patches_of(target, size).flatten(0, 2) - components.mean - own @ own_patch.T
-        neighbors = F.unfold(F.pad(latents[:, :lapped], (1, 1, 1, 1), mode="replicate"), 3)
-        inputs = neighbors.movedim(1, -1).flatten(0, 1)  # [B * h * w, lapped * 9]
-        inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
-        gram += (inputs.T @ inputs).double()
-        moment += (inputs.T @ rest).double()
+        moments.add(latents[:, :kept], patches_of(target, size) - components.mean)
     bottleneck.train(was_training)
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(num_inputs, dtype=torch.float64)
-    solution = torch.linalg.solve(gram, moment).float()  # [num_inputs, D]
+    _set_decoder(maps, components, moments.solve(components.synthesis * deviations))
+
+
+@torch.no_grad()
+def fit_channel_counts(
+    images: Tensor, components: PatchComponents, *, size: int, channel_counts: Sequence[int]
+) -> list[LinearMaps]:
+    """Fit maps without a bottleneck for several numbers of channels, in one pass over the images.
+
+    Args:
+        images: uint8 [N, C, H, W]; height and width are divisible by ``size``.
+        components: Of their patches, as many as the largest number of channels.
+        size: Height and width of a patch, f.
+        channel_counts: Channels of the latents, c.
+    """
+    maps = [
+        LinearMaps(image_channels=images.shape[1], latent_channels=count, downsampling_factor=size)
+        for count in channel_counts
+    ]
+    deviations = _deviations(components)
+    moments = LappedMoments(len(deviations), len(components.mean))
+    encoder = components.analysis / deviations[:, None]
+    for chunk in _chunks(images):
+        patches = patches_of(chunk, size) - components.mean
+        moments.add((patches @ encoder.T).movedim(-1, 1), patches)
+    for one in maps:
+        first = components.first(one.to_latents.out_channels)
+        _set_encoder(one, first, _deviations(first))
+        _set_decoder(one, first, moments.solve(first.synthesis * _deviations(first)))
+    return maps
+
+
+def _deviations(components: PatchComponents) -> Tensor:
+    """Standard deviation along each component, above zero: [n]."""
+    return components.variances.clamp(min=1e-12).sqrt()
+
+
+def _set_encoder(maps: LinearMaps, components: PatchComponents, scales: Tensor) -> None:
+    """Let the latents be the components over scales [n]; further channels are zero."""
+    kept = len(scales)
+    encoder = components.analysis / scales[:, None]
+    weight, bias = maps.to_latents.weight, maps.to_latents.bias
+    assert bias is not None
+    weight.zero_()
+    weight[:kept] = encoder.view(kept, *weight.shape[1:])
+    bias.zero_()
+    bias[:kept] = -encoder @ components.mean
+
+
+def _set_decoder(maps: LinearMaps, components: PatchComponents, decoder: LappedDecoder) -> None:
+    """Let patches be what the decoder finds, about the mean patch."""
     weight, bias = maps.to_patches.weight, maps.to_patches.bias
     assert bias is not None
     weight.zero_()
-    weight[:, :lapped] = solution[:-1].T.view(-1, lapped, 3, 3)
-    weight[:, :kept, 1, 1] += own_patch
-    bias.copy_(components.mean + solution[-1])
+    weight[:, : decoder.weight.shape[1]] = decoder.weight
+    bias.copy_(components.mean + decoder.bias)
 
 
 def _as_encoded(latents: Tensor, bottleneck: Bottleneck) -> Tensor:
