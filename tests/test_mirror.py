@@ -18,6 +18,8 @@ COVERED_BY = {
     "checkpoints/test_sharded.py": "checkpoints/contents checkpoints/sharded_tensors",
     "checks/test_keys.py": "checks/kinds",
     "cli/test_bad_input.py": "cli config",
+    "cli/test_floor.py": "autoencoder/lapped autoencoder/linear_autoencoder evaluation/floors "
+    "planning/denoiser_cost reporting/floors",
     "cli/test_plan.py": "planning/facts planning/first_stage planning/cost planning/second_stage "
     "planning/table planning/trial planning/untrained utils/memory",
     "cli/test_sample.py": "restore/second_stage restore/run_defaults sampler/images",
@@ -58,7 +60,7 @@ COVERED_BY = {
 }
 """Modules by the test file that covers them."""
 
-DOORS = ("train", "evaluate", "encode", "sample", "plan", "report", "pipeline")
+DOORS = ("train", "evaluate", "encode", "sample", "plan", "floor", "report", "pipeline")
 """Commands; ``tests/cli`` runs them."""
 
 

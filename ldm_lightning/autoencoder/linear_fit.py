@@ -135,18 +135,30 @@ def _exact(images: Tensor, mean: Tensor, *, size: int, kept: int) -> tuple[Tenso
 
 def _iterated(images: Tensor, mean: Tensor, *, size: int, kept: int) -> tuple[Tensor, Tensor]:
     """The same by orthogonal iteration; no [D, D] table is held."""
+    rows = patches_of(images, size).flatten(0, 2)  # uint8, cut once for all rounds
+    per_chunk = max(1, PIXELS_A_CHUNK // len(mean))
+
+    def weighed(columns: Tensor) -> Tensor:
+        return _weigh_color(columns.T.reshape(columns.shape[1], -1, size**2), COLOR_GAIN).flatten(1)
+
+    def centered() -> Iterator[Tensor]:
+        for part in rows.split(per_chunk):
+            yield from_uint8(part) - plain_mean
+
+    # Weighing patches is a symmetric linear map: the few directions are weighed in their stead.
+    plain_mean = _weigh_color(mean.view(1, -1, size**2), 1 / COLOR_GAIN).flatten()
     basis = torch.randn(len(mean), kept + NUM_SPARE, generator=generator_for("components", size))
     for _ in range(NUM_ITERATIONS):
         basis, _ = torch.linalg.qr(basis)
-        product = torch.zeros_like(basis)
-        for patches in _weighted_patches(images, size):
-            centered = patches - mean
-            product += centered.T @ (centered @ basis)
-        basis = product
+        product, directions = torch.zeros_like(basis), weighed(basis)
+        for patches in centered():
+            product += patches.T @ (patches @ directions.T)
+        basis = weighed(product).T
     basis, _ = torch.linalg.qr(basis)
     within = torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64)
-    for patches in _weighted_patches(images, size):
-        coordinates = (patches - mean) @ basis
+    directions = weighed(basis)
+    for patches in centered():
+        coordinates = patches @ directions.T
         within += (coordinates.T @ coordinates).double()
     values, rotation = torch.linalg.eigh(within)
     return values.flip(0)[:kept], (basis.double() @ rotation.flip(1)[:, :kept]).T

@@ -122,6 +122,7 @@ KINDS: Mapping[str, Kind] = {
     "sampler.guidance_interval": replace(FRACTION, is_list=True, length=2),
     "*attention_at": replace(COUNT, is_list=True),
     "*width_multipliers": replace(COUNT, is_list=True),
+    "downsampling_factors": replace(COUNT, is_list=True),
     # numbers whose default is null, asked for or computed
     "optim.learning_rate": NUMBER,
     "optim.clip_norm": POSITIVE,
@@ -192,6 +193,8 @@ def kind_of(key: str, default: Any) -> Kind:
     """
     known = next((kind for pattern, kind in KINDS.items() if fnmatchcase(key, pattern)), None)
     kind = known or _of_default(default)
+    if isinstance(default, list) and not kind.is_list:  # several of what one is elsewhere
+        kind = replace(kind, is_list=True)
     return replace(kind, or_null=True) if default is None else kind
 
 

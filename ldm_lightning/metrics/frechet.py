@@ -118,12 +118,20 @@ class FrechetDistance:
             }
             self._cache = ReferenceCache(Path(cache_dir).expanduser(), key)
         self._cache_was_read = False
+        self._shared: FrechetDistance | None = None
+
+    def share_references(self, other: "FrechetDistance") -> None:
+        """Measure against the references of another distance, which must see the same images.
+
+        Their features are then computed once. The other one is updated and reset by its owner.
+        """
+        self._shared = other
 
     def reset(self) -> None:
         """Begin a pass. Call it on every process: they agree here on whether a cache is used."""
         self._images.reset()
         self._references.reset()
-        if self._cache is None or self._kept is not None or self._cache_was_read:
+        if self._shared or self._cache is None or self._kept is not None or self._cache_was_read:
             return
         self._cache_was_read = True
         found = self._cache.load()
@@ -146,25 +154,16 @@ class FrechetDistance:
 
     def update_references(self, images: Tensor) -> None:
         """Add reference images, uint8, [B, C, H, W]; free where their statistics are kept."""
-        if self._kept is None:
+        if self._kept is None and self._shared is None:
             self._references.update(self.extractor(images))
 
     def compute(self) -> FrechetResult | None:
         """Measure over all processes; ``None`` where a side has fewer than two images."""
         statistics = _compute(self._images)
-        reference = self._kept
-        if reference is None:
-            seen = _compute(self._references)
-            if min(seen.num_images, statistics.num_images) < 2:
-                return None
-            reference = reference_statistics(seen)
-            if seen.num_images == self._fixed_count:
-                self._keep(reference)
-                if self._cache is not None and process_rank() == 0:
-                    self._cache.save(reference)
-        elif statistics.num_images < 2:
+        reference = self._reference()
+        if reference is None or statistics.num_images < 2:
             return None
-        elif statistics.num_images != reference.num_images:
+        if statistics.num_images != reference.num_images:
             logger.warning(
                 "The Fréchet distance compares %d images with all %d references that are kept.",
                 statistics.num_images,
@@ -177,6 +176,22 @@ class FrechetDistance:
             small_sample=min(statistics.num_images, reference.num_images)
             < self.extractor.feature_dim,
         )
+
+    def _reference(self) -> ReferenceStatistics | None:
+        """Statistics of all references; None of fewer than two."""
+        if self._shared is not None:
+            return self._shared._reference()
+        if self._kept is not None:
+            return self._kept
+        seen = _compute(self._references)
+        if seen.num_images < 2:
+            return None
+        reference = reference_statistics(seen)
+        if seen.num_images == self._fixed_count:
+            self._keep(reference)
+            if self._cache is not None and process_rank() == 0:
+                self._cache.save(reference)
+        return reference
 
     def describe(self, result: FrechetResult) -> Protocol:
         """Say how a result was made."""

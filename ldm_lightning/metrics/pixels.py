@@ -24,50 +24,60 @@ def peak_signal_to_noise_ratio(reconstructions: Tensor, images: Tensor) -> Tenso
         float64, [B], at most ``MAX_PSNR``. The squared error is summed in integers, so a value
         depends on its own image alone, bit for bit.
     """
-    difference = reconstructions.to(torch.int64) - images.to(torch.int64)
+    difference = reconstructions.to(torch.int32) - images.to(torch.int32)
     squared_error = difference.square().flatten(1).sum(dim=1).double()
     mean_squared_error = squared_error / (math.prod(images.shape[1:]) * 255**2)
     return (-10 * torch.log10(mean_squared_error)).clamp(max=MAX_PSNR)
 
 
-def structural_similarity(reconstructions: Tensor, images: Tensor) -> Tensor:
-    """SSIM of each image: Gaussian window of 11 pixels with sigma 1.5, data range 1.
+class StructuralSimilarity:
+    """SSIM of reconstructions with images: Gaussian window of 11 pixels, sigma 1.5, data range 1.
 
     Source: Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural
     Similarity", Eq. 13, with K1 = 0.01 and K2 = 0.03. The mean runs over channels and the positions
     where the window lies inside the image; nothing is padded. Computed in float64, because a
     variance is a small difference of large numbers where an image is flat.
 
-    Args:
-        reconstructions: uint8, [B, C, H, W], H and W at least 11.
-        images: uint8, [B, C, H, W].
+    What depends on the images alone is computed once.
 
-    Returns:
-        float64, [B], at most 1.
+    Args:
+        images: uint8, [B, C, H, W], H and W at least 11.
 
     Raises:
         ValueError: If the window does not fit into the images.
     """
-    height, width = images.shape[2:]
-    if min(height, width) < WINDOW_SIZE:
-        raise ValueError(
-            f"SSIM needs images of at least {WINDOW_SIZE} pixels a side, got {height}x{width}."
-        )
-    x, y = images.double() / 255, reconstructions.double() / 255
-    rows = _window_matrix(height).to(images.device)  # [H - 10, H]
-    columns = _window_matrix(width).to(images.device).T  # [W, W - 10]
 
-    def local_mean(values: Tensor) -> Tensor:
-        return rows @ values @ columns
+    def __init__(self, images: Tensor) -> None:
+        height, width = images.shape[2:]
+        if min(height, width) < WINDOW_SIZE:
+            raise ValueError(
+                f"SSIM needs images of at least {WINDOW_SIZE} pixels a side, got {height}x{width}."
+            )
+        self._rows = _window_matrix(height).to(images.device)  # [H - 10, H]
+        self._columns = _window_matrix(width).to(images.device).T  # [W, W - 10]
+        self._images = images.double() / 255
+        self._mean = self._local_mean(self._images)
+        self._variance = self._local_mean(self._images * self._images) - self._mean**2
 
-    mean_x, mean_y = local_mean(x), local_mean(y)
-    variance_x = local_mean(x * x) - mean_x**2
-    variance_y = local_mean(y * y) - mean_y**2
-    covariance = local_mean(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
-    return (luminance * structure).flatten(1).mean(dim=1)
+    def _local_mean(self, values: Tensor) -> Tensor:
+        return self._rows @ values @ self._columns
+
+    def __call__(self, reconstructions: Tensor) -> Tensor:
+        """Compare reconstructions, uint8 [B, C, H, W]: float64, [B], at most 1."""
+        x, y = self._images, reconstructions.double() / 255
+        mean_x, variance_x = self._mean, self._variance
+        mean_y = self._local_mean(y)
+        variance_y = self._local_mean(y * y) - mean_y**2
+        covariance = self._local_mean(x * y) - mean_x * mean_y
+        c1, c2 = 0.01**2, 0.03**2
+        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+        structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+        return (luminance * structure).flatten(1).mean(dim=1)
+
+
+def structural_similarity(reconstructions: Tensor, images: Tensor) -> Tensor:
+    """SSIM of each image, float64 [B], of uint8 [B, C, H, W]; see ``StructuralSimilarity``."""
+    return StructuralSimilarity(images)(reconstructions)
 
 
 @functools.lru_cache(maxsize=16)

@@ -85,6 +85,10 @@ class ReconstructionMetrics:
         self._spectrum = PowerSpectrum()
         self._network_dtype = torch.float32
 
+    def share_references(self, other: "ReconstructionMetrics") -> None:
+        """Take the features of the images from other metrics, which must see the same ones."""
+        self.frechet.share_references(other.frechet)
+
     def names(self, *, num_images: int, size: tuple[int, int]) -> set[str]:
         """Names of what a pass over so many images of height and width measures."""
         names = {"psnr", *self.features.perceptual}

@@ -45,6 +45,11 @@ class Counter(TorchDispatchMode):
         self.peak_bytes = 0
         self._known: set[int] = set()  # storages that existed before, or are counted
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch guards each operation from its compiler, whose import takes seconds."""
+        return False
+
     def know(self, tensors: Iterable[Tensor]) -> None:
         """Leave tensors that existed before out of the count, and so what is a view of them."""
         self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}

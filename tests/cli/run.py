@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm_lightning import encode, evaluate, pipeline, plan, report, sample, train
+from ldm_lightning import encode, evaluate, floor, pipeline, plan, report, sample, train
 
 ROOT = Path(__file__).resolve().parents[2]
 MAINS = {
@@ -31,6 +31,7 @@ MAINS = {
     "sample": sample.main,
     "pipeline": pipeline.main,
     "plan": plan.main,
+    "floor": floor.main,
     "report": report.main,
 }
 

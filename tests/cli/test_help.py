@@ -5,7 +5,7 @@ import pytest
 
 from tests.cli.run import EXPERIMENTS, ROOT, SECOND_STAGES, command, process
 
-COMMANDS = ("train", "evaluate", "encode", "sample", "pipeline", "plan", "report")
+COMMANDS = ("train", "evaluate", "encode", "sample", "pipeline", "plan", "floor", "report")
 PRINTED = {"help": ["--help"], "config": ["--cfg", "job"]}
 CASES = [(name, "help") for name in COMMANDS] + [("train", "config"), ("report", "config")]
 
