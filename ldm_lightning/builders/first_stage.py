@@ -17,6 +17,7 @@ from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.loss.terms import LossTerm
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics
+from ldm_lightning.metrics.linear_floor import LatentDescription, LinearFloor
 from ldm_lightning.metrics.names import MetricMeaning, register
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.module.settings import Adversary
@@ -120,19 +121,44 @@ def build_first_stage_module(
     features = features or build_features(cfg)
     stored = stored_first_stage(cfg)
     autoencoder = build_autoencoder(stored)
+    metrics = build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol)
     return AutoencoderModule(
         autoencoder,
         reconstruction_loss or build_reconstruction_loss(cfg),
         term_weights=build_term_weights(cfg),
         adversary=build_adversary(cfg, num_devices=num_devices),
         optimization=build_optimization(cfg, num_devices=num_devices),
-        metrics=build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol),
+        metrics=metrics,
         raw_metrics=build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol)
         if cfg.validation.raw
+        else None,
+        linear_floor=build_linear_floor(
+            autoencoder, features, metrics=metrics, protocol=protocol, seed=cfg.seed
+        )
+        if cfg.validation.linear_floor
         else None,
         seed=cfg.seed,
         log_every_steps=cfg.log_every_steps,
         stored_config=stored,
+    )
+
+
+def build_linear_floor(
+    autoencoder: Autoencoder,
+    features: FeatureSet,
+    *,
+    metrics: FirstStageMetrics,
+    protocol: Mapping[str, str | int | float],
+    seed: int,
+) -> LinearFloor:
+    """Build the linear floor of an autoencoder, measured beside its metrics."""
+    latents = LatentDescription(
+        latent_channels=autoencoder.latent_channels,
+        downsampling_factor=autoencoder.downsampling_factor,
+        num_codes=autoencoder.bottleneck.num_codes,
+    )
+    return LinearFloor(
+        latents, features, beside=metrics.reconstruction, protocol=protocol, seed=seed
     )
 
 

@@ -145,5 +145,12 @@ class TrainingProgress(ProgressBar):
 def _values(trainer: pl.Trainer, names: tuple[str, ...]) -> str:
     """Format the named values that have been logged, by the last part of their names."""
     logged = trainer.callback_metrics
-    shown = [f"{name.split('/')[-1]} {float(logged[name]):.4g}" for name in names if name in logged]
+    shown = []
+    for name in names:
+        if name in logged:
+            value, word = float(logged[name]), name.split("/")[-1]
+            shown.append(f"{word} {value:.4g}")
+            if name == "val/psnr" and (floor := logged.get("val/linear_floor_psnr")) is not None:
+                way = "above" if value >= floor else "below"
+                shown[-1] += f" ({abs(value - float(floor)):.1f} dB {way} the linear floor)"
     return "  ".join(shown)

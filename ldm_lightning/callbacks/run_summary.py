@@ -113,6 +113,8 @@ class RunSummary(pl.Callback):
             changes["protocol"] = _protocol(report.protocol, metrics, _weights(trainer))
             if per_channel := getattr(report, "per_channel", None):
                 changes["per_channel"] = per_channel
+            if floor := getattr(report, "linear_floor", None):
+                changes["linear_floor"] = {**floor.scalars, "protocol": floor.protocol}
         if trainer.state.fn == "validate":
             facts = _made_with(trainer)
             changes |= {"state": "validated", **facts}

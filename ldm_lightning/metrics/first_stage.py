@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +22,7 @@ from ldm_lightning.metrics.color_and_blocks import (
 )
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.latents import LatentStatistics
+from ldm_lightning.metrics.linear_floor import FloorFigures
 from ldm_lightning.metrics.reconstruction import Protocol, ReconstructionMetrics
 from ldm_lightning.utils.image import from_uint8, to_uint8
 from ldm_lightning.utils.metadata import count_fact
@@ -41,6 +42,8 @@ class FirstStageReport:
         per_channel: The same two names, one value a latent channel.
         protocol: How each scalar was made, by the names of ``scalars``.
         num_images: Number of images seen, over all processes.
+        linear_floor: Figures of linear maps on the same images, which stand among ``scalars`` too;
+            ``None`` where they were not measured.
         codebook_histogram: How often each code was used, int64 [K] on the CPU; ``None`` without
             codes.
     """
@@ -51,6 +54,18 @@ class FirstStageReport:
     protocol: dict[str, Protocol]
     num_images: int
     codebook_histogram: Tensor | None
+    linear_floor: FloorFigures | None = None
+
+    def with_floor(self, floor: FloorFigures | None) -> Self:
+        """The same report with a linear floor beside the first stage's figures."""
+        if floor is None:
+            return self
+        return replace(
+            self,
+            scalars={**self.scalars, **floor.named()},
+            protocol={**self.protocol, **floor.protocols()},
+            linear_floor=floor,
+        )
 
 
 class FirstStageMetrics:

@@ -85,6 +85,14 @@ METRICS: dict[str, MetricMeaning] = {
     "latent/std": MetricMeaning("standard deviation of the latents before the normalizer", None),
 }
 
+METRICS |= {
+    f"linear_floor_{name}": MetricMeaning(
+        f"of linear maps with latents of this shape: {METRICS[name].meaning}", None
+    )
+    for name in ("psnr", "ssim", "lpips", "lpips_vgg", "perceptual_tiny", "rfid", "rfd_tiny")
+}
+"""What a first stage is compared with; see ``linear_floor``."""
+
 OWN: dict[str, MetricMeaning] = {}
 """Registered in this process, by name."""
 

@@ -25,10 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ldm_lightning.autoencoder.autoencoder import Autoencoder
+from ldm_lightning.autoencoder.linear_fit import sample_size
 from ldm_lightning.loss.adversarial import LeCam
 from ldm_lightning.loss.reconstruction import ReconstructionLoss
 from ldm_lightning.loss.terms import check_term_names
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
+from ldm_lightning.metrics.linear_floor import LinearFloor
 from ldm_lightning.metrics.names import METRICS
 from ldm_lightning.module.discriminator_loss import DiscriminatorLoss, discriminator_loss
 from ldm_lightning.module.generator_loss import GeneratorLoss, generator_loss
@@ -55,6 +57,7 @@ class AutoencoderModule(ManualOptimizationModule):
         metrics: What validation measures.
         raw_metrics: The same for the raw weights where validation sees their average; None does
             not measure them. Filled by the EMA callback.
+        linear_floor: Is measured in the first validation, and stored; None does not measure it.
         seed: Seed of the posterior's noise and of codebook restarts.
         log_every_steps: Updates between two logged rows; losses are checked for finiteness then
             too.
@@ -76,6 +79,7 @@ class AutoencoderModule(ManualOptimizationModule):
         optimization: Optimization,
         metrics: FirstStageMetrics,
         raw_metrics: FirstStageMetrics | None = None,
+        linear_floor: LinearFloor | None = None,
         seed: int,
         log_every_steps: int,
         stored_config: Mapping[str, Any],
@@ -103,6 +107,7 @@ class AutoencoderModule(ManualOptimizationModule):
         self.term_weights = {name: term_weights[name] for name in autoencoder.bottleneck.term_names}
         self.metrics = metrics
         self.raw_metrics = raw_metrics
+        self.linear_floor = linear_floor
         self.stored_config = dict(stored_config)
         self.report: FirstStageReport | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this update
@@ -243,18 +248,29 @@ class AutoencoderModule(ManualOptimizationModule):
             if metrics is not None:
                 metrics.to(self.device, dtype)
                 metrics.reset()
+        if self.linear_floor is not None:
+            self.linear_floor.begin(self._training_sample, device=self.device, dtype=dtype)
         self._validation_losses.reset(self.device)
+
+    def _training_sample(self) -> Tensor:
+        """Training images of the run's data module, uint8 [N, C, H, W]."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.training_sample(sample_size(data.resolution))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Reconstruct without sampling and measure."""
         images = batch["image"]
         output = self.autoencoder(images)
         self.metrics.update(images, output.reconstructions, output.bottleneck)
+        if self.linear_floor is not None:
+            self.linear_floor.update(images)
         self._validation_losses.update(images, output)
 
     def on_validation_epoch_end(self) -> None:
         """Compute, keep and log the report."""
         self.report = self.metrics.compute()
+        if self.linear_floor is not None:
+            self.report = self.report.with_floor(self.linear_floor.end())
         scalars = {f"val/{name}": value for name, value in self.report.scalars.items()}
         scalars |= self.report.latent_scalars
         if self.raw_metrics is not None:
@@ -271,3 +287,11 @@ class AutoencoderModule(ManualOptimizationModule):
         """Store what rebuilds the autoencoder without this run's configuration."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["first_stage"] = self.stored_config
+        if self.linear_floor is not None:
+            checkpoint["linear_floor"] = self.linear_floor.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the figures of the linear floor over, so that it is measured once."""
+        super().on_load_checkpoint(checkpoint)
+        if self.linear_floor is not None:
+            self.linear_floor.load_state_dict(checkpoint.get("linear_floor", {}))

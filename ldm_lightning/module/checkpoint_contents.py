@@ -88,6 +88,8 @@ CALLBACKS = {
 ALWAYS = ("Throughput", "Checkpointing")
 """Callbacks that every run has. Others may be switched on when it is continued."""
 
+LINEAR_FLOOR = {"scalars": Each(NUMBER), "protocol": MAPPING}
+
 SECOND_STAGE = {
     "first_stage": {"path": TEXT, "hash": TEXT, "weights": TEXT},
     "normalizer": MAPPING,
@@ -231,6 +233,8 @@ def _check_description(content: Mapping[str, Any], module: ManualOptimizationMod
     """Refuse a checkpoint of another stage, or one that does not say what it is."""
     key = "first_stage" if isinstance(module, AutoencoderModule) else "second_stage"
     rule = dict.fromkeys(module.stored_config, ANYTHING)
+    if content.get("linear_floor"):  # empty before the first validation
+        check(content["linear_floor"], LINEAR_FLOOR, "linear_floor")
     if key == "second_stage":
         rule |= SECOND_STAGE  # type: ignore[arg-type]
         if "classes" in rule:
