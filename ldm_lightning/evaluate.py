@@ -94,7 +94,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     import torch
 
     from ldm_lightning.builders.data import build_images
-    from ldm_lightning.builders.first_stage import build_metrics
+    from ldm_lightning.builders.first_stage import build_linear_floor, build_metrics
     from ldm_lightning.builders.hardware import choose_computing
     from ldm_lightning.builders.training import build_features
     from ldm_lightning.config import plain
@@ -119,7 +119,12 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     protocol, autoencoder = data.protocol("val"), first_stage.autoencoder
     metrics = build_metrics(cfg, features, autoencoder=autoencoder, protocol=protocol)
-    measured = reconstruct(first_stage, data, metrics, computing=computing)
+    floor = None
+    if cfg.linear_floor:
+        floor = build_linear_floor(
+            autoencoder, features, metrics=metrics, protocol=protocol, seed=data.loading.seed
+        )
+    measured = reconstruct(first_stage, data, metrics, computing=computing, floor=floor)
     with torch.inference_mode(), computing.autocast():
         throughput = measure_throughput(autoencoder, measured.first)
     cache = evaluation_cache(
@@ -129,6 +134,7 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
         precision=computing.precision,
         cache_dir=cfg.cache_dir,
         own_metrics=own_metrics_key(cfg),
+        with_floor=cfg.linear_floor,
     )
     if launched().is_first:
         grid = run_folder.images / "reconstruction_latest.png"
@@ -149,7 +155,14 @@ def _measure_checkpoint(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any
         "precision": computing.precision,
         "checkpoint": str(first_stage.path),
     }
+    told = {}
+    if report.linear_floor is not None:
+        told["linear_floor"] = {
+            **report.linear_floor.scalars,
+            "protocol": report.linear_floor.protocol,
+        }
     return {
+        **told,
         "metrics": {**named, **report.latent_scalars, **extra},
         "protocol": {f"test/{name}": {**entry, **facts} for name, entry in report.protocol.items()},
         "per_channel": report.per_channel,
@@ -259,6 +272,7 @@ def _compare_with_data(cfg: DictConfig, run_folder: RunFolder) -> dict[str, Any]
     cfg.image_channels = first.shape[1]
     cfg.resolution = cfg.resolution or list(first.shape[2:])
     cfg.eval_crop = cfg.eval_crop or "center"
+    cfg.train_crop = cfg.train_crop or "center"
     data = build_images(cfg)
     data.bad_files_path = run_folder.path / "unreadable_files.tsv"
     if sizes.distinct != {data.resolution} and launched().is_first:

@@ -21,7 +21,7 @@ from ldm_lightning.storage.small_files import read_json
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same first stage and images would give other figures."""
 
 

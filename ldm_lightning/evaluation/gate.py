@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ldm_lightning.builders.data import build_images
-from ldm_lightning.builders.first_stage import build_metrics
+from ldm_lightning.builders.first_stage import build_linear_floor, build_metrics
 from ldm_lightning.builders.hardware import choose_computing
 from ldm_lightning.builders.training import build_features
 from ldm_lightning.evaluation.cache import FirstStageRecord
@@ -57,7 +57,7 @@ def run_gate(
     generator is left as it was.
 
     Args:
-        gate: ``mode`` and ``thresholds``, as in ``conf/gate/default.yaml``.
+        gate: ``mode``, ``linear_floor`` and ``thresholds``, as in ``conf/gate/default.yaml``.
         checkpoint: The first stage: a ``.ckpt`` file or a run folder.
         weights: ``ema`` or ``raw``.
         trusted_packages: Of the user's own, which the first stage's files may name.
@@ -87,7 +87,9 @@ def run_gate(
         )
         cfg = _measured_config(first_stage, data=data, features=features, cache_dir=cache_dir)
         feature_set = build_features(cfg)
-        record = _record(first_stage, cfg, feature_set, run_folder)
+        record = _record(
+            first_stage, cfg, feature_set, run_folder, with_floor=bool(gate.linear_floor)
+        )
     conditions = {feature_set.name}
     if first_stage.autoencoder.bottleneck.num_codes is not None:
         conditions.add("codes")
@@ -123,7 +125,12 @@ def _measured_config(
 
 
 def _record(
-    first_stage: OpenedFirstStage, cfg: DictConfig, features: FeatureSet, run_folder: RunFolder
+    first_stage: OpenedFirstStage,
+    cfg: DictConfig,
+    features: FeatureSet,
+    run_folder: RunFolder,
+    *,
+    with_floor: bool,
 ) -> FirstStageRecord:
     """The figures of an earlier evaluation, or of one that is made now, and their grid."""
     data = build_images(cfg)
@@ -138,6 +145,7 @@ def _record(
         precision=computing.precision,
         cache_dir=cfg.cache_dir,
         own_metrics=own_metrics_key(cfg),
+        with_floor=with_floor,
     )
     record = cache.load()
     if record is not None:
@@ -150,7 +158,16 @@ def _record(
             "was damaged, or its training diverged: take an earlier checkpoint, or train it again."
         )
     metrics = build_metrics(cfg, features, autoencoder=first_stage.autoencoder, protocol=protocol)
-    measured = reconstruct(first_stage, data, metrics, computing=computing)
+    floor = None
+    if with_floor:
+        floor = build_linear_floor(
+            first_stage.autoencoder,
+            features,
+            metrics=metrics,
+            protocol=protocol,
+            seed=data.loading.seed,
+        )
+    measured = reconstruct(first_stage, data, metrics, computing=computing, floor=floor)
     save_grid(measured.grid, grid, num_columns=measured.num_columns)
     record = measured.record()
     cache.save(record, grid)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor
 
+from ldm_lightning.autoencoder.linear_fit import sample_size
 from ldm_lightning.builders.hardware import Computing
 from ldm_lightning.config import plain
 from ldm_lightning.data.image_module import ImageDataModule
@@ -21,9 +22,11 @@ from ldm_lightning.evaluation.cache import EvaluationCache, FirstStageRecord
 from ldm_lightning.metrics.accumulators import MeanOverImages
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.first_stage import FirstStageMetrics, FirstStageReport
+from ldm_lightning.metrics.linear_floor import LinearFloor
 from ldm_lightning.metrics.pixels import peak_signal_to_noise_ratio
 from ldm_lightning.restore.first_stage import OpenedFirstStage
-from ldm_lightning.utils.collectives import process_rank
+from ldm_lightning.utils.collectives import all_reduce_sum, num_processes, process_rank
+from ldm_lightning.utils.errors import error_line
 from ldm_lightning.utils.image import spread_rows, to_uint8
 
 log = logging.getLogger(__name__)
@@ -75,6 +78,7 @@ def evaluation_cache(
     precision: str,
     cache_dir: str | Path,
     own_metrics: Mapping[str, Any],
+    with_floor: bool,
 ) -> EvaluationCache:
     """Return the cache of this first stage's figures on these images."""
     networks = {
@@ -89,6 +93,7 @@ def evaluation_cache(
         "networks": networks,
         "precision": precision,
         "data": dict(protocol),
+        "linear_floor": with_floor,
     }
     if own_metrics:
         key["own_metrics"] = dict(own_metrics)
@@ -101,10 +106,18 @@ def reconstruct(
     metrics: FirstStageMetrics,
     *,
     computing: Computing,
+    floor: LinearFloor | None,
 ) -> Reconstruction:
     """Reconstruct the held-out split and measure it; moves autoencoder and metrics to the device.
 
     Several processes share the images; each must call it.
+
+    Args:
+        first_stage: Is measured.
+        data: Its evaluated images are reconstructed; the floor is fitted to its training images.
+        metrics: What is measured.
+        computing: Device and precision.
+        floor: Its linear floor; None leaves it out, as do training images that cannot be read.
 
     Raises:
         ValueError: If no image could be read, or reconstructions are not finite.
@@ -113,6 +126,9 @@ def reconstruct(
     autoencoder = first_stage.autoencoder.to(device, dtype)
     metrics.to(device, dtype).reset()
     gray = MeanOverImages().to(device)
+    sample = None if floor is None else _training_sample(data)
+    if floor is not None and sample is not None:
+        floor.begin(lambda: sample, device=device, dtype=dtype)
     log.info(
         "Weights: %s of %s. Precision: %s.",
         first_stage.weights,
@@ -127,6 +143,8 @@ def reconstruct(
             images = batch["image"].to(device, dtype)
             output = autoencoder(images)
             metrics.update(images, output.reconstructions, output.bottleneck)
+            if floor is not None:
+                floor.update(images)
             originals = to_uint8(images)
             gray.update(peak_signal_to_noise_ratio(torch.full_like(originals, 128), originals))
             first = images if first is None else first
@@ -139,4 +157,21 @@ def reconstruct(
             first = torch.zeros(1, data.image_channels, height, width, device=device, dtype=dtype)
         shown = spread_rows(first, NUM_SHOWN)
         grid = torch.cat([shown, autoencoder(shown).reconstructions])
-    return Reconstruction(metrics.compute(), gray_psnr.mean, first, grid, len(shown))
+    report = metrics.compute()
+    if floor is not None:
+        report = report.with_floor(floor.end())
+    return Reconstruction(report, gray_psnr.mean, first, grid, len(shown))
+
+
+def _training_sample(data: ImageDataModule) -> Tensor | None:
+    """Training images for a fit; None, on every process, where one cannot read them."""
+    sample, reason = None, "another process cannot read them"
+    try:
+        sample = data.training_sample(sample_size(data.resolution))
+    except (ValueError, OSError) as error:
+        reason = error_line(error)
+    if int(all_reduce_sum(torch.tensor(int(sample is not None)))) == num_processes():
+        return sample
+    if process_rank() == 0:
+        log.warning("The linear floor is left out; no training images: %s", reason)
+    return None

@@ -9,6 +9,10 @@ import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 
+from ldm_lightning.metrics.linear_floor import linear_floor_of
+
+PERCEPTUAL = ("perceptual_tiny", "lpips", "lpips_vgg")
+
 COLLAPSED_KL = 0.5
 """Nats a latent below which the posterior is called collapsed. First stages trained with the
 published weight carry some 20 to 50, one trained with a weight of 10 carried 1e-4."""
@@ -93,7 +97,10 @@ def likely_causes(
     known = {name: value for name, value in metrics.items() if math.isfinite(value)}
     specific = [
         cause
-        for find in (_not_measured, _damage, _posterior_collapse, _codebook_collapse, _scale)
+        for find in (
+            *(_not_measured, _damage, _posterior_collapse, _codebook_collapse, _scale),
+            _untrained,
+        )
         if (cause := find(known, failed, facts)) is not None
     ]
     if specific:
@@ -110,7 +117,41 @@ def likely_causes(
     )
 
 
+def missed_floor(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Bounds of the linear floor that a first stage misses, by full name of the metric.
+
+    Empty unless it is below its floor in PSNR and in every perceptual distance that was measured: a
+    network may well give up PSNR for texture, or the reverse.
+    """
+    floor = linear_floor_of(metrics, stage="val")
+    perceptual = [name for name in PERCEPTUAL if name in floor and f"val/{name}" in metrics]
+    if "psnr" not in floor or not perceptual or "val/psnr" not in metrics:
+        return {}
+    if metrics["val/psnr"] >= floor["psnr"]:
+        return {}
+    if any(metrics[f"val/{name}"] <= floor[name] for name in perceptual):
+        return {}
+    return {f"val/{name}": floor[name] for name in ("psnr", *perceptual)}
+
+
 Finder = Callable[[Mapping[str, float], Set[str], FirstStageFacts], Cause | None]
+
+
+def _untrained(
+    metrics: Mapping[str, float], failed: Set[str], facts: FirstStageFacts
+) -> Cause | None:
+    """Less than linear maps reach with latents of the same shape."""
+    bounds = missed_floor(metrics)
+    if not bounds:
+        return None
+    told = [
+        f"{name} is {metrics[name]:.4g}, the floor {bound:.4g}" for name, bound in bounds.items()
+    ]
+    return Cause(
+        "untrained",
+        f"It is untrained: linear maps with latents of this shape do better ({'; '.join(told)}).",
+        "Train it longer, or start it on such maps: autoencoder.linear_start=true.",
+    )
 
 
 def _not_measured(

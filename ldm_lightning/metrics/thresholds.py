@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm_lightning.metrics.diagnosis import Cause, FirstStageFacts, likely_causes
+from ldm_lightning.metrics.diagnosis import Cause, FirstStageFacts, likely_causes, missed_floor
 
 MODES = ("stop", "warn", "skip")
 CONDITIONS = ("tiny", "standard", "codes")
@@ -103,6 +103,8 @@ def judge(
 ) -> GateVerdict:
     """Compare metrics with thresholds, and say what is probably wrong where they are missed.
 
+    A first stage that is below its linear floor in PSNR and in perceptual distance fails too.
+
     Args:
         metrics: Values by full name; more of them than have thresholds make a better diagnosis.
         thresholds: What must hold.
@@ -120,6 +122,10 @@ def judge(
     for threshold in thresholds:
         value = metrics.get(threshold.metric)
         rows.append(GateRow(threshold, value if value is None or math.isfinite(value) else None))
+    for metric, bound in missed_floor(metrics).items():
+        is_psnr = metric == "val/psnr"
+        below = Threshold(metric, at_least=bound) if is_psnr else Threshold(metric, at_most=bound)
+        rows.append(GateRow(below, metrics[metric]))
     failed = {row.threshold.metric for row in rows if not row.passed}
     causes = likely_causes(metrics, failed, facts or FirstStageFacts())
     return GateVerdict(not failed, tuple(rows), causes)

@@ -20,7 +20,15 @@ from ldm_lightning.runs.run_folder import find_checkpoint
 from ldm_lightning.storage.hashing import hash_tensors
 from ldm_lightning.utils.errors import CheckpointError, error_line
 
-USED_OF_A_RUN = ("data", "features", "eval_crop", "trainer", "metrics", "loss.kl_weight")
+USED_OF_A_RUN = (
+    "data",
+    "features",
+    "eval_crop",
+    "train_crop",
+    "trainer",
+    "metrics",
+    "loss.kl_weight",
+)
 """Keys of a run's configuration that say how its first stage was measured."""
 
 DESCRIPTION = {

@@ -35,6 +35,9 @@ def with_run_defaults(cfg: DictConfig, first_stage: OpenedFirstStage) -> DictCon
         )
     if cfg.eval_crop is None:
         cfg.eval_crop = run.get("eval_crop", "center")
+    if "train_crop" in cfg and cfg.train_crop is None:
+        same = "random" if cfg.eval_crop == "crops" else "center"
+        cfg.train_crop = run.get("train_crop", same)
     if cfg.precision is None:
         cfg.precision = OmegaConf.select(run, "trainer.precision", default="auto")
     for group in absent:

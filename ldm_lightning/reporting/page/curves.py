@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from ldm_lightning.metrics.linear_floor import PREFIX
 from ldm_lightning.metrics.names import OWN
 from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.reporting.page.charts import WIDE_RANGE, Chart, Knot, Series, file_name
 from ldm_lightning.reporting.page.findings import curve_found, curve_told
-from ldm_lightning.reporting.page.labels import axis_label, clipped, setting_words
+from ldm_lightning.reporting.page.labels import axis_label, clipped, digits, setting_words
 from ldm_lightning.reporting.page.protocols import Protocol, Protocols
 from ldm_lightning.reporting.page.runs import Run
 from ldm_lightning.reporting.page.settings import Difference, find_differences
@@ -43,6 +44,9 @@ def curve_names() -> list[str]:
 
 MAX_RUNS = 18
 """So many lines can be told apart by color and dash."""
+
+MAX_FLOORS = 3
+"""Different linear floors that a chart shows; more would hide the runs."""
 
 MAX_POINTS = 150
 
@@ -80,8 +84,12 @@ def curve_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Chart]:
                 section="Training curves",
                 x_label="updates",
                 y_label=axis_label(metric),
-                series=tuple(
-                    Series(_label(run, told), (), curve, styles[run.number]) for run, curve in group
+                series=(
+                    *(
+                        Series(_label(run, told), (), curve, styles[run.number])
+                        for run, curve in group
+                    ),
+                    *_floors(metric, group, first_style=len(trained)),
                 ),
                 metrics=(metric,),
                 protocols=() if protocol is None else (protocol,),
@@ -92,6 +100,27 @@ def curve_charts(runs: Sequence[Run], protocols: Protocols) -> Iterable[Chart]:
                 y_scale=_scale([knot.y for _, curve in group for knot in curve]),
                 legend=f"run ({', '.join(_word(one.key) for one in told)})" if told else "",
             )
+
+
+def _floors(metric: str, group: Sequence[tuple[Run, Curve]], *, first_style: int) -> list[Series]:
+    """Flat lines of the linear floors that runs of a chart measured; no more than a few."""
+    stage, _, name = metric.partition("/")
+    values: dict[float, list[float]] = {}
+    for run, curve in group:
+        floor = run.metrics.get(f"{stage}/{PREFIX}{name}")
+        if floor is not None:
+            values.setdefault(float(f"{floor:.6g}"), []).extend(knot.x for knot in curve)
+    if len(values) > MAX_FLOORS:
+        return []
+    return [
+        Series(
+            "linear floor" if len(values) == 1 else f"linear floor {digits(value)}",
+            (),
+            tuple(Knot(x, value, value, value) for x in (min(steps), max(steps))),
+            first_style + index,
+        )
+        for index, (value, steps) in enumerate(values.items())
+    ]
 
 
 def _label(run: Run, told: Sequence[Difference]) -> str:
