@@ -82,12 +82,23 @@ def damaged(good, tmp_path):
 def gate(tmp_path):
     """Run the gate of a second stage in ``tmp_path``; measurements are counted."""
 
-    def run(checkpoint, *, mode="stop", psnr=None, data=None, features=None, weights="ema"):
+    def run(
+        checkpoint,
+        *,
+        mode="stop",
+        psnr=None,
+        data=None,
+        features=None,
+        weights="ema",
+        linear_floor=False,
+    ):
         thresholds = dict(LOOSE)
         if psnr is not None:
             thresholds["psnr"] = {"metric": "val/psnr", "at_least": psnr}
         return run_gate(
-            OmegaConf.create({"mode": mode, "thresholds": thresholds}),
+            OmegaConf.create(
+                {"mode": mode, "linear_floor": linear_floor, "thresholds": thresholds}
+            ),
             checkpoint=checkpoint,
             weights=weights,
             data=data,
@@ -192,7 +203,7 @@ def test_an_earlier_gate_is_used_again_and_other_weights_are_measured(
 
 
 def test_an_evaluation_is_used_again_where_it_saw_the_same(good, gate, measurements, tmp_path):
-    words = [f"checkpoint={good}", f"cache_dir={tmp_path / 'cache'}"]
+    words = [f"checkpoint={good}", f"cache_dir={tmp_path / 'cache'}", "linear_floor=false"]
     assert command("evaluate", words, tmp_path).code == 0
     figures = summary_of(run_folder(tmp_path, "evaluate"))["metrics"]
     verdict = gate(good)
@@ -271,3 +282,20 @@ def test_the_gates_of_the_configuration_can_be_read():
     assert default.mode == "stop"
     for features in ("tiny", "standard"):
         assert len(read_thresholds(default.thresholds, conditions={features})) == 4
+
+
+def test_what_linear_maps_beat_is_untrained(collapsed, gate, tmp_path):
+    with pytest.raises(GateError):
+        gate(collapsed, linear_floor=True)
+    stored = summary_of(tmp_path / "second")["gate"]
+    assert not stored["passed"]
+    assert "untrained" in stored["causes"]
+    own = summary_of(collapsed)["metrics"]
+    floor = stored["protocol"]["linear_floor_psnr"]
+    assert floor["latent_channels"] == 4
+    assert floor["num_fitted"] > 0
+    bounds = {
+        name.removeprefix("val/"): text.split()[-1] for name, text in stored["wanted"].items()
+    }
+    for name in ("psnr", "perceptual_tiny"):
+        assert float(bounds[name]) == pytest.approx(own[f"val/linear_floor_{name}"], rel=1e-4)
