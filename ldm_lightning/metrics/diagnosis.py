@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 
-from ldm_lightning.metrics.linear_floor import linear_floor_of
+from ldm_lightning.metrics.names import linear_floor_of
 
 PERCEPTUAL = ("perceptual_tiny", "lpips", "lpips_vgg")
 

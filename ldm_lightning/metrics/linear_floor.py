@@ -14,12 +14,10 @@ from torch import Tensor
 from ldm_lightning.autoencoder.linear_autoencoder import LinearAutoencoder
 from ldm_lightning.metrics.features import FeatureSet
 from ldm_lightning.metrics.frechet import Protocol
+from ldm_lightning.metrics.names import FLOOR_PREFIX
 from ldm_lightning.metrics.reconstruction import ReconstructionMetrics
 from ldm_lightning.storage.hashing import hash_tensors
 from ldm_lightning.utils.collectives import broadcast_from_first
-
-PREFIX = "linear_floor_"
-"""Before the name of each metric of the floor."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,11 @@ class FloorFigures:
 
     def named(self) -> dict[str, float]:
         """Values under the names that stand beside those of the first stage."""
-        return {f"{PREFIX}{name}": value for name, value in self.scalars.items()}
+        return {f"{FLOOR_PREFIX}{name}": value for name, value in self.scalars.items()}
 
     def protocols(self) -> dict[str, Protocol]:
         """How each of ``named`` was made."""
-        return {f"{PREFIX}{name}": self.protocol for name in self.scalars}
+        return {f"{FLOOR_PREFIX}{name}": self.protocol for name in self.scalars}
 
 
 @dataclass(frozen=True)
@@ -154,20 +152,8 @@ class LinearFloor:
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
         """Take figures that were measured before, unless on other images or another shape."""
         expected = {**self._protocol, **self._described()}
-        stored = state.get("protocol", {})
-        if state and all(stored.get(key) == value for key, value in expected.items()):
-            self.figures = FloorFigures(dict(state["scalars"]), dict(stored))
+        scalars, stored = state.get("scalars", {}), state.get("protocol", {})
+        is_same = all(stored.get(key) == value for key, value in expected.items())
+        if is_same and self._kept_names - {"ssim"} <= scalars.keys():
+            self.figures = FloorFigures(dict(scalars), dict(stored))
         return self
-
-
-def linear_floor_of(metrics: Mapping[str, float], *, stage: str) -> dict[str, float]:
-    """Select a floor's figures, by the metric's own name, of values by full name.
-
-    Args:
-        metrics: Such as ``val/psnr`` and ``val/linear_floor_psnr``.
-        stage: ``val`` or ``test``.
-    """
-    start = f"{stage}/{PREFIX}"
-    return {
-        name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)
-    }

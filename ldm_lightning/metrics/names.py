@@ -85,8 +85,10 @@ METRICS: dict[str, MetricMeaning] = {
     "latent/std": MetricMeaning("standard deviation of the latents before the normalizer", None),
 }
 
+FLOOR_PREFIX = "linear_floor_"
+
 METRICS |= {
-    f"linear_floor_{name}": MetricMeaning(
+    f"{FLOOR_PREFIX}{name}": MetricMeaning(
         f"of linear maps with latents of this shape: {METRICS[name].meaning}", None
     )
     for name in ("psnr", "ssim", "lpips", "lpips_vgg", "perceptual_tiny", "rfid", "rfd_tiny")
@@ -148,3 +150,16 @@ def describe(name: str) -> MetricMeaning:
     """
     known = {**METRICS, **OWN}
     return known[name] if name in known else known[name.split("/", 1)[-1]]
+
+
+def linear_floor_of(metrics: Mapping[str, float], *, stage: str) -> dict[str, float]:
+    """Select a floor's figures, by the metric's own name, of values by full name.
+
+    Args:
+        metrics: Such as ``val/psnr`` and ``val/linear_floor_psnr``.
+        stage: ``val`` or ``test``.
+    """
+    start = f"{stage}/{FLOOR_PREFIX}"
+    return {
+        name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)
+    }

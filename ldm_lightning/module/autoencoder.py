@@ -294,4 +294,4 @@ class AutoencoderModule(ManualOptimizationModule):
         """Take the figures of the linear floor over, so that it is measured once."""
         super().on_load_checkpoint(checkpoint)
         if self.linear_floor is not None:
-            self.linear_floor.load_state_dict(checkpoint.get("linear_floor", {}))
+            self.linear_floor.load_state_dict(checkpoint.get("linear_floor") or {})

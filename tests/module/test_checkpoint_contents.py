@@ -52,8 +52,9 @@ NOT_READ = (
 COMPARED = (
     ("callbacks", "StallStopping", "measured_as", "*", "*"),
     ("callbacks", "Checkpointing", "measured_as", "*"),
+    ("linear_floor", "protocol", "*"),
 )
-"""Places that are compared with the run's own; where they differ, a search for the best begins."""
+"""Places that are compared with the run's own; where they differ, it searches or measures anew."""
 
 STALLED = ("callbacks", "StallStopping")
 BEST = ("callbacks", "Checkpointing")
@@ -78,6 +79,14 @@ HARMLESS = {
     ),
     *(((*BEST, "monitor"), way) for way in ("none", "text")),
     *(((*BEST, "measured_as"), way) for way in ("none", "empty")),
+    # the linear floor is measured again
+    *((("linear_floor",), way) for way in ("removed", "none", "empty")),
+    (("linear_floor", "scalars"), "empty"),
+    (("linear_floor", "protocol"), "empty"),
+    *(
+        (("linear_floor", "scalars", name), "removed")
+        for name in ("psnr", "ssim", "perceptual_tiny", "rfd_tiny")
+    ),
     # no validation yet: the one after this update is made up
     *(
         (("loops", "fit_loop", f"{loop}.state_dict", "validated_step"), "none")

@@ -4,8 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from ldm_lightning.metrics.linear_floor import PREFIX
-from ldm_lightning.metrics.names import OWN
+from ldm_lightning.metrics.names import FLOOR_PREFIX, OWN
 from ldm_lightning.reporting.metrics_file import read_metrics
 from ldm_lightning.reporting.page.charts import WIDE_RANGE, Chart, Knot, Series, file_name
 from ldm_lightning.reporting.page.findings import curve_found, curve_told
@@ -107,7 +106,7 @@ def _floors(metric: str, group: Sequence[tuple[Run, Curve]], *, first_style: int
     stage, _, name = metric.partition("/")
     values: dict[float, list[float]] = {}
     for run, curve in group:
-        floor = run.metrics.get(f"{stage}/{PREFIX}{name}")
+        floor = run.metrics.get(f"{stage}/{FLOOR_PREFIX}{name}")
         if floor is not None:
             values.setdefault(float(f"{floor:.6g}"), []).extend(knot.x for knot in curve)
     if len(values) > MAX_FLOORS:
