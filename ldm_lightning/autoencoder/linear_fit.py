@@ -40,6 +40,7 @@ LARGEST_LOGIT_INPUT = 0.95
 """Images are shrunk into this range before their logit is taken, which has no end at 1."""
 
 PIXELS_A_CHUNK = 2**20
+IMAGES_A_CUT = 64
 
 MAX_SAMPLE_PIXELS, MAX_SAMPLE_IMAGES = 2**23, 2048
 """Size of the sample of training images; reading it takes longer than the fit."""
@@ -135,7 +136,13 @@ def _exact(images: Tensor, mean: Tensor, *, size: int, kept: int) -> tuple[Tenso
 
 def _iterated(images: Tensor, mean: Tensor, *, size: int, kept: int) -> tuple[Tensor, Tensor]:
     """The same by orthogonal iteration; no [D, D] table is held."""
-    rows = patches_of(images, size).flatten(0, 2)  # uint8, cut once for all rounds
+    rows = images.new_empty(images.numel() // len(mean), len(mean))  # cut once for all rounds
+    for part, cut in zip(
+        images.split(IMAGES_A_CUT),
+        rows.split(IMAGES_A_CUT * (len(rows) // len(images))),
+        strict=True,
+    ):
+        cut.copy_(patches_of(part, size).flatten(0, 2))
     per_chunk = max(1, PIXELS_A_CHUNK // len(mean))
 
     def weighed(columns: Tensor) -> Tensor:
@@ -242,7 +249,7 @@ def fit_channel_counts(
     deviations = _deviations(components)
     moments = LappedMoments(len(deviations), len(components.mean))
     encoder = components.analysis / deviations[:, None]
-    for chunk in _chunks(images):
+    for chunk in _chunks(images, num_values=PIXELS_A_CHUNK // 4):  # 3x3 latents are 9 times them
         patches = patches_of(chunk, size) - components.mean
         moments.add((patches @ encoder.T).movedim(-1, 1), patches)
     for one in maps:
@@ -289,8 +296,8 @@ def _logit(images: Tensor) -> Tensor:
     return 2 * torch.atanh(images * LARGEST_LOGIT_INPUT)
 
 
-def _chunks(images: Tensor) -> Iterator[Tensor]:
-    """Images in [-1, 1], a bounded number of pixels at a time."""
-    count = max(1, PIXELS_A_CHUNK // images[0].numel())
+def _chunks(images: Tensor, *, num_values: int = PIXELS_A_CHUNK) -> Iterator[Tensor]:
+    """Images in [-1, 1], a bounded number of values at a time."""
+    count = max(1, num_values // images[0].numel())
     for part in images.split(count):
         yield from_uint8(part)
