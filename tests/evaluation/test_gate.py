@@ -42,7 +42,12 @@ def good(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def collapsed(tmp_path_factory):
-    changes = {"loss__kl_weight": 10, "bottleneck__initial_log_variance": 0, "max_steps": 40}
+    changes = {
+        "validation__linear_floor": "true",
+        "loss__kl_weight": 10,
+        "bottleneck__initial_log_variance": 0,
+        "max_steps": 40,
+    }
     return trained(tmp_path_factory.mktemp("kl10"), "kl_f4", **changes)
 
 

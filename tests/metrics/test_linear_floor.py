@@ -18,7 +18,13 @@ NAMES = ("psnr", "ssim", "perceptual_tiny", "rfd_tiny")
 def run(request, tmp_path_factory):
     """A run of two validations, and what was said."""
     folder = tmp_path_factory.mktemp("floor")
-    words = tiny(request.param, max_steps=4, validation__every_steps=2, data__num_val_images=7)
+    words = tiny(
+        request.param,
+        max_steps=4,
+        validation__every_steps=2,
+        validation__linear_floor="true",
+        data__num_val_images=7,
+    )
     ended = command("train", words, folder)
     assert ended.code == 0, ended.output
     return run_folder(folder, request.param), ended

@@ -165,7 +165,12 @@ def is_below(place, parents):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    words = tiny("vq_f8", max_steps=2, bottleneck__restart_every_steps=2)
+    words = tiny(
+        "vq_f8",
+        max_steps=2,
+        bottleneck__restart_every_steps=2,
+        validation__linear_floor="true",
+    )
     ended = command("train", words, folder)
     assert ended.code == 0, ended.output
     first = run_folder(folder, "vq_f8")
