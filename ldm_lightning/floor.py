@@ -63,7 +63,7 @@ def floor(cfg: DictConfig, folder: Path, *, scale: str) -> list[FloorRow]:
     from ldm_lightning.utils.collectives import joined_processes
 
     denoiser = describe_denoiser(str(cfg.second_stage), scale=scale)
-    run_folder, is_first = RunFolder.create(folder), launched().is_first
+    run_folder, is_first = RunFolder.create(folder, folders=[]), launched().is_first
     with run_lock(run_folder, is_first=is_first), joined_processes():
         measured, facts = _measure(cfg, factors)
         rows = _rows(cfg, measured, denoiser)

@@ -44,7 +44,7 @@ class LatentShape:
 
 @dataclass(frozen=True)
 class MeasuredFloor:
-    """What latents of one shape hold by linear maps.
+    """Quality that linear maps reach with latents of one shape.
 
     Attributes:
         shape: Of the latents.

@@ -37,13 +37,13 @@ class FloorFigures:
         return {f"{FLOOR_PREFIX}{name}": value for name, value in self.scalars.items()}
 
     def protocols(self) -> dict[str, Protocol]:
-        """How each of ``named`` was made."""
+        """Protocol of each of ``named``."""
         return {f"{FLOOR_PREFIX}{name}": self.protocol for name in self.scalars}
 
 
 @dataclass(frozen=True)
 class LatentDescription:
-    """What a linear floor has in common with its first stage.
+    """Latents that a linear floor has in common with its first stage.
 
     Attributes:
         latent_channels: c.

@@ -47,7 +47,7 @@ class Counter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Whether torch guards each operation from its compiler, whose import takes seconds."""
+        """Torch guards each operation from its compiler, whose import takes seconds."""
         return False
 
     def know(self, tensors: Iterable[Tensor]) -> None:
