@@ -107,10 +107,22 @@ def _inside(name: str, packages: Collection[str]) -> bool:
     return any(name.startswith(f"{package}.") for package in packages)
 
 
+NOT_THE_USERS = {
+    "ldm_lightning",
+    "hydra",
+    "lightning",
+    "numpy",
+    "omegaconf",
+    "torch",
+    "torchvision",
+}
+"""Packages that nobody is advised to trust: they hold functions that run code from files."""
+
+
 def _remedy(name: str, allowed: Collection[str]) -> str:
     """Name what is allowed, and how to trust a package that is neither ours nor Python's."""
     package = name.partition(".")[0]
-    if package == "ldm_lightning" or package in sys.stdlib_module_names:
+    if package in NOT_THE_USERS or package in sys.stdlib_module_names:
         known = ", ".join(sorted({".".join(entry.split(".")[:2]) for entry in allowed}))
         return f"a file may name classes and functions of {known} alone."
     return (

@@ -99,7 +99,7 @@ def effective_values(trainer):
         "seed": module.seed,
         "log_every_steps": module.log_every_steps,
         "accumulate_batches": module.optimization.accumulate_batches,
-        "data.val_batch_size": data.val_batch_size,
+        "data.val_batch_size": data.loading.val_batch_size,
         "optim.learning_rate": group["initial_lr"],
         "optim.weight_decay": group["weight_decay"],
         "optim.betas": list(group["betas"]),

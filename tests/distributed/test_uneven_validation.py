@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.cli.second_stage import trained_first_stage
-from tests.distributed.test_two_processes import free_port
+from tests.distributed.test_ddp import free_port
 from tests.distributed.uneven_validation import NUM_SAMPLES, SCENARIOS, measured, work
 from tests.processes import run_processes
 
