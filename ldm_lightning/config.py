@@ -94,6 +94,7 @@ def register_resolvers() -> None:
     """Make the resolvers of conf/ known; harmless when repeated."""
     resolvers: dict[str, Callable[..., Any]] = {
         "width_multipliers": _width_multipliers,
+        "smaller": min,
         "output_of": lambda pixel: "logits" if pixel == "bernoulli" else "images",
         "run_dir": run_dir,
         "created": lambda path: str(

@@ -40,6 +40,8 @@ PUBLISHED = (
 )
 KL = (
     "experiment=kl_f8",
+    "autoencoder.linear_start=false",
+    "autoencoder.patch_size=1",
     "resolution=16",
     "bottleneck.initial_log_variance=0",
     "loss.adversarial_weight=0.5",
