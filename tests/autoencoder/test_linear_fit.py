@@ -7,6 +7,7 @@ import torch
 from ldm_lightning.autoencoder.autoencoder import Autoencoder, convolutional_autoencoder
 from ldm_lightning.autoencoder.linear import LinearMaps
 from ldm_lightning.autoencoder.linear_fit import (
+    COLOR_GAIN,
     fit_components,
     fit_linear_maps,
     patches_of,
@@ -55,7 +56,8 @@ def test_equals_numpy(images, factor, channels):
     centered = flat - flat.mean(0)
     channels_first = centered.reshape(len(flat), c, -1)
     gray = channels_first.mean(1, keepdims=True)
-    centered = (gray + 1.5 * (channels_first - gray)).reshape(centered.shape)
+    color = (channels_first - gray).mean(2, keepdims=True)
+    centered = (channels_first + (COLOR_GAIN - 1) * color).reshape(centered.shape)
     _, singular, directions = np.linalg.svd(centered, full_matrices=False)
     latents = centered @ directions[:channels].T / (singular[:channels] / np.sqrt(len(flat)))
     grid = latents.reshape(n, h // factor, w // factor, channels)

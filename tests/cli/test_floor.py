@@ -52,7 +52,8 @@ def numpy_floor(train, held_out, factor, channels):
     def latents(cut):
         centered = (cut - mean).reshape(*cut.shape[:3], train.shape[1], -1)
         gray = centered.mean(3, keepdims=True)
-        return (gray + COLOR_GAIN * (centered - gray)).reshape(cut.shape) @ directions
+        color = (centered - gray).mean(4, keepdims=True)
+        return (centered + (COLOR_GAIN - 1) * color).reshape(cut.shape) @ directions
 
     cut = patches(train)
     mean = cut.reshape(-1, cut.shape[-1]).mean(0)
