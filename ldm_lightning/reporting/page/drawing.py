@@ -212,7 +212,9 @@ def _number(axes: Axes, chart: Chart) -> None:
     marks = [(point.x, point.y, str(point.run)) for point in points]
     if not marks and len(chart.series) > 1:
         marks = [
-            (one.line[-1].x, one.line[-1].y, one.label.partition(" ")[0]) for one in chart.series
+            (one.line[-1].x, one.line[-1].y, number)
+            for one in chart.series
+            if (number := one.label.partition(" ")[0]).isdigit()  # a floor is of no run
         ]
     taken: list[tuple[float, float, float]] = []
     scale = axes.figure.dpi / 72

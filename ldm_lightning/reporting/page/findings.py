@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ldm_lightning.reporting.page.charts import Knot, Point, Series
-from ldm_lightning.reporting.page.labels import UNITS, axis_number, digits, is_higher_better
+from ldm_lightning.reporting.page.labels import axis_number, digits, is_higher_better, unit_of
 from ldm_lightning.reporting.page.protocols import NOT_RECORDED, Protocol
 
 MAX_NAMED = 8
@@ -131,7 +131,7 @@ def _best(line: Sequence[Knot], better: bool | None) -> Knot | None:
 
 
 def _value(metric: str, value: float) -> str:
-    unit = UNITS.get(metric.rpartition("/")[2])
+    unit = unit_of(metric)
     return f"{digits(value)} {unit}" if unit else digits(value)
 
 

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from ldm_lightning.metrics.names import describe
+from ldm_lightning.metrics.names import FLOOR_PREFIX, describe
 
 UNITS = {
     "psnr": "dB",
@@ -34,9 +34,14 @@ def is_higher_better(metric: str) -> bool | None:
         return None
 
 
+def unit_of(metric: str) -> str | None:
+    """Unit of a metric, and of its linear floor; None for a pure number."""
+    return UNITS.get(metric.rpartition("/")[2].removeprefix(FLOOR_PREFIX))
+
+
 def axis_label(metric: str) -> str:
     """A metric with its unit and direction: ``val/psnr in dB, more is better``."""
-    unit = UNITS.get(metric.rpartition("/")[2])
+    unit = unit_of(metric)
     higher = is_higher_better(metric)
     direction = {True: ", more is better", False: ", less is better", None: ""}[higher]
     return f"{metric}{f' in {unit}' if unit else ''}{direction}"

@@ -14,12 +14,12 @@ from markupsafe import Markup, escape
 from ldm_lightning.reporting.page.charts import RECONSTRUCTION, STAGES, Chart
 from ldm_lightning.reporting.page.drawing import COLORS, DARK_COLORS, Drawing
 from ldm_lightning.reporting.page.labels import (
-    UNITS,
     clipped,
     digits,
     listed,
     meaning_of,
     setting_words,
+    unit_of,
 )
 from ldm_lightning.reporting.page.pictures import Comparison, SampleGrid
 from ldm_lightning.reporting.page.protocols import Protocols
@@ -162,7 +162,7 @@ def _told(run: Run, differences: Sequence[Difference]) -> str:
     rebuilt = (f"{stage}/{name}" for name in RECONSTRUCTION for stage in STAGES)
     deciding = ["gen/fid", "gen/fd_tiny", *rebuilt]
     metrics = [
-        f"{name} {digits(value)} {UNITS.get(name.rpartition('/')[2], '')}".rstrip()
+        f"{name} {digits(value)} {unit_of(name) or ''}".rstrip()
         for name in deciding
         if (value := run.metrics.get(name)) is not None
     ]

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from ldm_lightning.metrics.names import OWN
 from ldm_lightning.reporting.page.charts import RECONSTRUCTION
 from ldm_lightning.reporting.page.labels import (
-    UNITS,
     clipped,
     digits,
     is_higher_better,
     meaning_of,
     setting_words,
+    unit_of,
 )
 from ldm_lightning.reporting.page.protocols import Protocol, Protocols
 from ldm_lightning.reporting.page.runs import Run
@@ -173,7 +173,7 @@ def _column_of_metric(metric: str, protocols: Protocols) -> Column:
         metric,
         group,
         label,
-        unit=UNITS.get(label, ""),
+        unit=unit_of(label) or "",
         protocols=" ".join(protocol.label for protocol in protocols.used_by(metric)),
         hint=meaning_of(metric),
         is_number=True,
