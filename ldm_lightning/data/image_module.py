@@ -62,7 +62,7 @@ class ImageDataModule(MapDataModule[ImageDataset]):
             uint8 [num_images, C, H, W].
         """
         self._prepare_workers()
-        sampler = self._train_sampler(0, rank=0, num_processes=1)
+        sampler = self._train_sampler(0, rank=0, num_processes=1, batch_size=1)
         keys: list[SampleKey] = []
         while len(keys) < num_images:
             epoch = len(keys) // len(self.train_dataset)

@@ -203,13 +203,19 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
         return list(range(len(self.train_dataset))) if split == "train" else self.val_indices
 
     def _train_sampler(
-        self, num_batches: int, *, rank: int, num_processes: int
+        self,
+        num_batches: int,
+        *,
+        rank: int,
+        num_processes: int,
+        batch_size: int | None = None,
     ) -> TrainBatchSampler:
-        """Sampler of the batches of a process."""
+        """Sampler of the batches of a process; ``batch_size`` None takes the data's own."""
+        batch_size = self.loading.batch_size if batch_size is None else batch_size
         if self.shuffle is not None:
             return ShardBatchSampler(
                 self.shuffle,
-                batch_size=self.loading.batch_size,
+                batch_size=batch_size,
                 num_batches=num_batches,
                 seed=self.loading.seed,
                 rank=rank,
@@ -217,7 +223,7 @@ class MapDataModule(LightningDataModule, Generic[DatasetT]):
             )
         return TrainBatchSampler(
             len(self.train_dataset),
-            batch_size=self.loading.batch_size,
+            batch_size=batch_size,
             num_batches=num_batches,
             seed=self.loading.seed,
             rank=rank,

@@ -326,4 +326,5 @@ def test_a_training_sample_goes_on_with_other_crops_where_images_are_few(tmp_pat
     assert sample.shape == (50, 3, 16, 16)
     assert sample.dtype == torch.uint8
     assert len(sample.flatten(1).unique(dim=0)) == 50
-    assert torch.equal(sample, data_module(tmp_path).training_sample(50))
+    more_than_there_are = data_module(tmp_path, batch_size=40)
+    assert torch.equal(sample, more_than_there_are.training_sample(50))
