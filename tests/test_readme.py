@@ -104,6 +104,8 @@ def short_form(command: str, place: dict[str, Path]) -> list[str]:
         return [*words, f"hydra.launcher.module={MODULE}"]
     if words[2] == "ldm_lightning.train":
         words += SHORT_SECOND if "experiment=ldm" in command else SHORT_FIRST
+    if words[2] == "ldm_lightning.floor":
+        words += ["downsampling_factors=[8]", "latent_channels=[4]", "data.val_crops_per_image=2"]
     if words[2] == "ldm_lightning.pipeline":
         return [*words, "dry_run=true"]  # tests/cli/test_chain.py runs a whole one
     if "data=image_folder" in command:

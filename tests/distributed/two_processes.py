@@ -19,6 +19,7 @@ from ldm_lightning.builders.first_stage import build_first_stage_module
 from ldm_lightning.builders.training import build_trainer
 from ldm_lightning.module.autoencoder import AutoencoderModule
 from ldm_lightning.runs.run_folder import RunFolder
+from ldm_lightning.training.stages import STAGES
 from ldm_lightning.utils.memory import keep_freed_memory
 from tests.module.composed import compose_tiny
 
@@ -116,6 +117,7 @@ def train(name: str, folder: Path, *, num_processes: int) -> dict[str, Any]:
     module: AutoencoderModule = build_first_stage_module(
         cfg, protocol=data.protocol("val"), num_devices=trainer.world_size
     )
+    STAGES["first"].measure(cfg, module, data)
     last = LastGradients()
     trainer.callbacks.insert(0, last)
     trainer.fit(module, data)
