@@ -7,14 +7,10 @@ asked for, so that ``import ldm_lightning`` takes no time.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ldm_lightning.utils.threads import shorten_waits
-
 if TYPE_CHECKING:
     from ldm_lightning.models import FirstStage, Generator, open_first_stage, open_generator
 
 __all__ = ["FirstStage", "Generator", "open_first_stage", "open_generator"]
-
-shorten_waits()
 
 
 def __getattr__(name: str) -> Any:
