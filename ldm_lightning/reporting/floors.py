@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from rich.console import Console
 
-from ldm_lightning.metrics.names import describe
 from ldm_lightning.reporting.page.drawing import COLORS, MARKERS
+from ldm_lightning.reporting.page.labels import axis_label
 from ldm_lightning.reporting.table import print_rows
 from ldm_lightning.utils.units import format_flops
 
@@ -168,7 +168,7 @@ def _draw(axes: Axes, rows: Sequence[FloorRow], name: str) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("numbers of an image's latents, c x h x w")
-    axes.set_title(f"{name}, {_direction(name)}", fontsize=9.5, loc="left")
+    axes.set_title(axis_label(name), fontsize=9.5, loc="left")
     axes.margins(x=0.08, y=0.12)
 
 
@@ -180,11 +180,6 @@ def _label(row: FloorRow) -> str:
     if row.denoiser_relative is None:
         return said
     return f"{said} (U-Net cost {row.denoiser_relative:.3g})"
-
-
-def _direction(name: str) -> str:
-    higher = describe(name).higher_is_better
-    return "" if higher is None else f"{'higher' if higher else 'lower'} is better"
 
 
 def _latents(row: FloorRow) -> int:
